@@ -1,0 +1,1 @@
+"""placewright: where should a model run, and what should be bought?"""

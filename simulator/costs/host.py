@@ -1,0 +1,34 @@
+"""How long a host's cores work for requests and steps."""
+
+from __future__ import annotations
+
+from simulator.specs.engine import Engine
+from simulator.specs.hardware import Host
+
+PROMPT_BYTES_PER_TOKEN = 4
+"""Text of a prompt on the wire; assumed, about the mean of English under current vocabularies."""
+STREAMED_BYTES_PER_TOKEN = 200
+"""One token sent as a server-sent event with its JSON; assumed."""
+
+
+def remaining_share(host: Host) -> float:
+    """Share of the host work that cores still do where fixed-function units take the rest."""
+    return 1.0 - host.offload_fraction
+
+
+def step_s(engine: Engine, host: Host) -> tuple[float, float]:
+    """Seconds the engine's thread needs to prepare a step, and more for each sequence in it."""
+    share = remaining_share(host)
+    return engine.overheads.step_s * share, engine.overheads.per_sequence_s * share
+
+
+def receive_s(engine: Engine, host: Host, prompt_tokens: int) -> float:
+    """Core time from a request's arrival until the scheduler knows its tokens."""
+    stages = engine.host_stages
+    return (stages.receive_s + stages.tokenize_s * prompt_tokens) * remaining_share(host)
+
+
+def deliver_s(engine: Engine, host: Host, tokens: int) -> float:
+    """Core time to turn a step's new tokens into text and send it."""
+    stages = engine.host_stages
+    return tokens * (stages.detokenize_s + stages.send_s) * remaining_share(host)

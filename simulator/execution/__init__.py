@@ -1,0 +1,1 @@
+"""Carry plans out on a real PyTorch transformer: the only room that imports torch."""

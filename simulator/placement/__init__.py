@@ -1,0 +1,1 @@
+"""Where each layer, weight and KV block lives, and the plan that follows from it."""

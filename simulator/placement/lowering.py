@@ -1,0 +1,447 @@
+"""Lowering: a placement becomes the template of its steps.
+
+One pass of four nested choices (stage, layer, microbatch, rank) makes every plan; no strategy has code of
+its own here. What a step always does: the engine's thread gathers token ids, they are copied to the first
+stage, layers follow stage by stage, the last stage samples, ids are copied back, the thread commits them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from simulator.graph.machine import Directed, MachineGraph
+from simulator.graph.operators import TOKEN_ID_BYTES, Formats, Operator, OperatorFactory, Parameter, Share, byte_amount
+from simulator.graph.shape import Amount, split_evenly
+from simulator.placement.placement import Placement, Stage
+from simulator.placement.plan import KvSlab, Resident, Task, Template, Tensor
+from simulator.specs.model import Architecture
+
+IDS = Amount.of(tokens=TOKEN_ID_BYTES)
+NEXT_IDS = Amount.of(logit_rows=TOKEN_ID_BYTES)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A placed model: what stays in memory, and the template of each kind of step."""
+
+    model: Architecture
+    placement: Placement
+    machine: MachineGraph
+    formats: Formats
+    _templates: dict[tuple[int, bool], Template] = field(default_factory=dict, repr=False)
+
+    @property
+    def host(self) -> str:
+        """The memory of the host whose engine thread drives the placement: that of the first stage."""
+        return self.machine.host_of(self.placement.stages[0].devices[0]).name
+
+    @property
+    def engine_unit(self) -> str:
+        """The stream of the engine's own thread."""
+        return f"{self.host}.engine"
+
+    def factory(self, stage: Stage, rank: int) -> OperatorFactory:
+        return OperatorFactory(self.model, Share.of(self.model, rank, len(stage.devices)), self.formats)
+
+    def template(self, microbatches: int, warm: bool = False) -> Template:
+        """The template of a step with so many microbatches that have chunks.
+
+        warm: an earlier step has fetched the first streamed layers already.
+        """
+        key = (microbatches, warm)
+        if key not in self._templates:
+            self._templates[key] = _Lowering(self, microbatches, warm).template()
+        return self._templates[key]
+
+    def is_streamed(self, layer: int | None) -> bool:
+        streaming = self.placement.streaming
+        return streaming is not None and layer in streaming.layers
+
+    def residents(self) -> tuple[Resident, ...]:
+        """Every weight that stays in memory, once for each memory that holds it."""
+        found: dict[str, Resident] = {}
+        for device, operator in self.operators():
+            for parameter in operator.parameters:
+                size = byte_amount(Amount.of(one=parameter.elements), self.formats.weights)
+                memory, name = self.machine.memory_of(device), weight_name(parameter.name, device)
+                if self.is_streamed(operator.layer) and self.placement.streaming:
+                    memory, name = self.placement.streaming.home, home_name(parameter.name, device)
+                found[name] = Resident(Tensor(name, memory, size, kept=True), parameter)
+        return tuple(found.values())
+
+    def slabs(self) -> tuple[KvSlab, ...]:
+        """The KV cache of each layer on each device that computes it."""
+        return tuple(
+            self._slab(device, layer, Share.of(self.model, rank, len(stage.devices)))
+            for stage in self.placement.stages
+            for layer in stage.layers
+            for rank, device in enumerate(stage.devices)
+        )
+
+    def _slab(self, device: str, layer: int, share: Share) -> KvSlab:
+        per_token = Amount.of(one=2 * share.kv_head_count * self.model.head_dim)
+        nbytes = byte_amount(per_token, self.formats.kv_cache).coefficients[0]
+        return KvSlab(slab_name(layer, device), self.machine.memory_of(device), layer,
+                      share.kv_head_start, share.kv_head_count, nbytes)  # fmt: skip
+
+    def operators(self) -> Iterator[tuple[str, Operator]]:
+        """Every operator of every rank with the device it runs on."""
+        stages = self.placement.stages
+        for stage in stages:
+            for rank, device in enumerate(stage.devices):
+                factory = self.factory(stage, rank)
+                if stage is stages[0]:
+                    yield device, factory.embed()
+                for layer in stage.layers:
+                    for operator in factory.layer(layer, has_branch=layer > stage.first_layer):
+                        yield device, operator
+                if stage is stages[-1]:
+                    for operator in factory.head():
+                        yield device, operator
+
+
+def weight_name(parameter: str, device: str) -> str:
+    return f"{parameter}@{device}"
+
+
+def home_name(parameter: str, device: str) -> str:
+    """A streamed weight where it is kept."""
+    return f"{parameter}@home-of-{device}"
+
+
+def slab_name(layer: int, device: str) -> str:
+    return f"kv.{layer}@{device}"
+
+
+class _Lowering:
+    """The state of one lowering: tasks so far, and which tensor holds each value where."""
+
+    def __init__(self, program: Program, microbatches: int, warm: bool) -> None:
+        self.program, self.machine, self.placement = program, program.machine, program.placement
+        self.microbatches, self.warm = microbatches, warm
+        self.tasks: list[Task] = []
+        self.values: dict[tuple[int, str], dict[str, str]] = defaultdict(dict)
+        self.elements: dict[str, Tensor] = {}
+        self.imports: list[str] = []
+        self.last_use: dict[tuple[str, int], int] = {}
+        self.fetched: dict[str, str] = {}
+
+    def template(self) -> Template:
+        stages = self.placement.stages
+        for microbatch in range(self.microbatches):
+            self._gather_ids(microbatch, stages[0])
+        for index, stage in enumerate(stages):
+            if index > 0:
+                for microbatch in range(self.microbatches):
+                    self._move_on(microbatch, stages[index - 1], stage)
+            self._stage(stage, is_first=index == 0, is_last=index == len(stages) - 1)
+        for microbatch in range(self.microbatches):
+            self._return_ids(microbatch, stages[-1])
+        outcome = len(self.tasks) - 1
+        for stage in stages:
+            self._prefetch_next_step(stage)
+        tasks = _with_frees(self.tasks, self.imports)
+        return Template(tasks, outcome, tuple(self.imports), self.microbatches)
+
+    # -- the token loop's two ends ------------------------------------------------------------------
+
+    def _gather_ids(self, microbatch: int, stage: Stage) -> None:
+        host = self.program.host
+        ids = self._tensor(f"ids.m{microbatch}@{host}", host, IDS)
+        self._add(Task(f"gather.m{microbatch}", "host", "gather", host, (self.program.engine_unit,), (),
+                       (ids,), microbatch, host_work="gather"))  # fmt: skip
+        self._spread("ids", ids, host, stage.devices, microbatch)
+
+    def _return_ids(self, microbatch: int, stage: Stage) -> None:
+        host, device = self.program.host, stage.devices[0]
+        sampled = self.values[microbatch, device]["next_ids"]
+        arrived = self._copy(sampled, "next_ids", device, (host,), microbatch)[0]
+        self._add(Task(f"commit.m{microbatch}", "host", "commit", host, (self.program.engine_unit,),
+                       (arrived,), (), microbatch, host_work="commit"))  # fmt: skip
+
+    def _move_on(self, microbatch: int, before: Stage, stage: Stage) -> None:
+        """Hand the residual stream to the next stage: rank j takes it from rank j modulo their number."""
+        for rank, device in enumerate(stage.devices):
+            source = before.devices[rank % len(before.devices)]
+            residual = self.values[microbatch, source]["residual"]
+            arrived = self._copy(residual, "residual", source, (device,), microbatch)[0]
+            self.values[microbatch, device]["residual"] = arrived
+
+    # -- a stage ------------------------------------------------------------------------------------
+
+    def _stage(self, stage: Stage, is_first: bool, is_last: bool) -> None:
+        factories = [self.program.factory(stage, rank) for rank in range(len(stage.devices))]
+        if is_first:
+            for microbatch in range(self.microbatches):
+                self._ranks(stage, [factory.embed() for factory in factories], microbatch)
+        self._first_fetches(stage)
+        for layer, microbatch in self._order(stage):
+            shares = [factory.layer(layer, layer > stage.first_layer) for factory in factories]
+            for operators in zip(*shares, strict=True):
+                self._ranks(stage, operators, microbatch)
+            if microbatch == self.microbatches - 1:
+                self._fetch_after(stage, layer)
+        for microbatch in range(self.microbatches):
+            if is_last:
+                self._head(stage, factories, microbatch)
+            else:
+                closing = [factory.residual_add(stage.layers[-1]) for factory in factories]
+                self._ranks(stage, closing, microbatch)
+
+    def _order(self, stage: Stage) -> Iterator[tuple[int, int]]:
+        """A streamed stage does each layer for all microbatches before the next, so that a fetched layer
+        serves them all; other stages finish a microbatch first, so that the next stage can start."""
+        if any(self.program.is_streamed(layer) for layer in stage.layers):
+            return ((layer, m) for layer in stage.layers for m in range(self.microbatches))
+        return ((layer, m) for m in range(self.microbatches) for layer in stage.layers)
+
+    def _head(self, stage: Stage, factories: Sequence[OperatorFactory], microbatch: int) -> None:
+        for operators in zip(*(factory.head() for factory in factories), strict=True):
+            self._ranks(stage, operators, microbatch)
+        if len(stage.devices) > 1:
+            self._gather_logits(stage, microbatch)
+        self._compute(factories[0].sample(), stage.devices[0], factories[0].share, microbatch)
+
+    def _ranks(self, stage: Stage, operators: Sequence[Operator], microbatch: int) -> None:
+        """One operator on every rank, and the reduction its summands need."""
+        for rank, (device, operator) in enumerate(zip(stage.devices, operators, strict=True)):
+            share = Share.of(self.program.model, rank, len(stage.devices))
+            self._compute(operator, device, share, microbatch)
+        if operators[0].partial and len(stage.devices) > 1:
+            self._all_reduce(operators[0], stage, microbatch)
+
+    def _compute(self, operator: Operator, device: str, share: Share, microbatch: int) -> None:
+        values, label = self.values[microbatch, device], _label(operator)
+        names = (weight_name(parameter.name, device) for parameter in operator.parameters)
+        weights = tuple(self.fetched.get(name, name) for name in names)
+        reads = tuple(values[role] for role in operator.reads) + weights
+        writes = []
+        for value in operator.writes:
+            size = self._size(value.elements, value.is_token_ids)
+            name = f"{label}.{value.role}.m{microbatch}@{device}"
+            writes.append(self._tensor(name, self.machine.memory_of(device), size))
+            values[value.role] = name
+        kv = slab_name(operator.layer, device) if operator.uses_kv and operator.layer is not None else None
+        index = self._add(Task(
+            f"{label}.m{microbatch}@{device}", "compute", operator.name, device, (device,), reads,
+            tuple(writes), microbatch, operator.layer, share, operator.works, operator.dense_flops, kv=kv,
+        ))  # fmt: skip
+        if operator.layer is not None:
+            self.last_use[device, operator.layer] = index
+
+    # -- collectives ----------------------------------------------------------------------------------
+
+    def _all_reduce(self, operator: Operator, stage: Stage, microbatch: int) -> None:
+        """Add the ranks' summands by a ring over the hidden dimension, as `ring_link_elements` counts."""
+        role, label = operator.writes[0].role, _label(operator)
+        reads = tuple(self.values[microbatch, device][role] for device in stage.devices)
+        writes = []
+        for device in stage.devices:
+            name = f"{label}.reduced.m{microbatch}@{device}"
+            size = self._size(operator.writes[0].elements)
+            writes.append(self._tensor(name, self.machine.memory_of(device), size))
+            self.values[microbatch, device][role] = name
+        ring = list(zip(stage.devices, (*stage.devices[1:], stage.devices[0]), strict=True))
+        per_link = ring_link_elements(self.program.model.hidden_size, len(stage.devices))
+        traffic = [
+            (self._route(a, b), self._size(Amount.of(tokens=count)))
+            for (a, b), count in zip(ring, per_link, strict=True)
+        ]
+        self._add(Task(
+            f"{label}.all_reduce.m{microbatch}", "collective", "all_reduce", stage.devices[0],
+            stage.devices, reads, tuple(writes), microbatch, operator.layer,
+            link_bytes=_link_bytes(traffic), crossings=tuple(ring),
+        ))  # fmt: skip
+
+    def _gather_logits(self, stage: Stage, microbatch: int) -> None:
+        """Bring every rank's part of the logits to rank 0, in rank order."""
+        root = stage.devices[0]
+        reads = tuple(self.values[microbatch, device]["logits"] for device in stage.devices)
+        vocabulary = self._size(Amount.of(logit_rows=self.program.model.vocab_size))
+        joined = self._tensor(f"logits.m{microbatch}@{root}", self.machine.memory_of(root), vocabulary)
+        traffic = [
+            (self._route(device, root), self.elements[name].nbytes)
+            for device, name in zip(stage.devices[1:], reads[1:], strict=True)
+        ]
+        self.values[microbatch, root]["logits"] = joined.name
+        self._add(Task(
+            f"gather_logits.m{microbatch}", "collective", "gather_logits", root, stage.devices, reads,
+            (joined,), microbatch, link_bytes=_link_bytes(traffic),
+            crossings=tuple((device, root) for device in stage.devices[1:]),
+        ))  # fmt: skip
+
+    # -- weight streaming -------------------------------------------------------------------------------
+
+    def _streamed(self, stage: Stage) -> list[int]:
+        return [layer for layer in stage.layers if self.program.is_streamed(layer)]
+
+    def _buffer_count(self) -> int:
+        return self.placement.streaming.buffers if self.placement.streaming else 0
+
+    def _first_fetches(self, stage: Stage) -> None:
+        """Fill the buffers at the start of a step, unless an earlier step has."""
+        for layer in self._streamed(stage)[: self._buffer_count()]:
+            for rank, device in enumerate(stage.devices):
+                if self.warm:
+                    names = [weight_name(p.name, device) for p in self._layer_parameters(stage, rank, layer)]
+                    self.imports += names
+                else:
+                    self._fetch(stage, rank, device, layer, after=(), kept=False)
+
+    def _fetch_after(self, stage: Stage, layer: int) -> None:
+        """Once `layer` is done, refill its buffer with the layer that comes so many buffers later."""
+        streamed = self._streamed(stage)
+        if layer not in streamed:
+            return
+        following = streamed.index(layer) + self._buffer_count()
+        if following < len(streamed):
+            for rank, device in enumerate(stage.devices):
+                after = (self.last_use[device, layer],)
+                self._fetch(stage, rank, device, streamed[following], after, kept=False)
+
+    def _prefetch_next_step(self, stage: Stage) -> None:
+        if self.placement.streaming is None or not self.placement.streaming.across_steps:
+            return
+        streamed, buffers = self._streamed(stage), self._buffer_count()
+        for position, layer in enumerate(streamed[:buffers]):
+            occupants = [other for index, other in enumerate(streamed) if index % buffers == position]
+            for rank, device in enumerate(stage.devices):
+                after = (self.last_use[device, occupants[-1]],)
+                self._fetch(stage, rank, device, layer, after, kept=True)
+
+    def _fetch(
+        self, stage: Stage, rank: int, device: str, layer: int, after: tuple[int, ...], kept: bool
+    ) -> None:
+        streaming = self.placement.streaming
+        assert streaming is not None
+        parameters = self._layer_parameters(stage, rank, layer)
+        position = self._streamed(stage).index(layer) % streaming.buffers
+        sizes = [byte_amount(Amount.of(one=p.elements), self.program.formats.weights) for p in parameters]
+        names = [weight_name(p.name, device) for p in parameters]
+        if not kept:  # a step's own copy must not share its name with the one left for the next step
+            self.fetched.update({name: f"{name}#fetched" for name in names})
+            names = [f"{name}#fetched" for name in names]
+        memory, buffer = self.machine.memory_of(device), f"{device}.buffer-{position}"
+        writes = tuple(
+            Tensor(name, memory, size, kept, buffer) for name, size in zip(names, sizes, strict=True)
+        )
+        route = self.machine.route(streaming.home, self.machine.memory_of(device))
+        traffic = [(route, size) for size in sizes]
+        name = f"fetch.{layer}{'.next' if kept else ''}@{device}"
+        self._add(Task(
+            name, "transfer", "fetch", device, self._transfer_units(streaming.home, (device,)),
+            tuple(home_name(p.name, device) for p in parameters), writes, layer=layer,
+            link_bytes=_link_bytes(traffic), after=after,
+        ))  # fmt: skip
+
+    def _layer_parameters(self, stage: Stage, rank: int, layer: int) -> list[Parameter]:
+        operators = self.program.factory(stage, rank).layer(layer, layer > stage.first_layer)
+        return [parameter for operator in operators for parameter in operator.parameters]
+
+    # -- copies -------------------------------------------------------------------------------------------
+
+    def _spread(self, role: str, tensor: Tensor, place: str, devices: Sequence[str], microbatch: int) -> None:
+        """Copy a tensor to every device that has another memory, in one transfer."""
+        names = self._copy(tensor.name, role, place, devices, microbatch)
+        for device, name in zip(devices, names, strict=True):
+            self.values[microbatch, device][role] = name
+
+    def _copy(
+        self, name: str, role: str, source: str, targets: Sequence[str], microbatch: int
+    ) -> tuple[str, ...]:
+        """Copy tensor `name` from `source` to each target; targets on the same memory need no copy."""
+        tensor = self.elements[name]
+        away = [target for target in targets if self._memory(target) != tensor.memory]
+        copies = {
+            target: self._tensor(f"{role}.m{microbatch}@{target}<-{source}", self._memory(target),
+                                 tensor.nbytes)
+            for target in away
+        }  # fmt: skip
+        if away:
+            traffic = [(self._route(source, target), tensor.nbytes) for target in away]
+            self._add(Task(
+                f"copy.{role}.m{microbatch}.{source}->{'+'.join(away)}", "transfer", f"copy_{role}", away[0],
+                self._transfer_units(source, away), (name,), tuple(copies.values()), microbatch,
+                link_bytes=_link_bytes(traffic), crossings=tuple((source, target) for target in away),
+            ))  # fmt: skip
+        return tuple(copies[target].name if target in copies else name for target in targets)
+
+    def _transfer_units(self, source: str, targets: Sequence[str]) -> tuple[str, ...]:
+        """One copy engine a device and direction; a host has as many as it needs."""
+        outgoing = (f"{source}.out",) if source in self.machine.capacity_bytes and not self._is_host(source) \
+            else ()  # fmt: skip
+        return outgoing + tuple(f"{target}.in" for target in targets if not self._is_host(target))
+
+    def _is_host(self, place: str) -> bool:
+        return self._memory(place) in self.machine.hosts
+
+    def _memory(self, place: str) -> str:
+        """The memory of a device, or the host itself."""
+        return place if place in self.machine.hosts else self.machine.memory_of(place)
+
+    def _route(self, source: str, target: str) -> tuple[Directed, ...]:
+        return self.machine.route(self._memory(source), self._memory(target))
+
+    # -- bookkeeping --------------------------------------------------------------------------------------
+
+    def _size(self, elements: Amount, is_token_ids: bool = False) -> Amount:
+        if is_token_ids:
+            return elements * TOKEN_ID_BYTES
+        return byte_amount(elements, self.program.formats.activations)
+
+    def _tensor(self, name: str, memory: str, nbytes: Amount) -> Tensor:
+        self.elements[name] = Tensor(name, memory, nbytes)
+        return self.elements[name]
+
+    def _add(self, task: Task) -> int:
+        self.tasks.append(task)
+        return len(self.tasks) - 1
+
+
+def ring_link_elements(count: int, ranks: int) -> tuple[int, ...]:
+    """Elements of a vector of `count` that rank r sends to rank r + 1 in a ring all-reduce.
+
+    Reduce-scatter and all-gather each send every piece but one over every link; which one follows from
+    rank r starting with its own piece (Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002).
+
+    >>> ring_link_elements(10, 4)
+    (16, 16, 14, 14)
+    """
+    pieces = split_evenly(count, ranks)
+    return tuple(2 * count - pieces[(r + 1) % ranks] - pieces[(r + 2) % ranks] for r in range(ranks))
+
+
+def _label(operator: Operator) -> str:
+    return operator.name if operator.layer is None else f"{operator.layer}.{operator.name}"
+
+
+def _link_bytes(
+    traffic: Sequence[tuple[Sequence[Directed], Amount]],
+) -> tuple[tuple[str, Amount], ...]:
+    """Add up what each directed link carries."""
+    carried: dict[str, Amount] = {}
+    for route, nbytes in traffic:
+        for directed in route:
+            carried[directed.name] = carried.get(directed.name, Amount()) + nbytes
+    return tuple(carried.items())
+
+
+def _with_frees(tasks: Sequence[Task], imports: Sequence[str]) -> tuple[Task, ...]:
+    """Let the last task that reads a plan's own or imported tensor free it.
+
+    Readers of one tensor must share a stream with the last of them, so that it ends after the others.
+    """
+    passing = {tensor.name for task in tasks for tensor in task.writes if not tensor.kept}.union(imports)
+    readers: dict[str, list[int]] = defaultdict(list)
+    for index, task in enumerate(tasks):
+        for name in task.reads:
+            if name in passing:
+                readers[name].append(index)
+    frees: dict[int, list[str]] = defaultdict(list)
+    for name, indices in readers.items():
+        last = set(tasks[indices[-1]].units)
+        assert all(last & set(tasks[index].units) for index in indices), f"{name} is read on unlike streams"
+        frees[indices[-1]].append(name)
+    return tuple(replace(task, frees=tuple(frees[index])) for index, task in enumerate(tasks))

@@ -1,0 +1,156 @@
+"""What a placed model needs of every memory, and what is left for the KV cache."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from simulator.graph.shape import Chunk
+from simulator.placement.lowering import Program
+from simulator.placement.plan import Plan
+from simulator.specs.engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """One memory's account: what is taken before a single token is cached, and a KV block's share."""
+
+    memory: str
+    capacity_bytes: int
+    usable_bytes: int
+    """What the engine allows itself to take of the capacity."""
+    weights_bytes: int
+    activations_bytes: int
+    """Peak of the tensors alive in the largest step, or of the sampler's warm-up if that is more."""
+    engine_bytes: int
+    """The runtime's own, from the engine's profile."""
+    kv_block_bytes: int
+
+    @property
+    def room_bytes(self) -> int:
+        """Left for KV blocks; negative if the rest does not fit already."""
+        return self.usable_bytes - self.weights_bytes - self.activations_bytes - self.engine_bytes
+
+    @property
+    def kv_blocks(self) -> int | None:
+        """Whole KV blocks that fit; None if none of the cache lives here."""
+        return max(0, self.room_bytes // self.kv_block_bytes) if self.kv_block_bytes else None
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The account of all memories a placement touches."""
+
+    needs: tuple[MemoryNeed, ...]
+    block_tokens: int
+
+    @property
+    def kv_blocks(self) -> int:
+        """KV blocks of the whole model: as many as the tightest memory holds."""
+        counts = [need.kv_blocks for need in self.needs if need.kv_blocks is not None]
+        return min(counts) if all(need.room_bytes >= 0 for need in self.needs) else 0
+
+    def blocks_for(self, tokens: int) -> int:
+        """KV blocks that a sequence of `tokens` takes."""
+        return -(-tokens // self.block_tokens)
+
+
+def budget(program: Program, engine: Engine) -> Budget:
+    """Work out the account of every memory that holds weights or KV blocks, or passes activations on.
+
+    The largest step is a prefill of `max_num_batched_tokens`. The sampler's warm-up follows vLLM, which
+    profiles `max_num_seqs` rows of logits (`sampler_bytes_per_logit`); it counts on the device that
+    samples, by its share of the vocabulary.
+    """
+    weights: Counter[str] = Counter()
+    for resident in program.residents():
+        weights[resident.tensor.memory] += resident.tensor.nbytes.coefficients[0]
+    kv: Counter[str] = Counter()
+    for slab in program.slabs():
+        kv[slab.memory] += slab.bytes_per_token * engine.scheduler.kv_block_tokens
+    activations = _largest_step(program, engine)
+    for device, nbytes in _sampler_bytes(program, engine).items():
+        memory = program.machine.memory_of(device)
+        activations[memory] = max(activations[memory], nbytes)
+    needs = []
+    for memory, capacity in program.machine.capacity_bytes.items():
+        if not (weights[memory] or kv[memory] or activations[memory]):
+            continue
+        is_host = memory in program.machine.hosts
+        needs.append(MemoryNeed(
+            memory, capacity, int(capacity * engine.memory.utilization), weights[memory],
+            activations[memory], 0 if is_host else round(engine.memory.context_bytes), kv[memory],
+        ))  # fmt: skip
+    return Budget(tuple(needs), engine.scheduler.kv_block_tokens)
+
+
+def _sampler_bytes(program: Program, engine: Engine) -> dict[str, int]:
+    scheduler, stage = engine.scheduler, program.placement.stages[-1]
+    rows = min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
+    per_rank = -(-program.model.vocab_size // len(stage.devices))
+    return dict.fromkeys(stage.devices, rows * per_rank * engine.memory.sampler_bytes_per_logit)
+
+
+def _largest_step(program: Program, engine: Engine) -> defaultdict[str, int]:
+    scheduler = engine.scheduler
+    tokens = scheduler.max_num_batched_tokens
+    rows = min(scheduler.max_num_seqs, tokens)
+    chunks = [Chunk(index, 0, tokens // rows, True) for index in range(rows)]
+    parts = split_chunks(chunks, program.placement.microbatches)
+    return peak_bytes(Plan(program.template(len(parts)), parts))
+
+
+def split_chunks(chunks: Sequence[Chunk], microbatches: int) -> tuple[tuple[Chunk, ...], ...]:
+    """Cut a batch into at most `microbatches` runs of chunks of about equally many tokens, none empty."""
+    goal = sum(chunk.new for chunk in chunks) / microbatches
+    parts: list[list[Chunk]] = [[]]
+    filled = 0
+    for left, chunk in zip(range(len(chunks), 0, -1), chunks, strict=True):
+        missing = microbatches - len(parts)
+        if parts[-1] and missing and (filled >= goal * len(parts) or left <= missing):
+            parts.append([])
+        parts[-1].append(chunk)
+        filled += chunk.new
+    return tuple(tuple(part) for part in parts)
+
+
+def peak_bytes(plan: Plan) -> defaultdict[str, int]:
+    """The most bytes of a plan's own tensors alive at once in each memory, tasks in program order."""
+    alive: Counter[str] = Counter()
+    peak: defaultdict[str, int] = defaultdict(int)
+    sizes: dict[str, tuple[str, int]] = {}
+    for task in plan.template.tasks:
+        for tensor in task.writes:
+            sizes[tensor.name] = (tensor.memory, plan.amount(task, tensor.nbytes))
+            alive[tensor.memory] += sizes[tensor.name][1]
+            peak[tensor.memory] = max(peak[tensor.memory], alive[tensor.memory])
+        for name in task.frees:
+            memory, nbytes = sizes.get(name, ("", 0))
+            alive[memory] -= nbytes
+    return peak
+
+
+def refusal(budgeted: Budget, tokens: int) -> str | None:
+    """Why not even one sequence of `tokens` fits, as arithmetic for people; None if one does."""
+    blocks = budgeted.blocks_for(tokens)
+    if blocks <= budgeted.kv_blocks:
+        return None
+    return "; ".join(
+        _shortage(need, blocks)
+        for need in budgeted.needs
+        if need.room_bytes < blocks * need.kv_block_bytes
+    )
+
+
+def _shortage(need: MemoryNeed, blocks: int) -> str:
+    parts: Mapping[str, int] = {
+        "weights": need.weights_bytes,
+        "KV cache": blocks * need.kv_block_bytes,
+        "activations": need.activations_bytes,
+        "engine": need.engine_bytes,
+    }
+    gib = 2**30
+    listed = ", ".join(f"{name} {size / gib:.1f}" for name, size in parts.items() if size)
+    needed, usable = sum(parts.values()) / gib, need.usable_bytes / gib
+    return f"needs {needed:.1f} GiB of {usable:.1f} GiB usable on {need.memory}: {listed}"

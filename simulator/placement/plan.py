@@ -1,0 +1,170 @@
+"""The plan: what one step does on devices and links, free of clock and tensors.
+
+A `Template` is a plan with its amounts still open: tasks in program order whose bytes and FLOPs are linear
+forms of the shape of their microbatch. A `Plan` is a template with the chunks of one step. Both
+interpreters read the same object: `simulation/` prices it, `execution/` carries it out.
+
+Dependencies are never written by hand. They follow from who writes what is read; `after` adds order
+without data, for a buffer that must be empty before it is refilled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from simulator.graph.operators import Parameter, Share, Work
+from simulator.graph.shape import NOTHING, Amount, Chunk, StepShape
+
+TaskKind = Literal["compute", "transfer", "collective", "host"]
+HostWork = Literal["gather", "commit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """Something that takes up `nbytes` of one memory while it lives."""
+
+    name: str
+    memory: str
+    nbytes: Amount
+    kept: bool = False
+    """Outlives the plan that writes it; written again, it is a new version."""
+    buffer: str | None = None
+    """The reusable place it is written to; a second tensor may go there once the first is freed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A weight, or a rank's part of it, that stays in one memory for as long as the model is served."""
+
+    tensor: Tensor
+    parameter: Parameter
+
+
+@dataclass(frozen=True, slots=True)
+class KvSlab:
+    """The KV blocks of one layer in one memory: `heads` of the model's KV heads from `head_start`."""
+
+    name: str
+    memory: str
+    layer: int
+    head_start: int
+    head_count: int
+    bytes_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One thing a device, a link or the engine's thread does.
+
+    A transfer copies each tensor it reads to the one it writes at the same position, or its only read to
+    every write. A collective combines what it reads: `all_reduce` adds, `gather` joins.
+    """
+
+    name: str
+    kind: TaskKind
+    operator: str
+    place: str
+    """The device (or host) that computes; for a transfer the one that receives."""
+    units: tuple[str, ...]
+    """In-order streams held from start to end, all at once."""
+    reads: tuple[str, ...]
+    writes: tuple[Tensor, ...]
+    microbatch: int = 0
+    layer: int | None = None
+    share: Share | None = None
+    works: tuple[Work, ...] = ()
+    dense_flops: Amount = NOTHING
+    link_bytes: tuple[tuple[str, Amount], ...] = ()
+    """Exact bytes over each directed link."""
+    after: tuple[int, ...] = ()
+    frees: tuple[str, ...] = ()
+    kv: str | None = None
+    """The KV slab read or written in place; streams keep its uses in order."""
+    host_work: HostWork | None = None
+    crossings: tuple[tuple[str, str], ...] = ()
+    """Transitions between devices that a token's own pass makes here, as (from, to)."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A plan for every step of one topology: the same tasks whatever the chunks."""
+
+    tasks: tuple[Task, ...]
+    """In program order, which is a topological order and the order of every stream."""
+    outcome: int
+    """The task whose end lets the serving loop go on; later ones may trail."""
+    imports: tuple[str, ...] = ()
+    """Kept tensors that an earlier plan wrote and this one reads."""
+    microbatch_count: int = 1
+
+    @cached_property
+    def needs(self) -> tuple[tuple[int, ...], ...]:
+        """For each task the earlier tasks whose data or order it waits for, ascending."""
+        writer: dict[str, int] = {}
+        result = []
+        for index, task in enumerate(self.tasks):
+            found = {writer[name] for name in task.reads if name in writer}
+            result.append(tuple(sorted(found.union(task.after))))
+            writer.update({tensor.name: index for tensor in task.writes})
+        return tuple(result)
+
+    @cached_property
+    def previous_on_units(self) -> tuple[tuple[int, ...], ...]:
+        """For each task the last earlier task on each of its streams, without repeats, ascending."""
+        last: dict[str, int] = {}
+        result = []
+        for index, task in enumerate(self.tasks):
+            result.append(tuple(sorted({last[unit] for unit in task.units if unit in last})))
+            last.update(dict.fromkeys(task.units, index))
+        return tuple(result)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything the plan writes, by name."""
+        return {tensor.name: tensor for task in self.tasks for tensor in task.writes}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A template with the chunks of one step, a tuple of them for each microbatch."""
+
+    template: Template
+    chunks: tuple[tuple[Chunk, ...], ...]
+    shapes: tuple[StepShape, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shapes", tuple(StepShape.of(chunks) for chunks in self.chunks))
+
+    def amount(self, task: Task, amount: Amount) -> int:
+        """`amount` for the microbatch of `task`."""
+        return amount.at(self.shapes[task.microbatch])
+
+    def link_bytes(self, task: Task) -> tuple[tuple[str, int], ...]:
+        return tuple((link, self.amount(task, amount)) for link, amount in task.link_bytes)
+
+
+def flaws(template: Template, resident: Iterable[str]) -> list[str]:
+    """Everything that makes a template unfit to run, in words; empty for a sound one.
+
+    A sound template reads only what is resident, imported or written before and not yet freed, on the
+    memory where the task runs; it writes no name twice, reads all it writes, frees all it does not keep.
+    """
+    known, found = set(resident) | set(template.imports), []
+    alive, written, read = set(known), set[str](), set[str]()
+    for task in template.tasks:
+        found += [f"{task.name} reads {name}, which nobody wrote" for name in task.reads if name not in alive]
+        read.update(task.reads)
+        for tensor in task.writes:
+            if tensor.name in written:
+                found.append(f"{task.name} writes {tensor.name} a second time")
+            written.add(tensor.name)
+            alive.add(tensor.name)
+        found += [f"{task.name} frees {name}, which is not there" for name in task.frees if name not in alive]
+        alive.difference_update(task.frees)
+    tensors = template.tensors
+    found += [f"{name} is written and never read" for name in written - read if not tensors[name].kept]
+    found += [f"{name} is never freed" for name in alive & written if not tensors[name].kept]
+    return found

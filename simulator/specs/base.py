@@ -1,0 +1,87 @@
+"""What every record of a file shares: frozen, no unknown keys, docstrings as its reference."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
+
+from simulator.specs.yaml_file import Loc
+
+Case = Literal["nominal", "best", "worst"]
+"""Which end of every range a load takes, seen by whoever owns the machine."""
+
+Affects = Literal["time", "money", "energy"]
+
+KeyPath = str
+"""Keys joined by dots, as in `memory.bandwidth`."""
+
+
+@dataclass(frozen=True)
+class Uncertain:
+    """A range or an `unknown`, as met while a file was read."""
+
+    loc: Loc
+    low: float | None
+    high: float | None
+    affects: Affects
+
+
+@dataclass
+class LoadContext:
+    """What validators of one load may look at, and what they leave behind."""
+
+    case: Case = "nominal"
+    folders: tuple[Path, ...] = ()
+    """Where file names inside the file are looked up, in this order."""
+    uncertain: list[Uncertain] = field(default_factory=list)
+    known_keys: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    """Keys allowed in a mapping, by the mapping's identity: what `did you mean` chooses from."""
+
+
+class Spec(BaseModel):
+    """Base of every record that a file may hold.
+
+    Files use the aliases (`capacity: 80 GiB`); code that builds a record itself uses the field
+    names and plain SI floats (`Memory(capacity_bytes=80e9, ...)`).
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_by_name=True,
+        validate_by_alias=True,
+        allow_inf_nan=False,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _note_keys(cls, data: Any, info: ValidationInfo) -> Any:
+        context = context_of(info)
+        if context is not None and isinstance(data, dict):
+            context.known_keys[id(data)] = cls.keys()
+        return data
+
+    @classmethod
+    def keys(cls) -> tuple[str, ...]:
+        """The keys a file may use, in order."""
+        return tuple(field.alias or name for name, field in cls.model_fields.items())
+
+
+def context_of(info: ValidationInfo) -> LoadContext | None:
+    """The context of a load; None when code builds the record itself."""
+    return info.context if isinstance(info.context, LoadContext) else None
+
+
+def rule_broken(advice: str, key: str | None = None) -> PydanticCustomError:
+    """The error a validator raises; `key` names the field below that is to blame."""
+    literal = advice.replace("{", "(").replace("}", ")")
+    return PydanticCustomError("rule_broken", literal, {"key": key} if key else None)
+
+
+def is_identifier(name: str) -> bool:
+    """Whether `name` can be the id of a catalogue file."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name) is not None

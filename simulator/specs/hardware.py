@@ -1,0 +1,285 @@
+"""What one device, link, host or machine file may say."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
+
+from simulator import units
+from simulator.errors import did_you_mean
+from simulator.specs.base import Spec, Uncertain, context_of, rule_broken
+from simulator.specs.provenance import Sources
+from simulator.specs.quantities import (
+    UNKNOWN,
+    Bytes,
+    BytesPerSecond,
+    FlopsPerSecond,
+    MaybeBytesPerSecond,
+    MaybeCount,
+    MaybeUsd,
+    MaybeWatts,
+    PositiveShare,
+    Quantity,
+    Seconds,
+    Share,
+)
+from simulator.specs.yaml_file import Text
+
+Precision = Literal["fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4", "int4"]
+
+PRECISIONS: tuple[Precision, ...] = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4", "int4")
+
+ITEM_BYTES: dict[Precision, float] = {
+    "fp64": 8,
+    "fp32": 4,
+    "tf32": 4,
+    "bf16": 2,
+    "fp16": 2,
+    "fp8": 1,
+    "int8": 1,
+    "fp4": 0.5,
+    "int4": 0.5,
+}
+"""Bytes one number takes in memory; tf32 is stored as fp32."""
+
+OPERATOR_CLASSES = ("matmul", "attention_prefill", "attention_decode", "elementwise", "embedding", "sampling")
+"""Kinds of kernel that reach different shares of a device's peaks."""
+
+
+def _operator_class(key: str) -> str:
+    """`key` if it is an operator class, optionally with a precision: `matmul.bf16`."""
+    operator_class, _, precision = key.partition(".")
+    if operator_class not in OPERATOR_CLASSES:
+        hint = did_you_mean(operator_class, OPERATOR_CLASSES)
+        raise rule_broken(f"unknown operator class; one of: {', '.join(OPERATOR_CLASSES)}{hint}")
+    if "." in key and precision not in PRECISIONS:
+        hint = did_you_mean(precision, PRECISIONS)
+        raise rule_broken(f"unknown precision; one of: {', '.join(PRECISIONS)}{hint}")
+    return key
+
+
+OperatorClass = Annotated[str, AfterValidator(_operator_class)]
+
+
+class Memory(Spec):
+    """What a device or host can hold and how fast it reads it."""
+
+    capacity_bytes: Annotated[Bytes, Field(alias="capacity")]
+    """As the driver reports it, before any reserve of the serving engine."""
+    bandwidth_bytes_per_s: Annotated[MaybeBytesPerSecond, Field(alias="bandwidth")]
+    """Nominal; what kernels reach of it is in `efficiency`. May be unknown for hosts only."""
+    usable_bytes: Annotated[Bytes | None, Field(alias="usable")] = None
+    """What programs can allocate, where the runtime reports less than the driver."""
+
+    @property
+    def available_bytes(self) -> float:
+        """What programs can allocate."""
+        return self.capacity_bytes if self.usable_bytes is None else self.usable_bytes
+
+    @model_validator(mode="after")
+    def _usable_within_capacity(self) -> Self:
+        if self.available_bytes > self.capacity_bytes:
+            raise rule_broken("must not exceed the capacity", "usable")
+        return self
+
+
+class Efficiency(Spec):
+    """How close real kernels of one operator class come to a device's peaks.
+
+    time = ((flops / (peak * compute)) ** blend + (bytes / (bandwidth * memory)) ** blend)
+    ** (1 / blend) + overhead
+    """
+
+    compute: PositiveShare
+    """Reachable share of the peak arithmetic rate."""
+    memory: PositiveShare
+    """Reachable share of the nominal memory bandwidth."""
+    overhead_s: Annotated[Seconds, Field(alias="overhead")]
+    """Time a kernel takes however small its work."""
+    blend: Annotated[float, Quantity(units.NUMBER, better="high", least=1)]
+    """1 adds the two terms; the larger, the more they overlap."""
+
+
+class Power(Spec):
+    """Electrical power drawn, at its two ends."""
+
+    idle_w: Annotated[MaybeWatts, Field(alias="idle")] = None
+    """Switched on and doing nothing."""
+    max_w: Annotated[MaybeWatts, Field(alias="max")] = None
+    """Sustained under full load."""
+
+    @model_validator(mode="after")
+    def _idle_below_max(self) -> Self:
+        if self.idle_w is not None and self.max_w is not None and self.idle_w > self.max_w:
+            raise rule_broken("must not exceed 'max'", "idle")
+        return self
+
+
+class Price(Spec):
+    """What it costs to own one."""
+
+    purchase_usd: Annotated[MaybeUsd, Field(alias="purchase")] = None
+    """Once, new, one unit in the quantity a small data centre buys."""
+
+
+class Device(Spec):
+    """One device, as a datasheet or a measurement describes it."""
+
+    needs_sources: ClassVar[bool] = True
+    without_source: ClassVar[frozenset[str]] = frozenset({"name", "kind"})
+
+    name: str
+    """As its maker calls it."""
+    kind: Literal["cpu", "gpu", "accelerator"]
+    """What its defaults are taken from where it has no measurements of its own."""
+    memory: Memory
+    """The memory it owns and computes from."""
+    compute: Annotated[dict[Precision, FlopsPerSecond], Field(min_length=1)]
+    """Dense peak per number format; never the sparse figure."""
+    power: Power = Power()
+    """Of the device alone; its host's is in the host's file."""
+    price: Price = Price()
+    """Of the device alone."""
+    efficiency: dict[OperatorClass, Efficiency] = {}
+    """By operator class, optionally with a precision: `matmul.bf16`, `attention_decode`."""
+    sources: Sources = {}
+    """Where each figure comes from: measured, datasheet, published, vendor-claim or assumed."""
+
+    @model_validator(mode="after")
+    def _bandwidth_is_known(self) -> Self:
+        if self.memory.bandwidth_bytes_per_s is None:
+            raise rule_broken("a device's memory bandwidth must be known; give a range if it is uncertain", "memory")
+        return self
+
+
+class Collective(Spec):
+    """How small and large collective operations fare over a link."""
+
+    latency_s: Annotated[Seconds, Field(alias="latency")]
+    """Of one hop of a collective, software included."""
+    efficiency: PositiveShare
+    """Share of the nominal bandwidth that large messages reach."""
+
+
+class Link(Spec):
+    """A path between two places, with two directed halves of equal speed."""
+
+    needs_sources: ClassVar[bool] = True
+    without_source: ClassVar[frozenset[str]] = frozenset({"name"})
+
+    name: str
+    """What it is and how wide: `PCIe 4.0 x16`."""
+    bandwidth_bytes_per_s: Annotated[BytesPerSecond, Field(alias="bandwidth")]
+    """Nominal, one direction."""
+    latency_s: Annotated[Seconds, Field(alias="latency")]
+    """From the start of a transfer to its first byte."""
+    efficiency: PositiveShare = 1.0
+    """Share of the nominal bandwidth that large transfers reach."""
+    collective: Collective | None = None
+    """Of collectives run over it; absent, they fare as plain transfers do."""
+    power: Power = Power()
+    """Of its adapters and its share of a switch, where not part of a device."""
+    price: Price = Price()
+    """As `power`."""
+    sources: Sources = {}
+    """Where each figure comes from."""
+
+    @property
+    def achieved_bytes_per_s(self) -> float:
+        """What large transfers reach in one direction."""
+        return self.bandwidth_bytes_per_s * self.efficiency
+
+
+class HostCpu(Spec):
+    """The compute device a host offers: a share of the cores of its processors."""
+
+    device: str
+    """Id of a device file of kind `cpu`, which describes one socket."""
+    sockets: Annotated[int, Field(ge=1)] = 1
+    """How many of them the host has."""
+    share: Annotated[float, Quantity(units.SHARE, better="high", above=0, most=1)] = 1.0
+    """Share of the cores that computes models; the rest serves requests."""
+
+
+def _unknown_is_none(raw: Any, info: ValidationInfo) -> Any:
+    """`cpu: unknown` is no device, noted as an uncertain figure."""
+    if not (isinstance(raw, str) and raw == UNKNOWN):
+        return raw
+    context = context_of(info)
+    if context is not None and isinstance(raw, Text):
+        context.uncertain.append(Uncertain(raw.loc, None, None, "time"))
+    return None
+
+
+class Host(Spec):
+    """What stands between the network and the devices."""
+
+    needs_sources: ClassVar[bool] = True
+    without_source: ClassVar[frozenset[str]] = frozenset({"name", "kind", "cpu.device"})
+
+    name: str
+    """As its maker calls it, or what it is built from."""
+    kind: Literal["server", "network-attached"]
+    """An x86 server, or a host that is itself a card on the network, as NR1 is."""
+    cores: MaybeCount = None
+    """Cores of the whole host that can serve requests; a count or a range such as `1..64`."""
+    memory: Memory
+    """The host's DRAM."""
+    cpu: Annotated[HostCpu | None, BeforeValidator(_unknown_is_none)] = None
+    """The compute device it offers; absent or unknown: none."""
+    offload_fraction: Share = 0.0
+    """Share of per-request and per-step host work that fixed-function units take off the cores."""
+    max_devices: Annotated[int, Field(ge=0)] | None = None
+    """How many devices can be attached; absent: as many as a machine file says."""
+    power: Power = Power()
+    """Of the host without its devices."""
+    price: Price = Price()
+    """Of the host without its devices."""
+    sources: Sources = {}
+    """Where each figure comes from."""
+
+
+Id = str
+"""The name of a catalogue file without its `.yaml`."""
+
+
+class NodeFile(Spec):
+    """One host with its devices and links."""
+
+    without_source: ClassVar[frozenset[str]] = frozenset()
+
+    name: str = ""
+    """Of the machine; inside a composite, a short name of the node."""
+    host: Id
+    """Id of a host file."""
+    devices: dict[Id, Annotated[int, Field(ge=1)]] = {}
+    """How many of which device, in the order in which they are numbered."""
+    host_link: Id
+    """Id of the link between the host and each device."""
+    interconnect: Id | None = None
+    """Id of the link among the devices; absent, they go through the host."""
+    network: Id | None = None
+    """Id of the link to the clients and to other nodes."""
+    price: Price | None = None
+    """What the machine costs beyond its parts: chassis, assembly."""
+    sources: Sources = {}
+    """Where its own figures come from."""
+
+
+class ClusterFile(Spec):
+    """Several nodes and the network between them and to the clients."""
+
+    name: str = ""
+    """Of the machine."""
+    nodes: Annotated[list[NodeFile], Field(min_length=1)]
+    """Each with a short name of its own."""
+    network: Id
+    """Id of the link between the nodes, and to the clients."""
+    sources: Sources = {}
+    """Where its own figures come from."""
+
+    @model_validator(mode="after")
+    def _nodes_have_names(self) -> Self:
+        names = [node.name for node in self.nodes]
+        if "" in names or len(set(names)) < len(names):
+            raise rule_broken("give each node a short 'name' of its own", "nodes")
+        return self
