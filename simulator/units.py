@@ -32,7 +32,7 @@ class UnitError(ValueError):
     """A text that is no quantity of the dimension asked for; the message says what to write."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dimension:
     """One kind of quantity: its units as factors to SI, and which end of it an owner prefers."""
 
@@ -103,7 +103,9 @@ FLOPS_PER_S = Dimension(
     ("GFLOP/s", "TFLOP/s", "PFLOP/s", "TOP/s"),
 )
 SECONDS = Dimension("time", _TIME_UNITS, "low", ("2.5 us", "30 s"), _SHOWN_TIMES)
-SECONDS_PER_TOKEN = Dimension("time per token", _times_per("token"), "low", ("2 us/token",), ("us/token", "ms/token"))
+SECONDS_PER_TOKEN = Dimension(
+    "time per token", _times_per("token"), "low", ("2 us/token",), ("us/token", "ms/token")
+)
 SECONDS_PER_REQUEST = Dimension(
     "time per request", _times_per("request"), "low", ("50 us/request",), ("us/request", "ms/request")
 )
@@ -201,7 +203,9 @@ def format_bytes(size_bytes: float) -> str:
     >>> format_bytes(81559 * 2**20)
     '79.6 GiB'
     """
-    return _format_scaled(size_bytes, {"B": 1.0} | {f"{name}B": float(scale) for name, scale in _BINARY.items()})
+    return _format_scaled(
+        size_bytes, {"B": 1.0} | {f"{name}B": float(scale) for name, scale in _BINARY.items()}
+    )
 
 
 def format_rate(rate_bytes_per_s: float) -> str:

@@ -8,7 +8,8 @@ the features, an `Amount`: lowering is done once with forms, and a step is price
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,7 @@ class Chunk:
     which counts blocks without naming them."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepShape:
+class StepShape(NamedTuple):
     """The sums over a step's chunks that decide what it costs. The order of the fields is the order of
     the coefficients of an `Amount`; both are linear under joining chunk lists."""
 
@@ -72,6 +72,12 @@ class StepShape:
         )  # fmt: skip
 
 
+    def joined(self, other: StepShape) -> StepShape:
+        """The shape of the two chunk lists together."""
+        sums = (a + b for a, b in zip(self[1:], other[1:], strict=True))
+        return StepShape(1, *sums)
+
+
 FEATURE_COUNT = 10
 ZERO = (0,) * FEATURE_COUNT
 
@@ -110,7 +116,7 @@ class Amount:
 
     def at(self, shape: StepShape) -> int:
         """The amount for one shape, exactly."""
-        return sum(a * b for a, b in zip(self.coefficients, astuple(shape), strict=True) if a)
+        return sum(a * b for a, b in zip(self.coefficients, shape, strict=True) if a)
 
 
 NOTHING = Amount()

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
@@ -56,6 +56,11 @@ class Spec(BaseModel):
         validate_by_alias=True,
         allow_inf_nan=False,
     )
+
+    needs_sources: ClassVar[bool] = False
+    """Whether every figure of such a file must name its source."""
+    without_source: ClassVar[frozenset[str]] = frozenset()
+    """Keys that hold no figure: names, kinds, ids."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,5 +1,6 @@
-"""What one device, link, host or machine file may say."""
+"""What one device, link or host file may say, and the machine made of them."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
@@ -7,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, mod
 from simulator import units
 from simulator.errors import did_you_mean
 from simulator.specs.base import Spec, Uncertain, context_of, rule_broken
-from simulator.specs.provenance import Sources
+from simulator.specs.provenance import Figure, Sources
 from simulator.specs.quantities import (
     UNKNOWN,
     Bytes,
@@ -124,8 +125,8 @@ class Price(Spec):
 class Device(Spec):
     """One device, as a datasheet or a measurement describes it."""
 
-    needs_sources: ClassVar[bool] = True
-    without_source: ClassVar[frozenset[str]] = frozenset({"name", "kind"})
+    needs_sources: ClassVar = True
+    without_source: ClassVar = frozenset({"name", "kind"})
 
     name: str
     """As its maker calls it."""
@@ -139,15 +140,17 @@ class Device(Spec):
     """Of the device alone; its host's is in the host's file."""
     price: Price = Price()
     """Of the device alone."""
-    efficiency: dict[OperatorClass, Efficiency] = {}
+    efficiency: dict[OperatorClass, Efficiency] = Field(default_factory=dict)
     """By operator class, optionally with a precision: `matmul.bf16`, `attention_decode`."""
-    sources: Sources = {}
+    sources: Sources = Field(default_factory=dict)
     """Where each figure comes from: measured, datasheet, published, vendor-claim or assumed."""
 
     @model_validator(mode="after")
     def _bandwidth_is_known(self) -> Self:
         if self.memory.bandwidth_bytes_per_s is None:
-            raise rule_broken("a device's memory bandwidth must be known; give a range if it is uncertain", "memory")
+            raise rule_broken(
+                "a device's memory bandwidth must be known; give a range if it is uncertain", "memory"
+            )
         return self
 
 
@@ -163,8 +166,8 @@ class Collective(Spec):
 class Link(Spec):
     """A path between two places, with two directed halves of equal speed."""
 
-    needs_sources: ClassVar[bool] = True
-    without_source: ClassVar[frozenset[str]] = frozenset({"name"})
+    needs_sources: ClassVar = True
+    without_source: ClassVar = frozenset({"name"})
 
     name: str
     """What it is and how wide: `PCIe 4.0 x16`."""
@@ -180,7 +183,7 @@ class Link(Spec):
     """Of its adapters and its share of a switch, where not part of a device."""
     price: Price = Price()
     """As `power`."""
-    sources: Sources = {}
+    sources: Sources = Field(default_factory=dict)
     """Where each figure comes from."""
 
     @property
@@ -213,8 +216,8 @@ def _unknown_is_none(raw: Any, info: ValidationInfo) -> Any:
 class Host(Spec):
     """What stands between the network and the devices."""
 
-    needs_sources: ClassVar[bool] = True
-    without_source: ClassVar[frozenset[str]] = frozenset({"name", "kind", "cpu.device"})
+    needs_sources: ClassVar = True
+    without_source: ClassVar = frozenset({"name", "kind", "cpu.device"})
 
     name: str
     """As its maker calls it, or what it is built from."""
@@ -234,52 +237,41 @@ class Host(Spec):
     """Of the host without its devices."""
     price: Price = Price()
     """Of the host without its devices."""
-    sources: Sources = {}
+    sources: Sources = Field(default_factory=dict)
     """Where each figure comes from."""
 
 
-Id = str
-"""The name of a catalogue file without its `.yaml`."""
+@dataclass(frozen=True)
+class Node:
+    """One host with everything attached to it, resolved from its files."""
+
+    name: str
+    """Empty in a machine of one node."""
+    host_id: str
+    host: Host
+    cpu: Device | None
+    """What the host's cores compute with: peaks scaled by sockets and share, the host's memory,
+    no price and no power, because the host's file carries those."""
+    devices: tuple[tuple[str, Device], ...]
+    """Id and record of each attached device, in file order, one entry a device."""
+    host_link_id: str
+    host_link: Link
+    interconnect_id: str | None
+    interconnect: Link | None
+    network: Link | None
+    price_usd: float | None
+    """Beyond the prices of its parts; None is unknown."""
 
 
-class NodeFile(Spec):
-    """One host with its devices and links."""
+@dataclass(frozen=True)
+class Machine:
+    """Hosts, devices and links that one run may use, resolved from their files."""
 
-    without_source: ClassVar[frozenset[str]] = frozenset()
-
-    name: str = ""
-    """Of the machine; inside a composite, a short name of the node."""
-    host: Id
-    """Id of a host file."""
-    devices: dict[Id, Annotated[int, Field(ge=1)]] = {}
-    """How many of which device, in the order in which they are numbered."""
-    host_link: Id
-    """Id of the link between the host and each device."""
-    interconnect: Id | None = None
-    """Id of the link among the devices; absent, they go through the host."""
-    network: Id | None = None
-    """Id of the link to the clients and to other nodes."""
-    price: Price | None = None
-    """What the machine costs beyond its parts: chassis, assembly."""
-    sources: Sources = {}
-    """Where its own figures come from."""
-
-
-class ClusterFile(Spec):
-    """Several nodes and the network between them and to the clients."""
-
-    name: str = ""
-    """Of the machine."""
-    nodes: Annotated[list[NodeFile], Field(min_length=1)]
-    """Each with a short name of its own."""
-    network: Id
-    """Id of the link between the nodes, and to the clients."""
-    sources: Sources = {}
-    """Where its own figures come from."""
-
-    @model_validator(mode="after")
-    def _nodes_have_names(self) -> Self:
-        names = [node.name for node in self.nodes]
-        if "" in names or len(set(names)) < len(names):
-            raise rule_broken("give each node a short 'name' of its own", "nodes")
-        return self
+    id: str
+    """Of its file; `inline` for one written into a scenario."""
+    name: str
+    nodes: tuple[Node, ...]
+    network: Link | None
+    network_id: str | None
+    figures: tuple[Figure, ...]
+    """Every uncertain figure of its parts, as `devices.l40s.price.purchase`."""

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from simulator.errors import InputError, Problem, did_you_mean
 from simulator.specs.base import Case, LoadContext, Spec
-from simulator.specs.provenance import Figure, Source, figures_of, source_problems
+from simulator.specs.provenance import Figure, Source, covers, figures_of, source_problems
 from simulator.specs.yaml_file import Document, Loc, read_document
 
 T = TypeVar("T", bound=Spec)
@@ -32,18 +32,18 @@ def load(path: str | Path, spec_type: type[T], case: Case = "nominal") -> T:
 
 def load_with_figures(path: str | Path, spec_type: type[T], case: Case = "nominal") -> Loaded[T]:
     """As `load`, together with the figures that are ranges or unknown."""
-    return validate(read_document(path), spec_type, LoadContext(case, folders=(Path(path).parent, Path.cwd())))
+    return validate(
+        read_document(path), spec_type, LoadContext(case, folders=(Path(path).parent, Path.cwd()))
+    )
 
 
 def validate(document: Document, spec_type: type[T], context: LoadContext) -> Loaded[T]:
     """The record that a document holds; raises InputError with every problem."""
     record, problems = try_validate(document, spec_type, context)
     if isinstance(document.data, dict) and "sources" in spec_type.model_fields:
-        problems += source_problems(
-            document,
-            frozenset(getattr(spec_type, "without_source", ())),
-            needs_cover=bool(getattr(spec_type, "needs_sources", False)),
-        )
+        found = source_problems(document, spec_type.without_source, needs_cover=spec_type.needs_sources)
+        blamed = [each.key for each in problems if each.key]
+        problems += [each for each in found if not any(covers(key, each.key or "") for key in blamed)]
     if record is None or problems:
         raise InputError(in_file_order(problems))
     sources: dict[str, Source] = getattr(record, "sources", {})
@@ -83,7 +83,8 @@ def _problem(
     loc = place(error["loc"], document.data) + _named_key(error)
     advice = _advice(error, loc, document, context)
     value = document.at(loc)
-    by_key = error["type"] in _POINTS_AT_KEY or isinstance(value, dict | list)
+    blames_key = error["type"] in _POINTS_AT_KEY or error["loc"][-1:] == ("[key]",)
+    by_key = blames_key or isinstance(value, dict | list)
     return marked.problem(original(loc), advice, value=value, at_key=by_key)
 
 
@@ -132,8 +133,7 @@ def _advice(error: ErrorDetails, loc: Loc, document: Document, context: LoadCont
         return "missing; it says which kind this is"
     if kind in ("literal_error", "union_tag_invalid"):
         allowed = re.findall(r"'([^']*)'", str(details.get("expected") or details.get("expected_tags")))
-        wrong = document.at(loc) if loc[-1:] != ("[key]",) else error["input"]
-        wrong = loc[-1] if isinstance(wrong, dict | list) or error["loc"][-1:] == ("[key]",) else wrong
+        wrong = loc[-1] if error["loc"][-1:] == ("[key]",) else document.at(loc)
         return f"not one of: {', '.join(allowed)}{did_you_mean(wrong, allowed)}"
     return _PHRASES.get(kind) or _own_words(error["msg"])
 

@@ -109,14 +109,18 @@ def source_problems(
         return []
     paths = {dotted(loc): loc for loc in document.marks if loc and loc[0] != "sources"}
     dangling = [
-        document.problem(("sources", key), f"there is no such key in this file{did_you_mean(key, paths)}", at_key=True)
+        document.problem(
+            ("sources", key), f"there is no such key in this file{did_you_mean(key, paths)}", at_key=True
+        )
         for key in sources
         if key not in paths
     ]
     if not needs_cover:
         return dangling
     return dangling + [
-        document.problem(loc, "has no source; add it, or a key that encloses it, under 'sources'", at_key=True)
+        document.problem(
+            loc, "has no source; add it, or a key that encloses it, under 'sources'", at_key=True
+        )
         for loc in figure_locs(document.data, ())
         if dotted(loc) not in without_source and not any(covers(key, dotted(loc)) for key in sources)
     ]

@@ -152,7 +152,9 @@ class Quantity:
 
 def quantity_schema(quantity: Quantity) -> JsonSchemaValue:
     """How an editor should check a quantity: text with a unit, a range where one makes sense."""
-    unit = "|".join(sorted((_escaped(unit) for unit in quantity.dimension.units if unit), key=len, reverse=True))
+    unit = "|".join(
+        sorted((_escaped(unit) for unit in quantity.dimension.units if unit), key=len, reverse=True)
+    )
     number = r"[-+]?\d[\d_]*(\.\d[\d_]*)?([eE][-+]?\d+)?"
     optional = "?" if quantity.dimension.takes_bare_numbers else ""
     tail = rf"\s*({unit}){optional}" if unit else ""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
@@ -29,7 +29,8 @@ _FLOAT = (
 class _Loader(yaml.CSafeLoader):
     """CSafeLoader without the resolvers of YAML 1.1; those of 1.2 are added below."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+
+_Loader.yaml_implicit_resolvers = {}
 
 
 def _resolve(kind: str, pattern: str, first: Iterable[str]) -> None:
@@ -134,13 +135,13 @@ def read_text(path: str | Path) -> str:
         _refuse(path, f"cannot be read: {error.strerror}")
 
 
-def parse_document(text: str, path: str | Path) -> Document:
-    """The document that `text` holds; `path` is what its problems name."""
+def parse_document(text: str, path: str | Path, at: Loc = ()) -> Document:
+    """The document that `text` holds; `path` is what its problems name, `at` the place of its top."""
     if Path(path).suffix == ".json":
         text = text.replace("\t", " ")  # JSON may be indented by tabs, YAML may not
     builder = _Builder(path)
     node = _compose(text, path)
-    data = builder.build(node, (), None) if node is not None else None
+    data = builder.build(node, at, None) if node is not None else None
     if builder.problems:
         raise InputError(builder.problems)
     return Document(path, data, builder.marks)
@@ -219,7 +220,9 @@ class _Builder:
 
     def _complain(self, node: yaml.Node, loc: Loc, advice: str) -> None:
         at = node.start_mark
-        self.problems.append(Problem(self.path, at.line + 1, at.column + 1, dotted(loc) or None, None, advice))
+        self.problems.append(
+            Problem(self.path, at.line + 1, at.column + 1, dotted(loc) or None, None, advice)
+        )
 
 
 def _text(value: str, loc: Loc) -> Text:

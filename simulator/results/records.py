@@ -1,0 +1,116 @@
+"""The facts of one simulated run, as clock readings and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Status = Literal["finished", "rejected", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """One request; every time is a reading of the simulated clock in seconds. A rejected request has
+    only the first four."""
+
+    number: int
+    status: Status
+    prompt_tokens: int
+    sent_s: float
+    """When the client sent it."""
+    output_tokens: int = 0
+    queued_s: float = 0.0
+    """When the engine's queue received it, tokenised."""
+    scheduled_s: float = 0.0
+    """When the first step that it was part of was launched."""
+    first_token_s: float = 0.0
+    """When the step that chose its first token ended."""
+    last_token_s: float = 0.0
+    first_received_s: float = 0.0
+    """When the client received the first token."""
+    last_received_s: float = 0.0
+    preemptions: int = 0
+
+    @property
+    def ttft_s(self) -> float:
+        """Time to first token, at the client."""
+        return self.first_received_s - self.sent_s
+
+    @property
+    def engine_ttft_s(self) -> float:
+        """Time to first token from the engine's queue to the end of the step."""
+        return self.first_token_s - self.queued_s
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Mean time per output token after the first, at the client; None for a single token."""
+        if self.output_tokens < 2:
+            return None
+        return (self.last_received_s - self.first_received_s) / (self.output_tokens - 1)
+
+    @property
+    def engine_tpot_s(self) -> float | None:
+        """The same between the ends of steps."""
+        if self.output_tokens < 2:
+            return None
+        return (self.last_token_s - self.first_token_s) / (self.output_tokens - 1)
+
+    @property
+    def e2e_s(self) -> float:
+        """From sending the request to receiving its last token."""
+        return self.last_received_s - self.sent_s
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One task of a recorded step, for timelines."""
+
+    name: str
+    category: str
+    units: tuple[str, ...]
+    start_s: float
+    end_s: float
+    step: int
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything measured in one run."""
+
+    requests: tuple[RequestRecord, ...]
+    gaps_s: NDArray[np.float64]
+    """Times between successive tokens at the client, each shared by `gap_counts` sequences."""
+    gap_counts: NDArray[np.int64]
+    step_count: int
+    output_tokens: int
+    """Tokens committed; those computed again after a preemption count once."""
+    start_s: float
+    end_s: float
+    """From the first request sent to the last token received."""
+    time_s: Mapping[str, float]
+    """Request-seconds by category: compute, memory, transfer, host, network, waiting."""
+    busy_s: Mapping[str, float]
+    """How long each stream was held; devices' own streams are named as they are."""
+    host_busy_s: float
+    """Core-seconds of the serving host, its engine's thread included."""
+    link_bytes: Mapping[str, int]
+    flops: float
+    peak_blocks: int
+    preemptions: int
+    waiting_at_arrivals: NDArray[np.int64]
+    """Requests in the system as each request arrived at the engine."""
+    fidelity: str
+    crowded_link: str | None = None
+    """The link whose sharing made this a `task` run although `step` was asked for."""
+    spans: tuple[Span, ...] = field(default=(), repr=False)
+
+    @property
+    def duration_s(self) -> float:
+        return self.end_s - self.start_s
+
+    def finished(self) -> tuple[RequestRecord, ...]:
+        return tuple(request for request in self.requests if request.status == "finished")

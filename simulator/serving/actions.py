@@ -1,0 +1,69 @@
+"""What the scheduler asks for, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulator.graph.shape import Chunk, StepShape
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """A piece of one sequence's prompt (or of all its tokens, after a preemption)."""
+
+    sequence: int
+    context: int
+    new: int
+    commits: bool
+    """Whether it is the last piece, after which a token is chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass: every decoding sequence by one token, and some pieces of prefill.
+
+    Decoding sequences are counted, not listed, so that a step costs the same however many there are;
+    `Scheduler.chunks` lists them for who carries the step out.
+    """
+
+    decode_count: int
+    decode_span: int
+    """Keys that the decoding sequences attend to, their new tokens included."""
+    prefills: tuple[Prefill, ...] = ()
+
+    @property
+    def token_count(self) -> int:
+        return self.decode_count + sum(prefill.new for prefill in self.prefills)
+
+    @property
+    def shape(self) -> StepShape:
+        """The sums that decide the step's cost."""
+        decodes = self.decode_count
+        decoding = StepShape(1, decodes, decodes, decodes, 0, 0, 0, 0, decodes, self.decode_span)
+        if not self.prefills:
+            return decoding
+        pieces = StepShape.of(Chunk(p.sequence, p.context, p.new, p.commits) for p in self.prefills)
+        return decoding.joined(pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """Move the cached keys and values of some sequences from one placed model to another."""
+
+    chunks: tuple[Chunk, ...]
+    """Each with `context` tokens cached and its blocks in the source."""
+    target_blocks: tuple[tuple[int, ...], ...]
+    """The blocks that receive them, for each chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What a finished step brought."""
+
+    started: tuple[int, ...]
+    """Sequences that got their first token."""
+    resumed: tuple[int, ...]
+    """Sequences that got a further token from the prefill that follows a preemption."""
+    finished: tuple[int, ...]
+    token_count: int
+    """Tokens committed to sequences."""

@@ -1,0 +1,97 @@
+"""The recursion R: when each task of a plan starts and ends, in one pass and without a search.
+
+    finish = max(launch, finish of what it needs, finish of the previous task on each stream) + duration
+
+It carries from plan to plan when each stream and each kept tensor becomes free. In R every flow has its
+links to itself; the *certificate* tells whether that was true. If no two flows of R's schedule overlap on
+a common link, an event-by-event simulation with shared links ends every task at the same tick: up to the
+first overlap both schedules are one, and there is none.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from simulator.placement.plan import Template
+from simulator.simulation.pricing import Durations, PricedTemplate
+
+
+@dataclass
+class Carried:
+    """What one plan leaves to the next: the vector of the law."""
+
+    free: dict[str, int] = field(default_factory=dict)
+    """When each stream has finished all it was given."""
+    ready: dict[str, int] = field(default_factory=dict)
+    """When each kept tensor's latest version is there."""
+    flows: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
+    """Spans during which flows held each link, those that may still be running."""
+
+    def forget_before(self, tick: int) -> None:
+        """Drop flows that ended by `tick`; nothing launched later can meet them."""
+        for link, spans in self.flows.items():
+            self.flows[link] = [span for span in spans if span[1] > tick]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Start and end of every task of a plan, in ticks."""
+
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+    crowded_link: str | None
+    """A link on which two flows met, so that the schedule is no certificate; None if there is none."""
+
+
+def schedule(priced: PricedTemplate, durations: Durations, launch: int, carried: Carried) -> Schedule:
+    """Apply R to one plan launched at `launch`, and bring `carried` up to date."""
+    template = priced.template
+    total, latency = durations.total.tolist(), durations.latency.tolist()
+    classes = priced.class_of_task.tolist()
+    carried.forget_before(launch)
+    starts, ends = [], list[int]()
+    crowded: str | None = None
+    for index, task in enumerate(template.tasks):
+        earliest = launch
+        for unit in task.units:
+            earliest = max(earliest, carried.free.get(unit, 0))
+        for name in task.reads:
+            if name in carried.ready:
+                earliest = max(earliest, carried.ready[name])
+        for need in template.needs[index]:
+            earliest = max(earliest, ends[need])
+        end = earliest + total[classes[index]]
+        starts.append(earliest)
+        ends.append(end)
+        carried.free.update(dict.fromkeys(task.units, end))
+        for tensor in task.writes:
+            if tensor.kept:
+                carried.ready[tensor.name] = end
+        flow = (earliest + latency[classes[index]], end)
+        for link, _ in task.link_bytes:
+            crowded = crowded or _crowding(carried.flows[link], flow, link)
+            carried.flows[link].append(flow)
+    return Schedule(tuple(starts), tuple(ends), crowded)
+
+
+def _crowding(spans: Sequence[tuple[int, int]], flow: tuple[int, int], link: str) -> str | None:
+    overlaps = any(start < flow[1] and flow[0] < end for start, end in spans)
+    return link if overlaps else None
+
+
+def critical_path(template: Template, timed: Schedule) -> list[int]:
+    """The chain of tasks, first to last, that decides when the outcome ends.
+
+    Going back from the outcome, each task's predecessor is the one that ended last before it; where a
+    task waited for an earlier plan, the chain ends.
+    """
+    chain = [template.outcome]
+    while True:
+        index = chain[-1]
+        before = (*template.needs[index], *template.previous_on_units[index])
+        held_up_by = [i for i in before if timed.ends[i] == timed.starts[index]]
+        if not held_up_by:
+            return chain[::-1]
+        chain.append(max(held_up_by))

@@ -1,0 +1,287 @@
+"""One run: requests arrive, the engine serves them, clients receive tokens.
+
+A request crosses the network, is received and tokenised on a core of the host, and joins the engine's
+queue; the engine decides on steps as long as there is something to do; a step's tokens are detokenised and
+sent by a core, and cross the network. Cores and both directions of the network port are queues of their
+own, so a busy host delays requests as a busy GPU does.
+
+At one tick, requests that reach the queue come before the decision on the next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from simpy import Environment, Event
+
+from simulator.costs.host import PROMPT_BYTES_PER_TOKEN, STREAMED_BYTES_PER_TOKEN, deliver_s, receive_s
+from simulator.graph.shape import StepShape
+from simulator.placement.lowering import Program
+from simulator.placement.memory import split_chunks
+from simulator.results.records import RequestRecord, RunRecord, Span
+from simulator.serving.actions import Completed, Step
+from simulator.serving.arrivals import Request, Source
+from simulator.serving.scheduler import Scheduler
+from simulator.simulation.clock import (
+    Clock,
+    Crowded,
+    PlanBook,
+    Recorded,
+    StepClock,
+    TaskClock,
+    busy_seconds,
+    flops_total,
+    link_totals,
+)
+from simulator.simulation.pool import Pool
+from simulator.simulation.pricing import CATEGORIES
+from simulator.simulation.ticks import seconds, tick
+from simulator.specs.engine import Engine
+
+BEFORE_DECISIONS = 0
+"""SimPy priority of requests that reach the queue (its NORMAL is 1)."""
+
+
+@dataclass(slots=True)
+class _Life:
+    """What is known of a request while it is served, in ticks; -1: not yet."""
+
+    request: Request
+    sent: int
+    queued: int = -1
+    scheduled: int = -1
+    first_token: int = -1
+    last_token: int = -1
+    first_received: int = -1
+    last_received: int = -1
+    status: str = "failed"
+    preempted_at: int = -1
+
+
+@dataclass(frozen=True)
+class Observer:
+    """What who watches a run is told: each decision with the scheduler that took it."""
+
+    decided: Callable[[Scheduler, Step, int], None]
+
+
+class Serving:
+    """A placed model that serves a source of requests on a simulated clock."""
+
+    def __init__(
+        self, program: Program, engine: Engine, block_count: int, source: Source, fidelity: str,
+        cores: int, record_steps: int = 0, observer: Observer | None = None,
+    ) -> None:  # fmt: skip
+        self.program, self.engine, self.source, self.fidelity = program, engine, source, fidelity
+        self.env = Environment()
+        self.scheduler = Scheduler(engine.scheduler, block_count)
+        self.book = PlanBook(program, engine)
+        clock_type = TaskClock if fidelity == "task" else StepClock
+        self.clock: Clock = clock_type(self.env, self.book, record_steps)
+        self.host = program.machine.hosts[program.host].host
+        self.observer = observer
+        self._set_up_host(cores)
+        self.lives: dict[int, _Life] = {}
+        self._idle: Event | None = None
+        self._previous_received = 0
+        self._gaps: list[int] = []
+        self._gap_counts: list[int] = []
+        self._in_system: list[int] = []
+        self._live = 0
+        self._time_s = np.zeros(len(CATEGORIES))
+        self._network = 0
+        self._host_ticks = 0
+
+    def _set_up_host(self, cores: int) -> None:
+        self.cores = Pool(cores)
+        machine = self.program.machine.machine
+        nodes = {node.name: node for node in machine.nodes}
+        node = nodes[self.program.machine.hosts[self.program.host].node]
+        link = machine.network or node.network
+        self._port_s_per_byte = 1 / link.achieved_bytes_per_s if link else 0.0
+        self._port_latency = tick(link.latency_s) if link else 0
+        self.port_in, self.port_out = Pool(1), Pool(1)
+
+    def run(self) -> RunRecord:
+        """Serve every request; raises `Crowded` if `step` cannot price this run."""
+        self.env.process(self._arrivals())
+        self.env.process(self._serve())
+        self.env.run()
+        return self._record()
+
+    # -- the way in -----------------------------------------------------------------------------------
+
+    def _arrivals(self) -> Iterator[Event]:
+        for request in self.source.open_arrivals():
+            sent = tick(request.sent_s)
+            if sent > self.env.now:
+                yield self.env.timeout(sent - self.env.now)
+            self._send(request)
+
+    def _send(self, request: Request) -> None:
+        """The client sends a request now."""
+        now = int(self.env.now)
+        life = self.lives[request.number] = _Life(request, now)
+        self._live += 1
+        on_wire = tick(request.prompt_tokens * PROMPT_BYTES_PER_TOKEN * self._port_s_per_byte)
+        arrived = self.port_in.submit(now, on_wire) + self._port_latency
+        self._network += on_wire + self._port_latency
+        self._at(arrived, lambda: self._receive(life))
+
+    def _receive(self, life: _Life) -> None:
+        work = tick(receive_s(self.engine, self.host, life.request.prompt_tokens))
+        self._host_ticks += work
+        self._at(self.cores.submit(int(self.env.now), work), lambda: self._enqueue(life), BEFORE_DECISIONS)
+
+    def _enqueue(self, life: _Life) -> None:
+        life.queued = int(self.env.now)
+        self._in_system.append(self._live)
+        request = life.request
+        known = request.prompt_tokens + request.output_tokens <= self.program.model.max_position_embeddings
+        if not (known and self.scheduler.add(request.number, request.prompt_tokens, request.output_tokens)):
+            life.status = "rejected"
+            self._leave(life)
+        elif self._idle is not None:
+            self._idle.succeed()
+            self._idle = None
+
+    # -- the engine -----------------------------------------------------------------------------------
+
+    def _serve(self) -> Iterator[Event]:
+        while True:
+            step = self.scheduler.decide()
+            if step is None:
+                self._idle = self.env.event()
+                yield self._idle
+                continue
+            launched = int(self.env.now)
+            if self.observer is not None:
+                self.observer.decided(self.scheduler, step, launched)
+            for piece in step.prefills:
+                life = self.lives[piece.sequence]
+                if life.scheduled < 0:
+                    life.scheduled = launched
+            yield self.clock.run(self._shapes(step))
+            self._account(step, self.scheduler.complete(step))
+
+    def _shapes(self, step: Step) -> tuple[StepShape, ...]:
+        if self.program.placement.microbatches == 1:
+            return (step.shape,)
+        parts = split_chunks(self.scheduler.chunks(), self.program.placement.microbatches)
+        return tuple(StepShape.of(part) for part in parts)
+
+    # -- the way out ----------------------------------------------------------------------------------
+
+    def _account(self, step: Step, completed: Completed) -> None:
+        now = int(self.env.now)
+        work = tick(deliver_s(self.engine, self.host, completed.token_count))
+        ready = self.cores.submit(now, work)
+        on_wire = tick(completed.token_count * STREAMED_BYTES_PER_TOKEN * self._port_s_per_byte)
+        received = self.port_out.submit(ready, on_wire) + self._port_latency
+        active = step.decode_count + len(step.prefills)
+        self._time_s += active * self.clock.path_s
+        if step.decode_count:
+            self._gaps.append(received - self._previous_received)
+            self._gap_counts.append(step.decode_count)
+        self._previous_received = received
+        for number in completed.started:
+            life = self.lives[number]
+            life.first_token, life.first_received = now, received
+        for number in completed.finished:
+            life = self.lives[number]
+            life.last_token, life.last_received, life.status = now, received, "finished"
+            self._host_ticks += work
+            self._network += on_wire + self._port_latency
+            self._leave(life)
+
+    def _leave(self, life: _Life) -> None:
+        """The request is over; a closed loop's client may send its next once it knows."""
+        self._live -= 1
+        following = self.source.after_completion()
+        if following is not None:
+            self._at(max(life.last_received, int(self.env.now)), lambda: self._send(following))
+
+    def _at(self, when: int, action: Callable[[], None], priority: int = 1) -> None:
+        event = Event(self.env)
+        event._ok = True
+        event._value = None
+        assert event.callbacks is not None
+        event.callbacks.append(lambda _: action())
+        self.env.schedule(event, priority=priority, delay=when - self.env.now)  # type: ignore[arg-type]
+
+    # -- the record -----------------------------------------------------------------------------------
+
+    def _record(self) -> RunRecord:
+        requests = tuple(_record_of(life) for life in self.lives.values())
+        finished = [request for request in requests if request.status == "finished"]
+        busy = busy_seconds(self.book)
+        thread_s = busy.get(self.program.engine_unit, 0.0)
+        return RunRecord(
+            requests=requests,
+            gaps_s=np.array(self._gaps, dtype=np.float64) / tick(1.0),
+            gap_counts=np.array(self._gap_counts, dtype=np.int64),
+            step_count=self.clock.step_count,
+            output_tokens=sum(request.output_tokens for request in finished),
+            start_s=min((request.sent_s for request in requests), default=0.0),
+            end_s=max((request.last_received_s for request in finished), default=0.0),
+            time_s=self._times(finished),
+            busy_s=busy,
+            host_busy_s=thread_s + seconds(self.cores.busy),
+            link_bytes=link_totals(self.book),
+            flops=flops_total(self.book),
+            peak_blocks=self.scheduler.pool.peak_taken,
+            preemptions=self.scheduler.preemptions,
+            waiting_at_arrivals=np.array(self._in_system, dtype=np.int64),
+            fidelity=self.fidelity,
+            spans=tuple(span for recorded in self.clock.recorded for span in _spans(recorded)),
+        )
+
+    def _times(self, finished: Sequence[RequestRecord]) -> dict[str, float]:
+        """Request-seconds by category; waiting is what is left of the requests' time."""
+        times = dict(zip(CATEGORIES, self._time_s.tolist(), strict=True))
+        times["host"] += seconds(self._host_ticks)
+        times["network"] = seconds(self._network)
+        total = sum(request.e2e_s for request in finished)
+        times["waiting"] = max(0.0, total - sum(times.values()))
+        return times
+
+
+def _record_of(life: _Life) -> RequestRecord:
+    request = life.request
+    if life.status != "finished":
+        status = "rejected" if life.status == "rejected" else "failed"
+        return RequestRecord(request.number, status, request.prompt_tokens, seconds(life.sent))
+    return RequestRecord(
+        request.number, "finished", request.prompt_tokens, seconds(life.sent), request.output_tokens,
+        seconds(life.queued), seconds(life.scheduled), seconds(life.first_token), seconds(life.last_token),
+        seconds(life.first_received), seconds(life.last_received),
+    )  # fmt: skip
+
+
+def _spans(recorded: Recorded) -> Iterator[Span]:
+    timed = recorded.timed
+    for task, start, end in zip(recorded.priced.template.tasks, timed.starts, timed.ends, strict=True):
+        yield Span(task.name, task.kind, task.units, seconds(start), seconds(end), recorded.step)
+
+
+def serve(
+    program: Program, engine: Engine, block_count: int, make_source: Callable[[], Source],
+    fidelity: str = "step", cores: int = 1, record_steps: int = 0,
+) -> RunRecord:  # fmt: skip
+    """Run a workload; a `step` run whose schedule is no certificate is done again as `task`, and the
+    record names the link that made it so."""
+    if fidelity == "step":
+        try:
+            return Serving(program, engine, block_count, make_source(), "step", cores, record_steps).run()
+        except Crowded as crowded:
+            run = Serving(program, engine, block_count, make_source(), "task", cores, record_steps).run()
+            return _named(run, crowded.link)
+    return Serving(program, engine, block_count, make_source(), fidelity, cores, record_steps).run()
+
+
+def _named(run: RunRecord, link: str) -> RunRecord:
+    from dataclasses import replace
+
+    return replace(run, crowded_link=link)

@@ -1,0 +1,123 @@
+"""Where profiles, models and scenarios' parts are found by their id."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import simulator
+from simulator.errors import InputError, Problem, did_you_mean
+from simulator.specs.base import Case, Spec, is_identifier
+from simulator.specs.engine import Engine
+from simulator.specs.hardware import Device, Host, Link
+from simulator.specs.load import Loaded, load_with_figures
+from simulator.specs.workload import LengthHistogram
+
+Kind = Literal["devices", "hosts", "links", "machines", "models", "engines", "lengths"]
+
+FOLDERS: Mapping[Kind, str] = {
+    "devices": "hardware_profiles/devices",
+    "hosts": "hardware_profiles/hosts",
+    "links": "hardware_profiles/links",
+    "machines": "hardware_profiles/machines",
+    "models": "models",
+    "engines": "scenarios/engines",
+    "lengths": "scenarios/lengths",
+}
+
+SINGULAR: Mapping[Kind, str] = {
+    "devices": "device",
+    "hosts": "host",
+    "links": "link",
+    "machines": "machine",
+    "models": "model",
+    "engines": "engine",
+    "lengths": "length histogram",
+}
+
+SEARCH_PATH_VARIABLE = "PLACEWRIGHT_PATH"
+
+T = TypeVar("T", bound=Spec)
+
+
+class Catalogue:
+    """Every file that can be named by an id; a file is read once for each case."""
+
+    def __init__(self, roots: tuple[Path, ...] | None = None) -> None:
+        self.roots = default_roots() if roots is None else roots
+        self._loaded: dict[tuple[Path, type[Spec], Case], Loaded[Any]] = {}
+
+    def ids(self, kind: Kind) -> tuple[str, ...]:
+        """Every id of a kind, sorted."""
+        return tuple(
+            sorted({path.stem for root in self.roots for path in (root / FOLDERS[kind]).glob("*.yaml")})
+        )
+
+    def find(self, kind: Kind, name: str) -> Path | None:
+        """The file of an id in the first root that has one; None where no root has."""
+        if not is_identifier(name):
+            return None
+        paths = (root / FOLDERS[kind] / f"{name}.yaml" for root in self.roots)
+        return next((path for path in paths if path.is_file()), None)
+
+    def path(self, kind: Kind, name: str) -> Path:
+        """As `find`; raises InputError with the nearest id where there is none."""
+        found = self.find(kind, name)
+        if found is None:
+            raise InputError(
+                [Problem(FOLDERS[kind], key=SINGULAR[kind], value=name, advice=self.advice(kind, name))]
+            )
+        return found
+
+    def advice(self, kind: Kind, name: str) -> str:
+        """What to tell someone who asked for an id that does not exist."""
+        known = self.ids(kind)
+        hint = did_you_mean(name, known)
+        listed = f"known are {', '.join(known)}" if known else f"there is no file in any {FOLDERS[kind]}/"
+        return f"no such {SINGULAR[kind]}{hint or '; ' + listed}"
+
+    def device(self, name: str, case: Case = "nominal") -> Loaded[Device]:
+        """The device of an id."""
+        return self.load("devices", name, Device, case)
+
+    def host(self, name: str, case: Case = "nominal") -> Loaded[Host]:
+        """The host of an id."""
+        return self.load("hosts", name, Host, case)
+
+    def link(self, name: str, case: Case = "nominal") -> Loaded[Link]:
+        """The link of an id."""
+        return self.load("links", name, Link, case)
+
+    def engine(self, name: str, case: Case = "nominal") -> Loaded[Engine]:
+        """The serving engine of an id."""
+        return self.load("engines", name, Engine, case)
+
+    def histogram(self, ref: str) -> LengthHistogram:
+        """The length histogram of an id or in a file."""
+        path = Path(ref) if is_path(ref) else self.path("lengths", ref)
+        return self.load_path(path, LengthHistogram).record
+
+    def load(self, kind: Kind, name: str, spec_type: type[T], case: Case = "nominal") -> Loaded[T]:
+        """The record of an id, read at most once for each case; raises InputError."""
+        return self.load_path(self.path(kind, name), spec_type, case)
+
+    def load_path(self, path: Path, spec_type: type[T], case: Case = "nominal") -> Loaded[T]:
+        """The record in a file, read at most once for each case; raises InputError."""
+        key = (path, spec_type, case)
+        if key not in self._loaded:
+            self._loaded[key] = load_with_figures(path, spec_type, case)
+        return self._loaded[key]
+
+
+def is_path(ref: str) -> bool:
+    """Whether a reference names a file and not an id."""
+    return ref.endswith((".json", ".yaml", ".yml"))
+
+
+def default_roots() -> tuple[Path, ...]:
+    """$PLACEWRIGHT_PATH, the working folder, then what ships with the program."""
+    listed = os.environ.get(SEARCH_PATH_VARIABLE, "").split(os.pathsep)
+    package = Path(simulator.__file__).parent
+    packaged = package / "_data"
+    shipped = packaged if packaged.is_dir() else package.parent
+    return tuple(dict.fromkeys([*(Path(each) for each in listed if each), Path.cwd(), shipped]))

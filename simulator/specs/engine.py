@@ -1,0 +1,88 @@
+"""The serving software being modelled: its scheduling defaults, memory reserve and overheads."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from simulator import units
+from simulator.specs.base import Spec, rule_broken
+from simulator.specs.provenance import Sources
+from simulator.specs.quantities import PositiveShare, Quantity, Seconds, SecondsPerRequest, SecondsPerToken
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class SchedulerSettings(Spec):
+    """What the engine puts into one step."""
+
+    policy: Literal["continuous_batching"] = "continuous_batching"
+    """Requests join and leave the batch between any two steps."""
+    max_num_seqs: Count
+    """Most sequences in one step."""
+    max_num_batched_tokens: Count
+    """Most tokens in one step, prompts and decodes together."""
+    chunked_prefill: bool
+    """Whether a prompt may be spread over steps that also decode."""
+    max_prefills_per_step: Count | None = None
+    """Most prompts begun in one step; absent: as many as the tokens allow."""
+    kv_block_tokens: Count
+    """Tokens that one block of KV cache holds."""
+    full_reservation: bool
+    """Whether a request is admitted only when blocks for its whole answer are free."""
+
+    @model_validator(mode="after")
+    def _every_sequence_gets_a_token(self) -> Self:
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            advice = f"must be at least max_num_seqs ({self.max_num_seqs}), a token for each sequence"
+            raise rule_broken(advice, "max_num_batched_tokens")
+        return self
+
+
+class EngineMemory(Spec):
+    """What the engine takes and leaves of a device's memory."""
+
+    utilization: PositiveShare
+    """Share of the available memory that it uses in all."""
+    context_bytes: Annotated[float, Quantity(units.BYTES, better="low"), Field(alias="context")]
+    """What the runtime itself takes on each device: context, libraries, graphs."""
+    sampler_bytes_per_logit: Annotated[int, Field(ge=0)]
+    """Temporaries of the sampler for each logit of each sequence."""
+
+
+class Overheads(Spec):
+    """What the engine's own thread spends."""
+
+    step_s: Annotated[Seconds, Field(alias="step")]
+    """On every step, whatever is in it."""
+    per_sequence_s: Annotated[Seconds, Field(alias="per_sequence")]
+    """More for each sequence in the step."""
+
+
+class HostStages(Spec):
+    """Core time that the host spends on a request outside the engine's loop."""
+
+    receive_s: Annotated[SecondsPerRequest, Field(alias="receive")]
+    """To take a request from the network, for each request."""
+    tokenize_s: Annotated[SecondsPerToken, Field(alias="tokenize")]
+    """For each token of the prompt."""
+    detokenize_s: Annotated[SecondsPerToken, Field(alias="detokenize")]
+    """For each token of the answer."""
+    send_s: Annotated[SecondsPerToken, Field(alias="send")]
+    """To put a token on the network, for each token of the answer."""
+
+
+class Engine(Spec):
+    """One serving engine, as it comes."""
+
+    name: str
+    """With the version that was looked at or measured."""
+    scheduler: SchedulerSettings
+    """What goes into a step."""
+    memory: EngineMemory
+    """What it reserves."""
+    overheads: Overheads
+    """Time on its own thread."""
+    host_stages: HostStages
+    """Core time around it."""
+    sources: Sources = Field(default_factory=dict)
+    """Where each figure comes from."""

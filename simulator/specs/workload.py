@@ -1,0 +1,227 @@
+"""When requests arrive and how many tokens go in and come out, as a scenario may say it."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+
+from simulator.specs.base import Spec, context_of, rule_broken
+from simulator.specs.provenance import Source
+from simulator.specs.quantities import RequestsPerSecond
+
+Count = Annotated[int, Field(ge=1)]
+
+
+def existing_file(name: str, info: ValidationInfo) -> str:
+    """The path of a file named in a file: looked up beside it, then in the working folder."""
+    context = context_of(info)
+    if context is None:
+        return name
+    found = [folder / name for folder in context.folders if (folder / name).is_file()]
+    if not found:
+        raise rule_broken(f"no such file; looked in {', '.join(str(each) for each in context.folders)}")
+    return str(found[0])
+
+
+InputFile = Annotated[str, AfterValidator(existing_file)]
+"""A path as written, resolved to a file that exists."""
+
+
+class BatchArrivals(Spec):
+    """Every request is there at the start."""
+
+    process: Literal["batch"]
+
+
+class ConstantArrivals(Spec):
+    """Requests at equal distances."""
+
+    process: Literal["constant"]
+    rate_per_s: Annotated[RequestsPerSecond, Field(alias="rate")]
+    """Requests per second."""
+
+
+class PoissonArrivals(Spec):
+    """Requests independent of one another."""
+
+    process: Literal["poisson"]
+    rate_per_s: Annotated[RequestsPerSecond, Field(alias="rate")]
+    """Mean requests per second."""
+
+
+class ClosedArrivals(Spec):
+    """A fixed number of users, each sending a request when the last is answered."""
+
+    process: Literal["closed"]
+    concurrency: Count
+    """How many users."""
+
+
+class TraceArrivals(Spec):
+    """Requests as recorded, lengths included."""
+
+    process: Literal["trace"]
+    file: InputFile
+    """A CSV file; see `simulator.specs.trace` for its columns."""
+
+
+Arrivals = Annotated[
+    BatchArrivals | ConstantArrivals | PoissonArrivals | ClosedArrivals | TraceArrivals,
+    Field(discriminator="process"),
+]
+
+
+@dataclass(frozen=True)
+class TokenRange:
+    """A number of tokens, drawn evenly from `low` to `high`, both included."""
+
+    low: int
+    high: int
+
+
+def _token_range(raw: Any) -> TokenRange:
+    if isinstance(raw, TokenRange):
+        return raw
+    match = re.fullmatch(r"([\d_]*\d)(?:\s*\.\.\s*(\d[\d_]*))?", str(raw).strip())
+    if match is None or isinstance(raw, bool | float):
+        raise rule_broken("write a whole number of tokens, or a range such as 100..200")
+    low = int(match[1])
+    high = int(match[2] or match[1])
+    if not 1 <= low <= high:
+        raise rule_broken("must be at least 1, and a range goes from low to high")
+    return TokenRange(low, high)
+
+
+TokenCount = Annotated[
+    TokenRange,
+    PlainValidator(_token_range),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "examples": ["100..200"]}]}
+    ),
+]
+
+
+class UniformLengths(Spec):
+    """Fixed lengths, or lengths drawn evenly from a range."""
+
+    prompt: TokenCount
+    """Tokens in: `512` or `100..200`."""
+    output: TokenCount
+    """Tokens out."""
+
+
+class Lognormal(Spec):
+    """A log-normal number of tokens, rounded to a whole number of at least 1."""
+
+    median: Annotated[float, Field(ge=1)]
+    """Tokens."""
+    sigma: Annotated[float, Field(ge=0)]
+    """Standard deviation of the natural logarithm."""
+
+
+class LognormalPair(Spec):
+    """Prompt and output, drawn independently."""
+
+    prompt: Lognormal
+    """Tokens in."""
+    output: Lognormal
+    """Tokens out."""
+
+
+class LognormalLengths(Spec):
+    """Log-normal lengths."""
+
+    lognormal: LognormalPair
+    """Of prompt and output."""
+
+
+class HistogramLengths(Spec):
+    """Lengths drawn from a histogram of real requests, prompt and output together."""
+
+    histogram: str
+    """Id of a file in scenarios/lengths, or a path."""
+
+
+def _shape(raw: Any) -> str:
+    if isinstance(raw, HistogramLengths | LognormalLengths | UniformLengths):
+        return {HistogramLengths: "<histogram>", LognormalLengths: "<lognormal>"}.get(type(raw), "<uniform>")
+    for shape in ("histogram", "lognormal"):
+        if isinstance(raw, dict) and shape in raw:
+            return f"<{shape}>"
+    return "<uniform>"
+
+
+Lengths = Annotated[
+    Annotated[UniformLengths, Tag("<uniform>")]
+    | Annotated[LognormalLengths, Tag("<lognormal>")]
+    | Annotated[HistogramLengths, Tag("<histogram>")],
+    Discriminator(_shape),
+]
+
+
+class Workload(Spec):
+    """What the clients ask for."""
+
+    arrivals: Arrivals
+    """When requests arrive."""
+    lengths: Lengths | None = None
+    """How long prompts and answers are; a trace brings its own."""
+    requests: Count | None = None
+    """How many; with a trace, the first so many, or all of them."""
+
+    @model_validator(mode="after")
+    def _trace_or_lengths(self) -> Self:
+        from_trace = isinstance(self.arrivals, TraceArrivals)
+        if from_trace and self.lengths is not None:
+            raise rule_broken("a trace brings its own lengths; leave this out", "lengths")
+        if not from_trace and self.lengths is None:
+            raise rule_broken(
+                "missing; say how long prompts and answers are (only a trace brings its own)", "lengths"
+            )
+        if not from_trace and self.requests is None:
+            raise rule_broken(
+                "missing; say how many requests (only a trace has an end of its own)", "requests"
+            )
+        return self
+
+
+class LengthBin(NamedTuple):
+    """How many requests had a prompt and an answer within these bounds, both included."""
+
+    prompt_low: int
+    prompt_high: int
+    output_low: int
+    output_high: int
+    request_count: int
+
+
+def _sound_bin(each: LengthBin) -> LengthBin:
+    lows_and_highs = ((each.prompt_low, each.prompt_high), (each.output_low, each.output_high))
+    if any(not 1 <= low <= high for low, high in lows_and_highs) or each.request_count < 1:
+        raise rule_broken(
+            "write [prompt_low, prompt_high, output_low, output_high, count], lows from 1, count from 1"
+        )
+    return each
+
+
+class LengthHistogram(Spec):
+    """Lengths of real requests, counted in cells of prompt and output."""
+
+    without_source: ClassVar = frozenset({"name"})
+
+    name: str
+    """What was counted."""
+    bins: Annotated[tuple[Annotated[LengthBin, AfterValidator(_sound_bin)], ...], Field(min_length=1)]
+    """Rows of prompt_low, prompt_high, output_low, output_high, count; bounds are inclusive."""
+    source: Source
+    """Where the requests were recorded."""
