@@ -14,27 +14,23 @@ from simulator.specs.hardware import ITEM_BYTES, Device, Efficiency, Precision
 Floats = NDArray[np.float64]
 
 
-def blended_terms(
-    flops: Floats, moved_bytes: Floats, flops_per_s: Floats, bytes_per_s: Floats, blend: Floats
-) -> tuple[Floats, Floats]:
+def blended_terms(compute_s: Floats, memory_s: Floats, blend: Floats) -> tuple[Floats, Floats]:
     """Times in seconds that arithmetic and memory traffic add to a kernel, before its fixed overhead.
 
     Their sum is the p-norm of the two lone times with exponent p = `blend`: 1 is no overlap at all, a
     large p the roofline (Williams et al. 2009, doi:10.1145/1498765.1498785). The sum is shared out in
     proportion to the two lone times to the power p.
 
-    >>> one = np.ones(1)
-    >>> blended_terms(one * 3.0, one * 4.0, one, one, one * 2.0)
+    >>> blended_terms(np.array([3.0]), np.array([4.0]), np.array([2.0]))
     (array([1.8]), array([3.2]))
     """
-    compute_s, memory_s = flops / flops_per_s, moved_bytes / bytes_per_s
-    longest_s = np.maximum(compute_s, memory_s)
-    scale_s = np.where(longest_s > 0, longest_s, 1.0)
+    longer_s = np.maximum(compute_s, memory_s)
+    scale_s = np.where(longer_s > 0, longer_s, 1.0)
     compute_power, memory_power = (compute_s / scale_s) ** blend, (memory_s / scale_s) ** blend
     total_power = compute_power + memory_power
-    norm = np.where(longest_s > 0, scale_s * total_power ** (1 / blend), 0.0)
-    share = np.divide(compute_power, total_power, out=np.zeros_like(norm), where=total_power > 0)
-    return norm * share, norm * (1 - share)
+    norm_s = longer_s * total_power ** (1 / blend)
+    share = compute_power / np.where(total_power > 0, total_power, 1.0)
+    return norm_s * share, norm_s * (1 - share)
 
 
 @dataclass(frozen=True, slots=True)

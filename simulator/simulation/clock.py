@@ -20,11 +20,15 @@ from simulator.placement.lowering import Program
 from simulator.simulation.engine import Launched, TaskEngine
 from simulator.simulation.pricing import CATEGORIES, Durations, PricedTemplate
 from simulator.simulation.recursion import Carried, Schedule, critical_path, schedule
-from simulator.simulation.reduced import Reduced, reduce
+from simulator.simulation.reduced import reduce
 from simulator.simulation.ticks import seconds
 from simulator.specs.engine import Engine
 
 Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+KEPT_STEPS = 2048
+FEWEST_AHEAD, MOST_AHEAD = 4, 32
 
 
 class Crowded(Exception):
@@ -35,16 +39,69 @@ class Crowded(Exception):
         self.link = link
 
 
-@dataclass
 class Use:
-    """What all steps of one template amount to."""
+    """A priced template, and what all its steps amount to. Steps are kept until some thousands of them
+    can be added up together, which costs a step next to nothing."""
 
-    priced: PricedTemplate
-    reduced: Reduced
-    class_ticks: NDArray[np.int64]
-    """Total duration of each price class, once for each of its tasks' kind."""
-    features: NDArray[np.int64]
-    """Sums of the shapes of each microbatch."""
+    def __init__(self, priced: PricedTemplate) -> None:
+        self.priced = priced
+        self.reduced = reduce(priced)
+        self.class_ticks = np.zeros(priced.class_count, dtype=np.int64)
+        self.features = np.zeros((priced.template.microbatch_count, FEATURE_COUNT), dtype=np.int64)
+        self.time_s: Floats = np.zeros(len(CATEGORIES))
+        self._forecast = _Forecast(priced)
+        self._kept: list[tuple[tuple[StepShape, ...], Durations, Counts, int]] = []
+
+    def durations(self, shapes: tuple[StepShape, ...]) -> Durations:
+        """Price a step, together with those that would follow it if it only decodes."""
+        if len(shapes) == 1 and not shapes[0].prefill_tokens:
+            return self._forecast.durations(shapes[0])
+        return self.priced.durations(shapes)
+
+    def add(self, shapes: tuple[StepShape, ...], durations: Durations, path: Counts, active: int) -> None:
+        """Note a step with `active` sequences whose outcome `path` (tasks of each class) decided."""
+        self._kept.append((shapes, durations, path, active))
+        if len(self._kept) == KEPT_STEPS:
+            self.settle()
+
+    def settle(self) -> None:
+        """Add up what has been kept."""
+        if not self._kept:
+            return
+        shapes, durations, paths, active = zip(*self._kept, strict=True)
+        self._kept.clear()
+        self.features += np.array(shapes, dtype=np.int64).sum(axis=0)
+        self.class_ticks += np.array([each.total for each in durations]).sum(axis=0)
+        split_s = self.priced.split_s(np.array([each.lone_s for each in durations]))
+        weights = np.array(paths) * np.array(active)[:, None]
+        self.time_s += np.einsum("sc,sck->k", weights, split_s)
+
+
+class _Forecast:
+    """Prices decode steps some at a time: the next step has, as a rule, the same sequences with one key
+    more for each. Twice as many are priced each time that all came true, so that little is in vain."""
+
+    def __init__(self, priced: PricedTemplate) -> None:
+        self._priced = priced
+        self._ahead: list[Durations] = []
+        self._expected: StepShape | None = None
+        self._many = 1
+
+    def durations(self, shape: StepShape) -> Durations:
+        """The price of a decode step."""
+        came_true = shape == self._expected
+        if not (came_true and self._ahead):
+            self._many = min(2 * self._many, MOST_AHEAD) if came_true else FEWEST_AHEAD
+            features = np.array(shape, dtype=np.float64) + np.outer(np.arange(self._many), _growth(shape))
+            self._ahead = self._priced.durations_of_many(features)[::-1]
+        self._expected = shape._replace(decode_span=shape.decode_span + shape.decode_tokens)
+        return self._ahead.pop()
+
+
+def _growth(shape: StepShape) -> Floats:
+    """What each feature gains from one decode step to the next."""
+    gained = StepShape(one=0, decode_span=shape.decode_tokens)
+    return np.array(gained, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -73,15 +130,17 @@ class PlanBook:
         if key not in self.uses:
             template = self.program.template(*key)
             priced = PricedTemplate(template, self.program, self.engine)
-            self.uses[key] = Use(priced, reduce(priced), np.zeros(priced.class_count, dtype=np.int64),
-                                 np.zeros((len(shapes), FEATURE_COUNT), dtype=np.int64))  # fmt: skip
+            self.uses[key] = Use(priced)
         streaming = self.program.placement.streaming
         self.warm = streaming is not None and streaming.across_steps
         use = self.uses[key]
-        durations = use.priced.durations(shapes)
-        use.class_ticks += durations.total
-        use.features += np.array(shapes, dtype=np.int64)
-        return use, durations
+        return use, use.durations(shapes)
+
+    def settled(self) -> Sequence[Use]:
+        """Every template used, all its steps added up."""
+        for use in self.uses.values():
+            use.settle()
+        return list(self.uses.values())
 
 
 class Clock:
@@ -91,17 +150,24 @@ class Clock:
         self.env, self.book, self.record_steps = env, book, record_steps
         self.step_count = 0
         self.recorded: list[Recorded] = []
-        self.path_s: Floats = np.zeros(len(CATEGORIES))
-        """Seconds of compute, memory, transfer and host on the last step's critical path."""
+        self._last: tuple[Use, tuple[StepShape, ...], Durations] | None = None
+        self._path: Counts = np.zeros(0, dtype=np.int64)
+        """Tasks of each class on the last step's critical path."""
 
     def run(self, shapes: tuple[StepShape, ...]) -> Event:
         """Launch a step now; the event it returns comes with its outcome."""
         raise AssertionError("a fidelity runs steps")
 
-    def _path_s(self, use: Use, durations: Durations, timed: Schedule) -> Floats:
-        classes = use.priced.class_of_task[critical_path(use.priced.template, timed)]
-        result: Floats = durations.split_s[classes].sum(axis=0)
-        return result
+    def charge(self, active: int) -> None:
+        """Charge the last step's time to the `active` sequences that took part in it."""
+        assert self._last is not None
+        use, shapes, durations = self._last
+        use.add(shapes, durations, self._path, active)
+
+
+def _path_counts(use: Use, timed: Schedule) -> Counts:
+    classes = use.priced.class_of_task[critical_path(use.priced.template, timed)]
+    return np.bincount(classes, minlength=use.priced.class_count)
 
 
 class StepClock(Clock):
@@ -118,6 +184,7 @@ class StepClock(Clock):
     def run(self, shapes: tuple[StepShape, ...]) -> Event:
         now = int(self.env.now)
         use, durations = self.book.next_use(shapes)
+        self._last = (use, shapes, durations)
         quiet = use.reduced.never_crowded and self._drained_at <= now
         if quiet and self.step_count >= self.record_steps:
             outcome = self._run_quiet(use, durations, now)
@@ -128,7 +195,7 @@ class StepClock(Clock):
 
     def _run_quiet(self, use: Use, durations: Durations, now: int) -> int:
         ends = use.reduced.ends(durations.total)
-        self.path_s = use.reduced.critical_counts(ends) @ durations.split_s
+        self._path = use.reduced.critical_counts(ends)
         self._drained_at = now + max(ends)
         self._unapplied = (use, durations, now)
         return now + ends[use.reduced.outcome]
@@ -142,7 +209,7 @@ class StepClock(Clock):
         if timed.crowded_link is not None:
             raise Crowded(timed.crowded_link)
         self._drained_at = max(self._drained_at, *timed.ends)
-        self.path_s = self._path_s(use, durations, timed)
+        self._path = _path_counts(use, timed)
         if self.step_count < self.record_steps:
             self.recorded.append(Recorded(self.step_count, use.priced, shapes, timed))
         return timed.ends[use.priced.template.outcome]
@@ -157,12 +224,13 @@ class TaskClock(Clock):
 
     def run(self, shapes: tuple[StepShape, ...]) -> Event:
         use, durations = self.book.next_use(shapes)
+        self._last = (use, shapes, durations)
         launched = self._engine.launch(use.priced, durations)
         number = self.step_count
         self.step_count += 1
 
         def at_outcome(_: Event) -> None:
-            self.path_s = self._path_s(use, durations, _so_far(launched))
+            self._path = _path_counts(use, _so_far(launched))
 
         def at_end(_: Event) -> None:
             timed = Schedule(tuple(launched.starts), tuple(launched.ends), None)
@@ -182,7 +250,7 @@ def _so_far(launched: Launched) -> Schedule:
 def busy_seconds(book: PlanBook) -> dict[str, float]:
     """How long each stream was held by all steps together."""
     busy: dict[str, int] = {}
-    for use in book.uses.values():
+    for use in book.settled():
         for index, task in enumerate(use.priced.template.tasks):
             spent = int(use.class_ticks[use.priced.class_of_task[index]])
             for unit in task.units:
@@ -193,7 +261,7 @@ def busy_seconds(book: PlanBook) -> dict[str, float]:
 def link_totals(book: PlanBook) -> dict[str, int]:
     """Bytes over each directed link by all steps together."""
     carried: dict[str, int] = {}
-    for use in book.uses.values():
+    for use in book.settled():
         for task in use.priced.template.tasks:
             sums = use.features[task.microbatch].tolist()
             for link, amount in task.link_bytes:
@@ -205,7 +273,7 @@ def link_totals(book: PlanBook) -> dict[str, int]:
 def flops_total(book: PlanBook) -> float:
     """FLOPs under the causal mask of all steps together."""
     total = 0
-    for use in book.uses.values():
+    for use in book.settled():
         for task in use.priced.template.tasks:
             sums = use.features[task.microbatch].tolist()
             for work in task.works:

@@ -91,7 +91,7 @@ class TaskEngine:
         if not task.link_bytes:
             self._call_in(total, lambda: self._end(running))
             return
-        latency = int(launched.durations.latency[price_class])
+        latency = int(launched.priced.latency[price_class])
         loads = launched.priced.link_loads(index, launched.durations)
 
         def flow() -> None:

@@ -1,13 +1,16 @@
 """Prices a template: from the shape of a step to the duration of each task.
 
 The tasks of a template have few distinct prices (a layer costs what the layer before costs), so tasks are
-grouped into price classes once, and a step prices the classes with a handful of array operations.
+grouped into price classes once. Every lone time (of arithmetic, of memory traffic, of a link) is a linear
+form of the step's features; a step is priced by one matrix product and a handful of operations on short
+arrays. Classes are ordered: kernels, then flows, then the work of the engine's thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +19,10 @@ from simulator.costs.host import step_s
 from simulator.costs.operators import blended_terms, kernel_rates
 from simulator.costs.transfers import collective_bytes_per_s, collective_latency_s, copy_latency_s
 from simulator.graph.machine import Directed
-from simulator.graph.shape import FEATURE_COUNT, StepShape
+from simulator.graph.shape import FEATURE_COUNT, Amount, StepShape
 from simulator.placement.lowering import Program
 from simulator.placement.plan import Task, Template
-from simulator.simulation.ticks import TICKS_PER_S, Ticks, ticks
+from simulator.simulation.ticks import Ticks, tick, ticks
 from simulator.specs.engine import Engine
 
 Floats = NDArray[np.float64]
@@ -29,40 +32,47 @@ CATEGORIES = ("compute", "memory", "transfer", "host")
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    """One kernel of a price class: linear forms and the rates of its device."""
+class _Form:
+    """Seconds as a linear form: an amount and the seconds that one unit of it takes."""
 
-    flops: tuple[int, ...]
-    moved_bytes: tuple[int, ...]
-    flops_per_s: float
-    bytes_per_s: float
+    coefficients: tuple[int, ...]
+    s_per_unit: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Kernel:
+    """One kernel of a price class."""
+
+    compute: _Form
+    memory: _Form
     overhead_s: float
     blend: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Price:
-    """Everything that decides the duration of a task; equal prices make a class."""
+    """Everything that decides the duration of a task; equal prices make a class. Of the three kinds of
+    content one is there."""
 
     microbatch: int
-    rows: tuple[_Row, ...] = ()
-    loads: tuple[tuple[tuple[int, ...], float], ...] = ()
-    """For each link crossed: bytes as a linear form, and seconds a byte."""
+    kernels: tuple[_Kernel, ...] = ()
+    loads: tuple[_Form, ...] = ()
+    """Of each link crossed."""
+    host: tuple[_Form, ...] = ()
     latency_s: float = 0.0
-    fixed_s: float = 0.0
-    per_sequence_s: float = 0.0
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.kernels else 1 if self.loads else 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Durations:
-    """The price of each class for one step, in ticks; a flow's latency comes before its bytes move."""
+    """The price of each class for one step."""
 
     total: Ticks
-    latency: Ticks
-    split_s: Floats
-    """Seconds of each class charged to compute, memory, transfer and host; shape [class, 4]."""
-    load_s: Floats
-    """Seconds that each link of each flow's class would need alone, in the order of the loads."""
+    lone_s: Floats
+    """The linear forms: arithmetic and memory time of each kernel, each load, each host form."""
 
 
 class PricedTemplate:
@@ -70,76 +80,96 @@ class PricedTemplate:
 
     def __init__(self, template: Template, program: Program, engine: Engine) -> None:
         self.template = template
-        prices: dict[_Price, int] = {}
         pricer = _Pricer(program, engine)
-        of_task = [prices.setdefault(pricer.price(task), len(prices)) for task in template.tasks]
-        self.class_of_task: NDArray[np.intp] = np.array(of_task, dtype=np.intp)
-        self.class_count = len(prices)
-        self._prices = list(prices)
-        self._build_rows()
-        self._build_loads()
+        prices = [pricer.price(task) for task in template.tasks]
+        self._prices = sorted(dict.fromkeys(prices), key=lambda price: price.rank)
+        number = {price: index for index, price in enumerate(self._prices)}
+        self.class_of_task: NDArray[np.intp] = np.array([number[price] for price in prices], dtype=np.intp)
+        self.class_count = len(self._prices)
+        self._lay_out(template.microbatch_count)
 
-    def _build_rows(self) -> None:
-        rows = [(index, price.microbatch, row) for index, price in enumerate(self._prices) for row in price.rows]
-        self._row_class = np.array([index for index, _, _ in rows], dtype=np.intp)
-        self._row_microbatch = np.array([microbatch for _, microbatch, _ in rows], dtype=np.intp)
-        self._flops = _forms([row.flops for _, _, row in rows])
-        self._bytes = _forms([row.moved_bytes for _, _, row in rows])
-        self._flops_per_s = np.array([row.flops_per_s for _, _, row in rows])
-        self._bytes_per_s = np.array([row.bytes_per_s for _, _, row in rows])
-        self._overhead_s = np.array([row.overhead_s for _, _, row in rows])
-        self._blend = np.array([row.blend for _, _, row in rows])
-
-    def _build_loads(self) -> None:
-        loads = [(index, p.microbatch, form, per_byte) for index, p in enumerate(self._prices)
-                 for form, per_byte in p.loads]  # fmt: skip
-        self._load_class = np.array([index for index, *_ in loads], dtype=np.intp)
-        self._load_microbatch = np.array([microbatch for _, microbatch, _, _ in loads], dtype=np.intp)
-        self._load_bytes = _forms([form for _, _, form, _ in loads])
-        self._load_s_per_byte = np.array([per_byte for *_, per_byte in loads])
-        self._latency_s = np.array([price.latency_s for price in self._prices])
-        self._has_flow = np.array([bool(price.loads) for price in self._prices])
-        self._latency = np.where(self._has_flow, np.rint(self._latency_s * TICKS_PER_S), 0).astype(np.int64)
-        self._fixed_s = np.array([price.fixed_s for price in self._prices])
-        self._per_sequence_s = np.array([price.per_sequence_s for price in self._prices])
-        self._microbatch = np.array([price.microbatch for price in self._prices], dtype=np.intp)
+    def _lay_out(self, microbatches: int) -> None:
+        """Stack the forms of all classes into one matrix."""
+        kernels = [(price.microbatch, kernel) for price in self._prices for kernel in price.kernels]
+        loads = [(price.microbatch, load) for price in self._prices for load in price.loads]
+        host = [(price.microbatch, form) for price in self._prices for form in price.host]
+        forms = [(m, k.compute) for m, k in kernels] + [(m, k.memory) for m, k in kernels] + loads + host
+        self._matrix: Floats = np.zeros((len(forms), FEATURE_COUNT * microbatches))
+        for row, (microbatch, form) in enumerate(forms):
+            columns = slice(FEATURE_COUNT * microbatch, FEATURE_COUNT * (microbatch + 1))
+            self._matrix[row, columns] = np.array(form.coefficients, dtype=np.float64) * form.s_per_unit
+        self._kernel_count, self._load_count = len(kernels), len(loads)
+        self._overhead_s = np.array([kernel.overhead_s for _, kernel in kernels])
+        self._blend = np.array([kernel.blend for _, kernel in kernels])
+        self._inverse_blend = 1 / self._blend
+        self._kernel_starts = _starts([len(price.kernels) for price in self._prices])
+        self._load_starts = _starts([len(price.loads) for price in self._prices])
+        self._load_slices = _slices([len(price.loads) for price in self._prices])
+        latency_s = np.array([price.latency_s for price in self._prices])
+        self.latency: Ticks = np.array([tick(s) for s in latency_s], dtype=np.int64)
+        self._latency_s = latency_s
 
     def durations(self, shapes: Sequence[StepShape]) -> Durations:
         """Price every class for a step with the given shape of each microbatch."""
-        features = np.array(shapes, dtype=np.float64)
-        count = self.class_count
-        split_s = np.zeros((count, len(CATEGORIES)))
-        if self._row_class.size:
-            of_rows = features[self._row_microbatch]
-            flops = (self._flops * of_rows).sum(axis=1)
-            moved = (self._bytes * of_rows).sum(axis=1)
-            compute_s, memory_s = blended_terms(flops, moved, self._flops_per_s, self._bytes_per_s, self._blend)
-            compute_s = compute_s + np.where(moved > 0, self._overhead_s, 0.0)
-            split_s[:, 0] = np.bincount(self._row_class, compute_s, count)
-            split_s[:, 1] = np.bincount(self._row_class, memory_s, count)
-        flow_s, load_s = np.zeros(count), np.zeros(0)
-        if self._load_class.size:
-            carried = (self._load_bytes * features[self._load_microbatch]).sum(axis=1)
-            load_s = carried * self._load_s_per_byte
-            np.maximum.at(flow_s, self._load_class, load_s)
-        split_s[:, 2] = np.where(self._has_flow, self._latency_s + flow_s, 0.0)
-        split_s[:, 3] = self._fixed_s + self._per_sequence_s * features[self._microbatch, 2]
-        moving = ticks(np.where(self._has_flow, flow_s, split_s[:, 0] + split_s[:, 1] + split_s[:, 3]))
-        return Durations(self._latency + moving, self._latency, split_s, load_s)
+        return self.durations_of_many(np.array(shapes, dtype=np.float64).reshape(1, -1))[0]
+
+    def durations_of_many(self, features: Floats) -> list[Durations]:
+        """Price several steps at once: a row of `features` holds the shapes of a step's microbatches."""
+        lone_s = features @ self._matrix.T
+        count = self._kernel_count
+        compute_s, memory_s = lone_s[:, :count], lone_s[:, count : 2 * count]
+        longer = np.maximum(compute_s, memory_s)
+        ratio = np.minimum(compute_s, memory_s) / np.maximum(longer, TINY_S)
+        kernel_s = longer * (1 + ratio**self._blend) ** self._inverse_blend
+        kernel_s += self._overhead_s * (memory_s > 0)
+        loads = lone_s[:, 2 * count : 2 * count + self._load_count]
+        flow_s = np.maximum.reduceat(loads, self._load_starts, axis=1) if self._load_count else loads
+        host_s = lone_s[:, 2 * count + self._load_count :]
+        own_s = np.concatenate((np.add.reduceat(kernel_s, self._kernel_starts, axis=1), flow_s, host_s), axis=1)
+        return [Durations(*row) for row in zip(ticks(own_s) + self.latency, lone_s, strict=True)]
 
     def link_loads(self, index: int, durations: Durations) -> dict[str, float]:
         """For each link that task `index` crosses, the share of it taken up when it flows alone."""
-        rows = np.flatnonzero(self._load_class == self.class_of_task[index])
-        alone = durations.load_s[rows]
+        start = 2 * self._kernel_count
+        loads = durations.lone_s[start : start + self._load_count]
+        alone = loads[self._load_slices[self.class_of_task[index]]]
         longest = alone.max()
         links = (link for link, _ in self.template.tasks[index].link_bytes)
         shares = alone / longest if longest > 0 else np.ones_like(alone)
         return dict(zip(links, shares.tolist(), strict=True))
 
+    def split_s(self, lone_s: Floats) -> Floats:
+        """Seconds of each class charged to compute, memory, transfer and host: shape [..., class, 4], for
+        lone times of shape [..., form]. A kernel's fixed overhead counts as compute: its device is taken."""
+        count = self._kernel_count
+        compute_s, memory_s = lone_s[..., :count], lone_s[..., count : 2 * count]
+        arithmetic_s, traffic_s = blended_terms(compute_s, memory_s, self._blend)
+        arithmetic_s = arithmetic_s + self._overhead_s * (memory_s > 0)
+        result = np.zeros((*lone_s.shape[:-1], self.class_count, len(CATEGORIES)))
+        kernels, flows = len(self._kernel_starts), len(self._load_starts)
+        if count:
+            result[..., :kernels, 0] = np.add.reduceat(arithmetic_s, self._kernel_starts, axis=-1)
+            result[..., :kernels, 1] = np.add.reduceat(traffic_s, self._kernel_starts, axis=-1)
+        if flows:
+            loads = lone_s[..., 2 * count : 2 * count + self._load_count]
+            moving_s = np.maximum.reduceat(loads, self._load_starts, axis=-1)
+            result[..., kernels : kernels + flows, 2] = moving_s + self._latency_s[kernels : kernels + flows]
+        result[..., kernels + flows :, 3] = lone_s[..., 2 * count + self._load_count :]
+        return result
 
-def _forms(forms: Sequence[tuple[int, ...]]) -> Floats:
-    """Linear forms as rows of an array; amounts stay exact, being far below 2**53."""
-    return np.array(forms, dtype=np.float64).reshape(len(forms), FEATURE_COUNT)
+
+TINY_S = 1e-300
+
+
+def _starts(counts: Sequence[int]) -> NDArray[np.intp]:
+    """Where each class's rows begin, of the classes that have rows."""
+    ends = list(accumulate(counts))
+    return np.array([end - count for end, count in zip(ends, counts, strict=True) if count], dtype=np.intp)
+
+
+def _slices(counts: Sequence[int]) -> list[slice]:
+    ends = list(accumulate(counts))
+    return [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
 
 class _Pricer:
@@ -147,31 +177,37 @@ class _Pricer:
 
     def __init__(self, program: Program, engine: Engine) -> None:
         self.program, self.links = program, program.machine.links
-        host = program.machine.hosts[program.host].host
-        self.step_s, self.per_sequence_s = step_s(engine, host)
+        self.engine_step_s = step_s(engine, program.machine.hosts[program.host].host)
 
     def price(self, task: Task) -> _Price:
         if task.kind == "compute":
-            return _Price(task.microbatch, rows=tuple(self._rows(task)))
+            return _Price(task.microbatch, kernels=tuple(self._kernels(task)))
         if task.kind == "host":
-            if task.host_work == "gather":
-                return _Price(task.microbatch, fixed_s=self.step_s, per_sequence_s=self.per_sequence_s)
-            return _Price(task.microbatch)
+            return _Price(task.microbatch, host=(self._host(task),))
         directed = [self.links[name] for name, _ in task.link_bytes]
         loads = tuple(
-            (amount.coefficients, 1 / self._bytes_per_s(task, link))
+            _Form(amount.coefficients, 1 / self._bytes_per_s(task, link))
             for link, (_, amount) in zip(directed, task.link_bytes, strict=True)
         )
         return _Price(task.microbatch, loads=loads, latency_s=self._latency_s(task, directed))
 
-    def _rows(self, task: Task) -> list[_Row]:
+    def _host(self, task: Task) -> _Form:
+        """The thread prepares a step as the engine's profile says; committing tokens takes one tick."""
+        if task.host_work != "gather":
+            return _Form(Amount().coefficients, 0.0)
+        fixed_s, per_sequence_s = self.engine_step_s
+        picoseconds = Amount.of(one=tick(fixed_s), sequences=tick(per_sequence_s))
+        return _Form(picoseconds.coefficients, 1 / tick(1.0))
+
+    def _kernels(self, task: Task) -> list[_Kernel]:
         device = self.program.machine.devices[task.place].device
-        rows = []
+        kernels = []
         for work in task.works:
             rates = kernel_rates(device, work.operator_class, work.formats)
-            rows.append(_Row(work.flops.coefficients, work.moved_bytes.coefficients, rates.flops_per_s,
-                             rates.bytes_per_s, rates.overhead_s, rates.blend))  # fmt: skip
-        return rows
+            compute = _Form(work.flops.coefficients, 1 / rates.flops_per_s)
+            memory = _Form(work.moved_bytes.coefficients, 1 / rates.bytes_per_s)
+            kernels.append(_Kernel(compute, memory, rates.overhead_s, rates.blend))
+        return kernels
 
     def _bytes_per_s(self, task: Task, directed: Directed) -> float:
         if task.kind == "collective":

@@ -48,7 +48,7 @@ class Schedule:
 def schedule(priced: PricedTemplate, durations: Durations, launch: int, carried: Carried) -> Schedule:
     """Apply R to one plan launched at `launch`, and bring `carried` up to date."""
     template = priced.template
-    total, latency = durations.total.tolist(), durations.latency.tolist()
+    total, latency = durations.total.tolist(), priced.latency.tolist()
     classes = priced.class_of_task.tolist()
     carried.forget_before(launch)
     starts, ends = [], list[int]()

@@ -48,6 +48,8 @@ class Reduced:
 
     def critical_counts(self, ends: list[int]) -> NDArray[np.int64]:
         """How many tasks of each class lie on the path that decides the outcome."""
+        if len(self.segments) == 1:
+            return self.segments[0].counts
         counts = np.zeros_like(self.segments[0].counts)
         index: int | None = self.outcome
         while index is not None:

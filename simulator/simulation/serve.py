@@ -90,7 +90,6 @@ class Serving:
         self._gap_counts: list[int] = []
         self._in_system: list[int] = []
         self._live = 0
-        self._time_s = np.zeros(len(CATEGORIES))
         self._network = 0
         self._host_ticks = 0
 
@@ -181,7 +180,7 @@ class Serving:
         on_wire = tick(completed.token_count * STREAMED_BYTES_PER_TOKEN * self._port_s_per_byte)
         received = self.port_out.submit(ready, on_wire) + self._port_latency
         active = step.decode_count + len(step.prefills)
-        self._time_s += active * self.clock.path_s
+        self.clock.charge(active)
         if step.decode_count:
             self._gaps.append(received - self._previous_received)
             self._gap_counts.append(step.decode_count)
@@ -240,7 +239,8 @@ class Serving:
 
     def _times(self, finished: Sequence[RequestRecord]) -> dict[str, float]:
         """Request-seconds by category; waiting is what is left of the requests' time."""
-        times = dict(zip(CATEGORIES, self._time_s.tolist(), strict=True))
+        in_steps = sum((use.time_s for use in self.book.settled()), np.zeros(len(CATEGORIES)))
+        times = dict(zip(CATEGORIES, in_steps.tolist(), strict=True))
         times["host"] += seconds(self._host_ticks)
         times["network"] = seconds(self._network)
         total = sum(request.e2e_s for request in finished)

@@ -90,3 +90,8 @@ def rule_broken(advice: str, key: str | None = None) -> PydanticCustomError:
 def is_identifier(name: str) -> bool:
     """Whether `name` can be the id of a catalogue file."""
     return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name) is not None
+
+
+def is_path(ref: str) -> bool:
+    """Whether a reference names a file and not an id."""
+    return ref.endswith((".json", ".yaml", ".yml"))

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import simulator
 from simulator.errors import InputError, Problem, did_you_mean
-from simulator.specs.base import Case, Spec, is_identifier
+from simulator.specs.base import Case, Spec, is_identifier, is_path
 from simulator.specs.engine import Engine
 from simulator.specs.hardware import Device, Host, Link
 from simulator.specs.load import Loaded, load_with_figures
@@ -107,11 +107,6 @@ class Catalogue:
         if key not in self._loaded:
             self._loaded[key] = load_with_figures(path, spec_type, case)
         return self._loaded[key]
-
-
-def is_path(ref: str) -> bool:
-    """Whether a reference names a file and not an id."""
-    return ref.endswith((".json", ".yaml", ".yml"))
 
 
 def default_roots() -> tuple[Path, ...]:

@@ -142,6 +142,7 @@ _PHRASES = {
     "model_type": "write a mapping of keys",
     "model_attributes_type": "write a mapping of keys",
     "dict_type": "write a mapping of keys",
+    "too_short": "write at least one entry",
     "list_type": "write a list",
     "tuple_type": "write a list",
     "string_type": "write a text; put it in quotes if it looks like a number",

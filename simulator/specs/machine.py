@@ -13,7 +13,10 @@ from simulator.specs.load import Loaded, in_file_order, validate
 from simulator.specs.provenance import Figure, Sources
 from simulator.specs.yaml_file import Document, Loc, read_document
 
+__all__ = ["ClusterFile", "Machine", "Node", "NodeFile", "load_machine", "resolve_machine"]
+
 INLINE = "inline"
+"""Id of a machine that is written into a scenario."""
 
 Id = str
 """The name of a catalogue file without its `.yaml`."""

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from simulator.errors import InputError
-from simulator.specs.base import LoadContext, Spec
-from simulator.specs.catalogue import Catalogue, is_path
+from simulator.specs.base import LoadContext, Spec, is_path
+from simulator.specs.catalogue import Catalogue
 from simulator.specs.config_fields import ConfigFields
 from simulator.specs.load import validate
 from simulator.specs.provenance import Sources

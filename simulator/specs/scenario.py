@@ -1,119 +1,29 @@
-"""What a scenario file may say, and the runs it asks for."""
+"""A scenario file multiplied out into its runs: layers, axes, strategies, references."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Union
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo
+from pydantic import Field, create_model
 
-from simulator import units
-from simulator.errors import did_you_mean
-from simulator.specs.base import Spec, rule_broken
-from simulator.specs.catalogue import is_path
-from simulator.specs.hardware import Precision
-from simulator.specs.machine import ClusterFile, NodeFile, is_cluster
-from simulator.specs.provenance import Figure
-from simulator.specs.quantities import Quantity, Seconds, SharePerYear, UsdPerKwh
-from simulator.specs.workload import Workload, existing_file
-from simulator.specs.yaml_file import Document
+from simulator.errors import InputError, Problem
+from simulator.specs.axes import Choice, choices, find_axes
+from simulator.specs.base import Case, LoadContext, Spec, Uncertain, is_path
+from simulator.specs.catalogue import Catalogue, Kind
+from simulator.specs.layers import base_folder, read_layers
+from simulator.specs.load import in_file_order, try_validate
+from simulator.specs.machine import INLINE, reference_problems
+from simulator.specs.provenance import Figure, figures_of
+from simulator.specs.scenario_file import Cost, Fidelity, PrecisionChoice, ScenarioFile
+from simulator.specs.workload import HistogramLengths, Workload
+from simulator.specs.yaml_file import Document, Loc, dotted, plain
 
-Fidelity = Literal["task", "step"]
+__all__ = ["Cost", "PrecisionChoice", "RunSpec", "Scenario", "ScenarioFile", "load_scenario", "scenario_type"]
 
-SLO_METRICS = tuple(
-    f"{what}_{how}"
-    for what, how in product(("ttft", "tpot", "itl", "e2e"), ("mean", "p50", "p90", "p95", "p99"))
-)
-"""Time to first token, per output token, between tokens, end to end; mean and percentiles."""
-
-
-def _slo_metric(key: str) -> str:
-    if key not in SLO_METRICS:
-        hint = did_you_mean(key, SLO_METRICS) or "; write one such as ttft_p99, tpot_mean, itl_p95 or e2e_p50"
-        raise rule_broken(f"unknown metric{hint}")
-    return key
-
-
-SloMetric = Annotated[str, AfterValidator(_slo_metric)]
-Slo = dict[SloMetric, Annotated[Seconds, Field(gt=0)]]
-"""Longest acceptable time of each metric."""
-
-
-def _id_or_file(ref: str, info: ValidationInfo) -> str:
-    return existing_file(ref, info) if is_path(ref) else ref
-
-
-ModelRef = Annotated[str, AfterValidator(_id_or_file)]
-
-
-def _machine_form(raw: Any) -> str:
-    if isinstance(raw, str):
-        return "<id>"
-    return "<cluster>" if is_cluster(raw) or isinstance(raw, ClusterFile) else "<node>"
-
-
-MachineRef = Annotated[
-    Annotated[str, Tag("<id>")]
-    | Annotated[NodeFile, Tag("<node>")]
-    | Annotated[ClusterFile, Tag("<cluster>")],
-    Discriminator(_machine_form),
-]
-
-
-class PrecisionChoice(Spec):
-    """The number format of what a run keeps and computes."""
-
-    weights: Precision
-    """In memory."""
-    activations: Precision
-    """Between operators, and what they compute in unless weights allow less."""
-    kv_cache: Precision
-    """Keys and values in memory."""
-
-
-class Cost(Spec):
-    """What turns watts and prices into money over time."""
-
-    electricity_usd_per_kwh: Annotated[UsdPerKwh, Field(alias="electricity")] = 0.09
-    """Price of energy at the meter."""
-    pue: Annotated[float, Quantity(units.NUMBER, better="low", least=1)] = 1.25
-    """Power usage effectiveness: energy of the whole site for each unit that computes."""
-    life_s: Annotated[float, Quantity(units.SECONDS, better="high", above=0), Field(alias="life")] = (
-        5 * units.SECONDS_PER_YEAR
-    )
-    """How long the machine is used before it is worth nothing."""
-    discount_per_year: Annotated[SharePerYear, Field(alias="discount")] = 0.08
-    """What money costs per year."""
-
-
-class ScenarioFile(Spec):
-    """A runnable question: which machines, which placements, under which load, at what cost."""
-
-    name: str
-    """The question, as a person would ask it."""
-    extends: str | None = None
-    """One base file, relative to this one; this file then says only what differs."""
-    model: ModelRef
-    """Id of a model file, or a path to a Hugging Face `config.json`."""
-    machine: list[MachineRef]
-    """Ids of machine files, or machines written in place."""
-    engine: str
-    """Id of a serving engine."""
-    precision: PrecisionChoice
-    """Number formats."""
-    placements: Annotated[list[Any], Field(min_length=1)]
-    """Named strategies with their settings, each tried on each machine."""
-    workload: Workload
-    """When requests arrive and how long they are."""
-    slo: Slo = Field(default_factory=dict)
-    """What counts as good enough."""
-    cost: Cost = Cost()
-    """Energy price, site overhead, life and discount."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Of every random draw."""
-    fidelity: Fidelity = "step"
-    """Whether each task or each step is an event on the clock."""
+_LISTED = ("machine", "placements")
+"""Keys whose entries multiply the runs one by one; an axis inside an entry multiplies that entry only."""
 
 
 @dataclass(frozen=True)
@@ -151,3 +61,217 @@ class Scenario:
     """Figures of the file itself that are ranges, such as an electricity price."""
     document: Document
     """The merged file; its marks tell where each value comes from."""
+
+
+def load_scenario(
+    path: str | Path,
+    strategies: Sequence[type[Spec]],
+    overrides: Sequence[str] = (),
+    *,
+    catalogue: Catalogue | None = None,
+    case: Case = "nominal",
+) -> Scenario:
+    """The scenario in a file and every run it asks for; raises InputError with every problem.
+
+    `strategies` are the records a placement may be, told apart by their literal `strategy`.
+    `overrides` are `key=value` as on the command line.
+    """
+    path = Path(path)
+    document = read_layers(path, overrides)
+    folders = tuple(dict.fromkeys((path.parent, base_folder(path), Path.cwd())))
+    reader = _Reader(document, scenario_type(tuple(strategies)), catalogue or Catalogue(), case, folders)
+    runs = reader.runs()
+    figures = figures_of({each.loc: each for each in reader.uncertain}.values(), {})
+    return Scenario(str(document.data["name"]), path, runs, figures, document)
+
+
+@lru_cache
+def scenario_type(strategies: tuple[type[Spec], ...]) -> type[ScenarioFile]:
+    """ScenarioFile whose placements are one of `strategies`."""
+    one: Any = Union[strategies]  # noqa: UP007 - built from a tuple
+    if len(strategies) > 1:
+        one = Annotated[one, Field(discriminator="strategy")]
+    several: Any = Annotated[list[one], Field(min_length=1)]
+    return create_model(
+        "ScenarioFile", __base__=ScenarioFile, __doc__=ScenarioFile.__doc__, placements=(several, ...)
+    )
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One entry of `machine` or `placements` after its own axes were chosen."""
+
+    choice: Choice
+    loc: Loc
+    """Of the entry in the file."""
+    axes: tuple[Loc, ...]
+
+
+class _Reader:
+    """Reads one merged scenario; collects problems until all are known."""
+
+    def __init__(
+        self,
+        document: Document,
+        file_type: type[ScenarioFile],
+        catalogue: Catalogue,
+        case: Case,
+        folders: tuple[Path, ...],
+    ) -> None:
+        self.document = document
+        self.file_type = file_type
+        self.catalogue = catalogue
+        self.case = case
+        self.folders = folders
+        self.problems: list[Problem] = []
+        self.uncertain: list[Uncertain] = []
+        self.axes = self._axes()
+        self.entries = {key: self._entries(key) for key in _LISTED}
+
+    def runs(self) -> tuple[RunSpec, ...]:
+        own = [axis for axis in self.axes if axis[0] not in _LISTED]
+        files = [(choice, self._file(choice)) for choice in choices(self._with_entries(), own)]
+        if self.problems:
+            raise InputError(in_file_order(self.problems))
+        sound = [(choice, file) for choice, file in files if file is not None]
+        return tuple(
+            self._run(choice, file, machine, placement)
+            for machine in range(len(self.entries["machine"]))
+            for choice, file in sound
+            for placement in range(len(self.entries["placements"]))
+        )
+
+    def _axes(self) -> list[Loc]:
+        """Every axis of the file; one that makes no sense is a problem."""
+        axes = find_axes(self.document.data, self.file_type) + self._axes_of_single_entries()
+        empty = [axis for axis in axes if not self.document.at(axis)]
+        self.problems += [
+            self.document.problem(axis, "an empty list; write at least one value") for axis in empty
+        ]
+        single = [axis for axis in axes if axis in (("name",), ("extends",))]
+        self.problems += [self.document.problem(axis, "write one text, not a list") for axis in single]
+        if self.problems:
+            raise InputError(self.problems)
+        return axes
+
+    def _axes_of_single_entries(self) -> list[Loc]:
+        """Axes inside a machine or placement that is written without a list around it."""
+        data = self.document.data
+        alone = {key: [data[key]] for key in _LISTED if isinstance(data.get(key), dict)}
+        return [(loc[0], *loc[2:]) for loc in find_axes(alone, self.file_type)]
+
+    def _entries(self, key: str) -> list[_Entry]:
+        listed = self.document.data.get(key)
+        if isinstance(listed, list):
+            return [entry for index, each in enumerate(listed) for entry in self._choices(each, (key, index))]
+        return [] if listed is None else self._choices(listed, (key,))
+
+    def _choices(self, data: Any, loc: Loc) -> list[_Entry]:
+        axes = tuple(axis for axis in self.axes if axis[: len(loc)] == loc)
+        inner = [axis[len(loc) :] for axis in axes]
+        return [_Entry(choice, loc, axes) for choice in choices(data, inner)]
+
+    def _with_entries(self) -> dict[str, Any]:
+        """The file with the entries of both lists multiplied out."""
+        chosen = {key: [entry.choice.data for entry in self.entries[key]] for key in _LISTED}
+        present = {key: entries for key, entries in chosen.items() if key in self.document.data}
+        return {**self.document.data, **present}
+
+    def _original(self, choice: Choice, loc: Loc) -> Loc:
+        """The place in the file of what stands at `loc` after all choices."""
+        if len(loc) > 1 and loc[0] in _LISTED and isinstance(loc[1], int):
+            entry = self.entries[str(loc[0])][loc[1]]
+            return (*entry.loc, *entry.choice.original(loc[2:]))
+        return choice.original(loc)
+
+    def _file(self, choice: Choice) -> ScenarioFile | None:
+        """The record of one combination, with the problems noted."""
+        context = LoadContext(self.case, self.folders)
+        chosen = Document(self.document.path, choice.data, {})
+        file, problems = try_validate(
+            chosen, self.file_type, context, lambda loc: self._original(choice, loc), self.document
+        )
+        self.problems += problems
+        self.uncertain += context.uncertain
+        if file is not None:
+            self.problems += self._unknown_ids(file, choice)
+        return file
+
+    def _unknown_ids(self, file: ScenarioFile, choice: Choice) -> list[Problem]:
+        """References that name nothing."""
+        named: list[tuple[Kind, str, Loc]] = [("engines", file.engine, ("engine",))]
+        if not is_path(file.model):
+            named.append(("models", file.model, ("model",)))
+        lengths = file.workload.lengths
+        if isinstance(lengths, HistogramLengths) and not is_path(lengths.histogram):
+            named.append(("lengths", lengths.histogram, ("workload", "lengths", "histogram")))
+        problems: list[Problem] = []
+        for index, machine in enumerate(file.machine):
+            if isinstance(machine, str):
+                named.append(("machines", machine, ("machine", index)))
+            else:
+                loc = self._original(choice, ("machine", index))
+                problems += reference_problems(machine, self.document, self.catalogue, loc)
+        return problems + [
+            self.document.problem(self._original(choice, loc), self.catalogue.advice(kind, name), value=name)
+            for kind, name, loc in named
+            if self.catalogue.find(kind, name) is None
+        ]
+
+    def _run(self, choice: Choice, file: ScenarioFile, machine: int, placement: int) -> RunSpec:
+        entry = self.entries["machine"][machine]
+        record = file.machine[machine]
+        ref = record if isinstance(record, str) else plain(entry.choice.data)
+        name = record if isinstance(record, str) else record.name or INLINE
+        several = isinstance(self.document.data["machine"], list) and len(self.document.data["machine"]) > 1
+        axes = {"machine": name} if several else {}
+        axes |= self._columns("machine", machine, record)
+        axes |= {dotted(axis): _value(file, choice.data, axis) for axis in choice.picked}
+        axes |= self._columns("placements", placement, file.placements[placement])
+        return RunSpec(
+            machine_ref=ref,
+            machine_name=name,
+            model=file.model,
+            engine=file.engine,
+            precision=file.precision,
+            placement=file.placements[placement],
+            workload=file.workload,
+            slo=file.slo,
+            cost=file.cost,
+            seed=file.seed,
+            fidelity=file.fidelity,
+            axes=axes,
+        )
+
+    def _columns(self, key: str, index: int, record: Any) -> dict[str, Any]:
+        """The axes inside one entry, as `placement.degree` or `machine.devices.l40s`."""
+        entry = self.entries[key][index]
+        prefix = key.removesuffix("s")
+        return {
+            f"{prefix}.{dotted(axis)}": _value(record, entry.choice.data, axis)
+            for axis in entry.choice.picked
+        }
+
+
+def _value(record: Any, data: Any, loc: Loc) -> Any:
+    """What an axis picked: the checked value if it is a single one, else the text of the file."""
+    for step in loc:
+        record = _inside(record, step)
+        data = data[step]
+    if record is None or isinstance(record, str | int | float):
+        return record
+    return _label(plain(data))
+
+
+def _inside(record: Any, step: str | int) -> Any:
+    if isinstance(record, Spec):
+        names = {info.alias or name: name for name, info in type(record).model_fields.items()}
+        return getattr(record, names[str(step)])
+    return record[step]
+
+
+def _label(data: Any) -> str:
+    """A mapping in a table's cell: `process=poisson, rate=4 req/s`."""
+    if isinstance(data, Mapping):
+        return ", ".join(f"{key}={_label(value)}" for key, value in data.items())
+    return str(data)

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from simulator.specs.base import Spec, context_of, rule_broken
+from simulator.specs.base import Spec, context_of, is_path, rule_broken
 from simulator.specs.provenance import Source
 from simulator.specs.quantities import RequestsPerSecond
 
@@ -35,6 +35,11 @@ def existing_file(name: str, info: ValidationInfo) -> str:
 
 InputFile = Annotated[str, AfterValidator(existing_file)]
 """A path as written, resolved to a file that exists."""
+
+
+def id_or_file(ref: str, info: ValidationInfo) -> str:
+    """An id as it is; a path resolved to a file that exists."""
+    return existing_file(ref, info) if is_path(ref) else ref
 
 
 class BatchArrivals(Spec):
@@ -148,7 +153,7 @@ class LognormalLengths(Spec):
 class HistogramLengths(Spec):
     """Lengths drawn from a histogram of real requests, prompt and output together."""
 
-    histogram: str
+    histogram: Annotated[str, AfterValidator(id_or_file)]
     """Id of a file in scenarios/lengths, or a path."""
 
 

@@ -1,0 +1,68 @@
+"""Where ids are looked up, in which order, and that files are read once."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from simulator.specs.catalogue import Catalogue
+from tests.specs.conftest import FILES, lines_of, write
+
+
+def test_lists_ids_of_every_root_sorted(house: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    write(other, "hardware_profiles/devices/a10.yaml", "name: A10\n")
+    assert Catalogue((house, other)).ids("devices") == ("a10", "epyc", "l40s")
+
+
+def test_the_search_path_wins_over_the_working_folder(
+    house: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("second")
+    for folder, name in ((first, "first"), (second, "second")):
+        text = FILES["scenarios/engines/vllm.yaml"].replace("vLLM 0.19", name)
+        write(folder, "scenarios/engines/vllm.yaml", text)
+    assert Catalogue().engine("vllm").record.name == "vLLM 0.19"
+    monkeypatch.setenv("PLACEWRIGHT_PATH", os.pathsep.join([str(first), str(second)]))
+    assert Catalogue().engine("vllm").record.name == "first"
+
+
+def test_a_file_is_read_once_for_each_case(catalogue: Catalogue) -> None:
+    assert catalogue.device("l40s").record is catalogue.device("l40s").record
+    assert catalogue.device("l40s", "best") is not catalogue.device("l40s")
+
+
+def test_engines_take_ranges_and_cases(catalogue: Catalogue) -> None:
+    assert catalogue.engine("vllm", "best").record.overheads.step_s == 1e-3
+    nominal = catalogue.engine("vllm")
+    assert nominal.record.overheads.step_s == 1.5e-3
+    assert nominal.record.host_stages.tokenize_s == nominal.record.host_stages.detokenize_s == 2e-6
+    assert [(each.key_path, each.source_kind) for each in nominal.figures] == [("overheads.step", "assumed")]
+
+
+def test_an_engine_needs_a_token_for_each_sequence(catalogue: Catalogue, house: Path) -> None:
+    path = house / "scenarios/engines/vllm.yaml"
+    path.write_text(path.read_text().replace("max_num_batched_tokens: 2048", "max_num_batched_tokens: 128"))
+    (line,) = lines_of(lambda: catalogue.engine("vllm"))
+    assert line.startswith("vllm.yaml:2:55: scheduler.max_num_batched_tokens = 128: must be at least max_num_seqs")
+
+
+def test_a_histogram_by_id_or_by_path(catalogue: Catalogue, house: Path) -> None:
+    histogram = catalogue.histogram("azure-conv-2023")
+    assert histogram.bins == ((1, 10, 1, 10, 4), (11, 20, 1, 10, 2))
+    assert catalogue.histogram(str(house / "scenarios/lengths/azure-conv-2023.yaml")) is histogram
+
+
+@pytest.mark.parametrize("row", ["[5, 4, 1, 2, 1]", "[0, 4, 1, 2, 1]", "[1, 4, 1, 2, 0]", "[1, 4, 1, 2]", "7", "[]"])
+def test_a_bad_bin_is_named(catalogue: Catalogue, house: Path, row: str) -> None:
+    path = house / "scenarios/lengths/azure-conv-2023.yaml"
+    path.write_text(path.read_text().replace("[11, 20, 1, 10, 2]", row))
+    (line,) = lines_of(lambda: catalogue.histogram("azure-conv-2023"))
+    assert line.startswith("azure-conv-2023.yaml:4:5: bins.1")
+
+
+def test_an_unknown_id_without_a_near_one_lists_what_there_is(catalogue: Catalogue) -> None:
+    (line,) = lines_of(lambda: catalogue.path("engines", "zzz"))
+    assert line == "scenarios/engines: engine = 'zzz': no such engine; known are vllm"
+    (line,) = lines_of(lambda: Catalogue(()).path("engines", "zzz"))
+    assert line.endswith("there is no file in any scenarios/engines/")
