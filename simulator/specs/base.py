@@ -83,8 +83,7 @@ def context_of(info: ValidationInfo) -> LoadContext | None:
 
 def rule_broken(advice: str, key: str | None = None) -> PydanticCustomError:
     """The error a validator raises; `key` names the field below that is to blame."""
-    literal = advice.replace("{", "(").replace("}", ")")
-    return PydanticCustomError("rule_broken", literal, {"key": key} if key else None)
+    return PydanticCustomError("rule_broken", advice, {"key": key} if key else None)
 
 
 def is_identifier(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Which value wins: a base file, then the scenario, then the command line; each keeps its origin."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,18 @@ def with_override(document: Document, override: str) -> Document:
     if not equals or not all(steps):
         raise InputError([Problem(origin, advice="write key=value, such as workload.requests=100")])
     loc = _locate(document.data, steps, origin)
-    parsed = parse_document(text, origin, at=loc)
+    parsed = _parse_value(text, origin, loc)
     marks = {each: mark for each, mark in document.marks.items() if not _under_any(each, [loc])}
     marks |= {loc[:depth]: _unplaced(origin) for depth in range(1, len(loc)) if loc[:depth] not in marks}
     marks |= {each: _unplaced(origin) for each in parsed.marks}
     return Document(document.path, put(document.data, loc, parsed.data), marks)
+
+
+def _parse_value(text: str, origin: str, loc: Loc) -> Document:
+    try:
+        return parse_document(text, origin, at=loc)
+    except InputError as error:
+        raise InputError([replace(each, line=None, column=None) for each in error.problems]) from None
 
 
 def _unplaced(origin: str) -> Mark:

@@ -159,4 +159,7 @@ _PHRASES = {
 def _own_words(message: str) -> str:
     """pydantic's message in the voice of ours: `Input should be greater than 0` -> `must be ...`."""
     message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    message = message.replace("greater than or equal to", "at least").replace(
+        "less than or equal to", "at most"
+    )
     return re.sub(r"^(Input|Value|[A-Z]\w+) should ", "must ", message)

@@ -104,10 +104,17 @@ def reference_problems(
     file: NodeFile | ClusterFile, document: Document, catalogue: Catalogue, top: Loc = ()
 ) -> list[Problem]:
     """Ids in a machine that name no file; the machine stands at `top` in the document."""
+    missing = [
+        (kind, name, loc) for kind, name, loc in _references(file) if catalogue.find(kind, name) is None
+    ]
     return [
-        document.problem((*top, *loc), catalogue.advice(kind, name), value=name, at_key="devices" in loc)
-        for kind, name, loc in _references(file)
-        if catalogue.find(kind, name) is None
+        document.problem(
+            (*top, *loc),
+            catalogue.advice(kind, name),
+            value=None if kind == "devices" else name,
+            at_key=kind == "devices",
+        )
+        for kind, name, loc in missing
     ]
 
 

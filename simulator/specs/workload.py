@@ -210,13 +210,16 @@ class LengthBin(NamedTuple):
     request_count: int
 
 
-def _sound_bin(each: LengthBin) -> LengthBin:
-    lows_and_highs = ((each.prompt_low, each.prompt_high), (each.output_low, each.output_high))
-    if any(not 1 <= low <= high for low, high in lows_and_highs) or each.request_count < 1:
-        raise rule_broken(
-            "write [prompt_low, prompt_high, output_low, output_high, count], lows from 1, count from 1"
-        )
-    return each
+def _length_bin(raw: Any) -> LengthBin:
+    numbers = list(raw) if isinstance(raw, list | tuple) else []
+    if len(numbers) == len(LengthBin._fields) and all(type(each) is int and each >= 1 for each in numbers):
+        found = LengthBin(*numbers)
+        if found.prompt_low <= found.prompt_high and found.output_low <= found.output_high:
+            return found
+    raise rule_broken("write [prompt_low, prompt_high, output_low, output_high, count], whole numbers from 1")
+
+
+_BIN_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 5, "maxItems": 5}
 
 
 class LengthHistogram(Spec):
@@ -226,7 +229,10 @@ class LengthHistogram(Spec):
 
     name: str
     """What was counted."""
-    bins: Annotated[tuple[Annotated[LengthBin, AfterValidator(_sound_bin)], ...], Field(min_length=1)]
+    bins: Annotated[
+        tuple[Annotated[LengthBin, PlainValidator(_length_bin), WithJsonSchema(_BIN_SCHEMA)], ...],
+        Field(min_length=1),
+    ]
     """Rows of prompt_low, prompt_high, output_low, output_high, count; bounds are inclusive."""
     source: Source
     """Where the requests were recorded."""

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from simulator.specs.catalogue import Catalogue
-from tests.specs.conftest import FILES, lines_of, write
+
+from .small_catalogue import FILES, lines_of, write
 
 
 def test_lists_ids_of_every_root_sorted(house: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -44,7 +45,9 @@ def test_an_engine_needs_a_token_for_each_sequence(catalogue: Catalogue, house: 
     path = house / "scenarios/engines/vllm.yaml"
     path.write_text(path.read_text().replace("max_num_batched_tokens: 2048", "max_num_batched_tokens: 128"))
     (line,) = lines_of(lambda: catalogue.engine("vllm"))
-    assert line.startswith("vllm.yaml:2:55: scheduler.max_num_batched_tokens = 128: must be at least max_num_seqs")
+    assert line.startswith(
+        "vllm.yaml:2:56: scheduler.max_num_batched_tokens = 128: must be at least max_num_seqs"
+    )
 
 
 def test_a_histogram_by_id_or_by_path(catalogue: Catalogue, house: Path) -> None:
@@ -53,7 +56,9 @@ def test_a_histogram_by_id_or_by_path(catalogue: Catalogue, house: Path) -> None
     assert catalogue.histogram(str(house / "scenarios/lengths/azure-conv-2023.yaml")) is histogram
 
 
-@pytest.mark.parametrize("row", ["[5, 4, 1, 2, 1]", "[0, 4, 1, 2, 1]", "[1, 4, 1, 2, 0]", "[1, 4, 1, 2]", "7", "[]"])
+@pytest.mark.parametrize(
+    "row", ["[5, 4, 1, 2, 1]", "[0, 4, 1, 2, 1]", "[1, 4, 1, 2, 0]", "[1, 4, 1, 2]", "7", "[]"]
+)
 def test_a_bad_bin_is_named(catalogue: Catalogue, house: Path, row: str) -> None:
     path = house / "scenarios/lengths/azure-conv-2023.yaml"
     path.write_text(path.read_text().replace("[11, 20, 1, 10, 2]", row))

@@ -9,7 +9,8 @@ from simulator.specs.base import Case
 from simulator.specs.hardware import Device, Host, Link, Memory
 from simulator.specs.load import load, load_with_figures
 from simulator.specs.quantities import Range
-from tests.specs.conftest import FILES, lines_of, write
+
+from .small_catalogue import FILES, lines_of, write
 
 L40S = FILES["hardware_profiles/devices/l40s.yaml"]
 
@@ -71,7 +72,9 @@ def test_field_names_of_the_code_are_no_keys_of_the_file(tmp_path: Path) -> None
 
 
 def test_figures_need_a_source_and_sources_need_a_figure(tmp_path: Path) -> None:
-    text = L40S.replace("  compute: {kind", "  compute.fp8: {kind").replace("  power: {kind", "  powers: {kind")
+    text = L40S.replace("  compute: {kind", "  compute.fp8: {kind").replace(
+        "  power: {kind", "  powers: {kind"
+    )
     found = lines_of(lambda: load(write(tmp_path, "a.yaml", text), Device))
     assert found == [
         "a.yaml:4:11: compute.bf16: has no source; add it, or a key that encloses it, under 'sources'",
@@ -105,7 +108,11 @@ def test_link_achieves_its_share(house: Path) -> None:
 
 @pytest.mark.parametrize(
     ("case", "price_usd", "cores", "offload", "max_w"),
-    [("nominal", 8500, 8, 0.45, math.sqrt(30 * 150)), ("best", 7000, 64, 0.9, 30), ("worst", 10_000, 1, 0, 150)],
+    [
+        ("nominal", 8500, 8, 0.45, math.sqrt(30 * 150)),
+        ("best", 7000, 64, 0.9, 30),
+        ("worst", 10_000, 1, 0, 150),
+    ],
 )
 def test_cases_take_the_end_that_suits_the_owner(
     house: Path, case: Case, price_usd: float, cores: float, offload: float, max_w: float
@@ -146,12 +153,14 @@ def test_bad_ranges_are_problems(tmp_path: Path, price: str, advice: str) -> Non
     text = L40S.replace("7_000..10_000 USD", price)
     found = lines_of(lambda: load(write(tmp_path, "a.yaml", text), Device))
     assert len(found) == 1
-    assert advice.replace("{", "(") in found[0].replace("{", "(")
+    assert advice in found[0]
 
 
 def test_uncertain_figures_are_reported_with_what_they_affect(house: Path) -> None:
     figures = load_with_figures(house / "hardware_profiles/hosts/nr1.yaml", Host).figures
-    facts = {each.key_path: (each.kind, each.low, each.high, each.source_kind, each.affects) for each in figures}
+    facts = {
+        each.key_path: (each.kind, each.low, each.high, each.source_kind, each.affects) for each in figures
+    }
     assert facts == {
         "cores": ("range", 1, 64, "assumed", "time"),
         "memory.bandwidth": ("unknown", None, None, "published", "time"),
@@ -165,18 +174,29 @@ def test_uncertain_figures_are_reported_with_what_they_affect(house: Path) -> No
 
 def test_a_range_with_its_nominal_is_one_figure(house: Path) -> None:
     (figure,) = load_with_figures(house / "hardware_profiles/hosts/server.yaml", Host).figures
-    assert (figure.key_path, figure.low, figure.high, figure.source_kind) == ("price.purchase", 1e4, 2e4, "assumed")
+    assert (figure.key_path, figure.low, figure.high, figure.source_kind) == (
+        "price.purchase",
+        1e4,
+        2e4,
+        "assumed",
+    )
 
 
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("usable: 45_589 MiB", "usable: 50_000 MiB", "memory.usable = '50_000 MiB': must not exceed the capacity"),
+        (
+            "usable: 45_589 MiB",
+            "usable: 50_000 MiB",
+            "memory.usable = '50_000 MiB': must not exceed the capacity",
+        ),
         ("idle: 35 W", "idle: 400 W", "power.idle = '400 W': must not exceed 'max'"),
         ("bandwidth: 864 GB/s", "bandwidth: unknown", "memory: a device's memory bandwidth must be known"),
     ],
 )
-def test_rules_over_two_fields_name_the_one_to_blame(tmp_path: Path, old: str, new: str, expected: str) -> None:
+def test_rules_over_two_fields_name_the_one_to_blame(
+    tmp_path: Path, old: str, new: str, expected: str
+) -> None:
     found = lines_of(lambda: load(write(tmp_path, "a.yaml", L40S.replace(old, new)), Device))
     assert len(found) == 1
     assert expected in found[0]

@@ -6,7 +6,8 @@ import pytest
 
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.machine import load_machine
-from tests.specs.conftest import lines_of, write
+
+from .small_catalogue import lines_of, write
 
 
 def test_a_flat_machine_is_one_nameless_node(catalogue: Catalogue) -> None:
@@ -17,7 +18,12 @@ def test_a_flat_machine_is_one_nameless_node(catalogue: Catalogue) -> None:
         "A server with four L40S",
         "pcie4-x16",
     )
-    assert (node.name, node.host_id, node.host_link_id, node.interconnect) == ("", "server", "pcie4-x16", None)
+    assert (node.name, node.host_id, node.host_link_id, node.interconnect) == (
+        "",
+        "server",
+        "pcie4-x16",
+        None,
+    )
     assert [device_id for device_id, _ in node.devices] == ["l40s"] * 4
     assert node.price_usd == 0
 
@@ -77,7 +83,7 @@ def test_every_unknown_id_is_named_with_the_nearest(catalogue: Catalogue, house:
         "name: bad\nhost: nr2\ndevices: {l40: 4, epyc: 0}\nhost_link: pcie5-x16\nnetwrk: x\n",
     )
     assert lines_of(lambda: load_machine("bad", catalogue)) == [
-        "bad.yaml:3:26: devices.epyc = 0: must be greater than or equal to 1",
+        "bad.yaml:3:25: devices.epyc = 0: must be at least 1",
         "bad.yaml:5:1: netwrk = 'x': unknown key; did you mean 'network'?",
     ]
     write(
@@ -87,7 +93,7 @@ def test_every_unknown_id_is_named_with_the_nearest(catalogue: Catalogue, house:
     )
     assert lines_of(lambda: load_machine("bad", catalogue)) == [
         "bad.yaml:2:7: host = 'nr2': no such host; did you mean 'nr1'?",
-        "bad.yaml:3:11: devices.l40 = 'l40': no such device; did you mean 'l40s'?",
+        "bad.yaml:3:11: devices.l40: no such device; did you mean 'l40s'?",
         "bad.yaml:4:12: host_link = 'pcie5-x16': no such link; did you mean 'pcie4-x16'?",
     ]
 

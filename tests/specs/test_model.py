@@ -8,7 +8,8 @@ import pytest
 
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.model import from_config, load_model
-from tests.specs.conftest import lines_of, write
+
+from .small_catalogue import lines_of, write
 
 SMALL = {
     "model_type": "llama",
@@ -79,7 +80,10 @@ def test_problems_of_a_config_json_have_their_place(catalogue: Catalogue, tmp_pa
     [
         ({"model_type": "mistral"}, "model_type = 'mistral': the known families are: llama, gpt2"),
         ({"model_type": None}, "model_type: the known families are: llama, gpt2"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling.rope_type = 'yarn': not one of: default, llama3"),
+        (
+            {"rope_scaling": {"rope_type": "yarn"}},
+            "rope_scaling.rope_type = 'yarn': not one of: default, llama3",
+        ),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling.type = 'linear': not one of"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling.factor: missing"),
         ({"rope_scaling": 8}, "rope_scaling: write a mapping"),
@@ -101,9 +105,17 @@ def test_what_would_change_results_is_refused(change: dict[str, Any], expected: 
 
 def test_missing_fields_are_named_all_at_once() -> None:
     found = lines_of(lambda: from_config({"model_type": "gpt2"}, "empty"))
-    assert [line.split(": ")[1] for line in found] == ["n_embd", "n_head", "n_layer", "vocab_size", "n_positions"]
+    assert [line.split(": ")[1] for line in found] == [
+        "n_embd",
+        "n_head",
+        "n_layer",
+        "vocab_size",
+        "n_positions",
+    ]
 
 
 def test_a_model_file_needs_a_source(catalogue: Catalogue, tmp_path: Path) -> None:
     path = write(tmp_path, "m.yaml", "name: m\nconfig: {model_type: llama}\n")
-    assert lines_of(lambda: load_model(path, catalogue)) == ["m.yaml:1:1: sources: missing; this key is needed here"]
+    assert lines_of(lambda: load_model(path, catalogue)) == [
+        "m.yaml:1:1: sources: missing; this key is needed here"
+    ]

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from simulator.errors import InputError
 from simulator.specs.yaml_file import parse_document, plain, read_document
-from tests.specs.conftest import lines_of, write
+
+from .small_catalogue import lines_of, write
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,105 @@
+"""Brings a scenario's parts together: machine, model, engine and strategy become a placed model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from simulator.graph.machine import MachineGraph, machine_graph
+from simulator.graph.operators import Formats
+from simulator.placement.lowering import Program
+from simulator.placement.memory import Budget, budget
+from simulator.placement.placement import NotPlaceable
+from simulator.placement.strategies import Strategy
+from simulator.serving.arrivals import Request, Source, from_trace, generate, users_of
+from simulator.specs.base import Case
+from simulator.specs.catalogue import Catalogue
+from simulator.specs.engine import Engine
+from simulator.specs.hardware import Host
+from simulator.specs.machine import load_machine
+from simulator.specs.model import Architecture, load_model
+from simulator.specs.provenance import Figure
+from simulator.specs.scenario import PrecisionChoice
+from simulator.specs.trace import load_trace
+from simulator.specs.workload import HistogramLengths, TraceArrivals, Workload
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A model placed on a machine and served by an engine, with the account of its memories."""
+
+    program: Program
+    engine: Engine
+    budget: Budget
+    figures: tuple[Figure, ...]
+    """Uncertain figures of the machine and the engine."""
+
+    @property
+    def host(self) -> Host:
+        """The host whose thread drives the placement."""
+        return self.program.machine.hosts[self.program.host].host
+
+    @property
+    def cores(self) -> int:
+        """Cores left for requests: without the share a `cpu` device of the placement computes on, and
+        without the engine's own thread. At least one."""
+        assert self.host.cores is not None
+        used = {self.program.machine.memory_of(device) for device in self.program.placement.devices}
+        taken = self.host.cpu.share if self.host.cpu is not None and self.program.host in used else 0.0
+        return max(1, math.floor(self.host.cores * (1 - taken)) - 1)
+
+
+def deploy(
+    machine_ref: str | Mapping[str, Any], model: Architecture, engine_id: str, precision: PrecisionChoice,
+    strategy: Strategy, catalogue: Catalogue, case: Case = "nominal",
+) -> Deployment | NotPlaceable:  # fmt: skip
+    """Place a model; raises InputError for files that cannot be used."""
+    graph = machine_graph(load_machine(machine_ref, catalogue, case))
+    engine = catalogue.engine(engine_id, case)
+    placement = strategy.place(model, graph)
+    if isinstance(placement, NotPlaceable):
+        return placement
+    formats = Formats(precision.weights, precision.activations, precision.kv_cache)
+    program = Program(model, placement, graph, formats)
+    host = graph.hosts[program.host]
+    if host.host.cores is None:
+        return NotPlaceable(f"host {host.host_id} does not say how many cores it has (unknown)")
+    engine_figures = tuple(figure.under(f"engines.{engine_id}") for figure in engine.figures)
+    return Deployment(program, engine.record, budget(program, engine.record),
+                      graph.machine.figures + engine_figures)  # fmt: skip
+
+
+def requests_of(workload: Workload, seed: int, catalogue: Catalogue) -> tuple[Request, ...]:
+    """The requests of a workload; the same for every placement."""
+    if isinstance(workload.arrivals, TraceArrivals):
+        return from_trace(load_trace(workload.arrivals.file, workload.requests))
+    lengths = workload.lengths
+    assert lengths is not None and workload.requests is not None
+    drawn_from = catalogue.histogram(lengths.histogram) if isinstance(lengths, HistogramLengths) else lengths
+    return generate(workload.arrivals, drawn_from, workload.requests, seed)
+
+
+def source_of(workload: Workload, requests: tuple[Request, ...]) -> Source:
+    """A fresh source of these requests for one run."""
+    return Source(requests, users_of(workload.arrivals))
+
+
+def model_of(ref: str, catalogue: Catalogue) -> Architecture:
+    """The architecture of an id or a path."""
+    return load_model(ref, catalogue)
+
+
+def transitions_per_token(program: Program) -> dict[str, int]:
+    """How often one decoded token's pass crosses from each device to each other, by `a->b`."""
+    counted: dict[str, int] = {}
+    for task in program.template(1).tasks:
+        for source, target in task.crossings:
+            key = f"{source}->{target}"
+            counted[key] = counted.get(key, 0) + 1
+    return counted
+
+
+def machine_of(deployment: Deployment) -> MachineGraph:
+    return deployment.program.machine

@@ -1,0 +1,297 @@
+"""`run`: every placement of a scenario, simulated and priced, with bands where figures are uncertain."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from simulator.errors import InputError, Problem
+from simulator.placement.memory import refusal
+from simulator.placement.placement import NotPlaceable
+from simulator.placement.strategies import STRATEGIES, Strategy
+from simulator.results.metrics import LatencyMetrics, is_saturated, latency_metrics
+from simulator.results.records import RunRecord
+from simulator.results.run_result import Band, Economics, MemoryUse, RunResult, StudyResult
+from simulator.serving.arrivals import Request, users_of
+from simulator.simulation.serve import serve
+from simulator.specs.base import Case
+from simulator.specs.catalogue import Catalogue
+from simulator.specs.provenance import Figure
+from simulator.specs.scenario import Cost, RunSpec, Scenario, load_scenario
+from simulator.specs.workload import BatchArrivals, Lengths, TraceArrivals, Workload
+from simulator.study.deploy import (
+    Deployment,
+    deploy,
+    model_of,
+    requests_of,
+    source_of,
+    transitions_per_token,
+)
+from simulator.study.economics import economics
+
+RECORDED_STEPS = 6
+"""Steps of each run whose tasks are kept for the timeline."""
+
+SMALL_STUDY_REQUESTS = 1500
+"""Up to so many simulated requests a study is done before worker processes would have started."""
+
+Progress = Callable[[int, int], None]
+"""Told after each simulation how many of how many are done."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One simulation of a study: a run, at one end of its ranges or between them."""
+
+    run: RunSpec
+    cost: Cost
+    case: Case
+
+
+def run_scenario(
+    path: str | Path, overrides: Sequence[str] = (), progress: Progress | None = None,
+    workers: int | None = None,
+) -> StudyResult:  # fmt: skip
+    """Simulate every run of a scenario file; raises InputError for files that cannot be used.
+
+    workers: processes to use; as many as there are cores if not given, none for a small study. The
+    result does not depend on it.
+    """
+    catalogue = Catalogue()
+    scenarios: dict[Case, Scenario] = {
+        case: load_scenario(path, STRATEGIES, overrides, catalogue=catalogue, case=case)
+        for case in ("nominal", "best", "worst")
+    }
+    scenario = scenarios["nominal"]
+    jobs = [
+        _Job(run, scenarios[case].runs[index].cost, case)
+        for index, run in enumerate(scenario.runs)
+        for case in _cases(run, catalogue, scenario.figures)
+    ]
+    rows = list(_carry_out(jobs, progress, workers))
+    grouped: dict[int, dict[Case, RunResult]] = {}
+    numbers = {id(run): number for number, run in enumerate(scenario.runs)}
+    for job, row in zip(jobs, rows, strict=True):
+        grouped.setdefault(numbers[id(job.run)], {})[job.case] = row
+    results = tuple(_with_bands(cases) for _, cases in sorted(grouped.items()))
+    _check_that_one_fits(scenario, results)
+    return StudyResult(scenario.name, results, _rests_on(scenario, catalogue))
+
+
+def _check_that_one_fits(scenario: Scenario, results: Sequence[RunResult]) -> None:
+    """Nothing to compare is a mistake in the question: said as such, with every reason."""
+    if any(result.fits for result in results):
+        return
+    raise InputError([
+        Problem(scenario.path, None, None, f"{result.machine}, {result.placement}", None,
+                f"does not fit: {result.reason}")
+        for result in results
+    ])  # fmt: skip
+
+
+def _cases(run: RunSpec, catalogue: Catalogue, scenario_figures: Sequence[Figure]) -> tuple[Case, ...]:
+    """The nominal case, and both ends where anything behind the run is uncertain and fits."""
+    deployed = _deploy(run, catalogue, "nominal")
+    if isinstance(deployed, NotPlaceable):
+        return ("nominal",)
+    return ("nominal", "best", "worst") if deployed.figures or scenario_figures else ("nominal",)
+
+
+def _deploy(run: RunSpec, catalogue: Catalogue, case: Case) -> Deployment | NotPlaceable:
+    strategy = run.placement
+    assert isinstance(strategy, Strategy)
+    model = model_of(run.model, catalogue)
+    return deploy(run.machine_ref, model, run.engine, run.precision, strategy, catalogue, case)
+
+
+# -- carrying jobs out --------------------------------------------------------------------------------------
+
+
+def _carry_out(
+    jobs: Sequence[_Job], progress: Progress | None, workers: int | None
+) -> Iterator[RunResult]:
+    """Results in the order of the jobs, worked on side by side where that pays."""
+    tell = progress or (lambda done, total: None)
+    requests = sum(job.run.workload.requests or SMALL_STUDY_REQUESTS for job in jobs)
+    count = workers if workers is not None else len(os.sched_getaffinity(0))
+    if count < 2 or (workers is None and requests <= SMALL_STUDY_REQUESTS):
+        catalogue = Catalogue()
+        for done, job in enumerate(jobs, start=1):
+            yield simulate(job.run, job.cost, job.case, catalogue)
+            tell(done, len(jobs))
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(count, len(jobs)), mp_context=context) as pool:
+        futures: list[Future[RunResult]] = [pool.submit(_in_worker, job) for job in jobs]
+        for done, future in enumerate(futures, start=1):
+            yield future.result()
+            tell(done, len(jobs))
+
+
+def _in_worker(job: _Job) -> RunResult:
+    return simulate(job.run, job.cost, job.case, Catalogue())
+
+
+# -- one run ------------------------------------------------------------------------------------------------
+
+
+def simulate(run: RunSpec, cost: Cost, case: Case, catalogue: Catalogue) -> RunResult:
+    """One placement under one workload, every range taken at its `case`."""
+    strategy = run.placement
+    assert isinstance(strategy, Strategy)
+    blank = RunResult(
+        run.machine_name, run.model, strategy.label, workload_label(run.workload), run.fidelity, run.axes,
+        fits=False, slo=run.slo,
+    )  # fmt: skip
+    deployment = _deploy(run, catalogue, case)
+    if isinstance(deployment, NotPlaceable):
+        return replace(blank, reason=deployment.reason)
+    requests = requests_of(run.workload, run.seed, catalogue)
+    smallest = min(request.prompt_tokens + request.output_tokens for request in requests)
+    reason = refusal(deployment.budget, smallest)
+    memory = memory_use(deployment, deployment.budget.blocks_for(smallest))
+    if reason is not None:
+        return replace(blank, reason=reason, memory=memory)
+    record = serve(
+        deployment.program, deployment.engine, deployment.budget.kv_blocks,
+        lambda: source_of(run.workload, requests), run.fidelity, deployment.cores,
+        RECORDED_STEPS if case == "nominal" else 0,
+    )  # fmt: skip
+    return _row(blank, deployment, record, run.workload, cost, case)
+
+
+def _row(
+    blank: RunResult, deployment: Deployment, record: RunRecord, workload: Workload, cost: Cost, case: Case
+) -> RunResult:
+    finished = record.finished()
+    if not finished:
+        return replace(blank, reason="no request could be served: each is longer than the model's context "
+                       "or than the KV cache holds", requests=_counts(record))  # fmt: skip
+    open_loop = users_of(workload.arrivals) is None and not isinstance(workload.arrivals, BatchArrivals)
+    return replace(
+        blank,
+        fits=True,
+        fidelity=record.fidelity,
+        crowded_link=record.crowded_link,
+        saturated=open_loop and is_saturated(record.waiting_at_arrivals),
+        memory=memory_use(deployment, record.peak_blocks),
+        requests=_counts(record),
+        tokens={
+            "input": sum(request.prompt_tokens for request in finished),
+            "output": record.output_tokens,
+        },
+        transitions_per_token=transitions_per_token(deployment.program),
+        metrics=latency_metrics(record),
+        economics=economics(deployment, record, cost, unknown_as_zero=case == "best"),
+        preemptions=record.preemptions,
+        kv_blocks=deployment.budget.kv_blocks,
+        peak_kv_blocks=record.peak_blocks,
+        spans=record.spans,
+    )
+
+
+def _counts(record: RunRecord) -> dict[str, int]:
+    counts = {"finished": 0, "rejected": 0, "failed": 0}
+    for request in record.requests:
+        counts[request.status] += 1
+    return counts
+
+
+def memory_use(deployment: Deployment, blocks: int) -> tuple[MemoryUse, ...]:
+    """Every memory's account with so many KV blocks taken."""
+    rows = []
+    for need in deployment.budget.needs:
+        parts = {
+            "weights": need.weights_bytes,
+            "kv_cache": blocks * need.kv_block_bytes,
+            "activations": need.activations_bytes,
+            "engine": need.engine_bytes,
+        }
+        rows.append(MemoryUse(need.memory, sum(parts.values()), need.capacity_bytes, parts))
+    return tuple(rows)
+
+
+def workload_label(workload: Workload) -> str:
+    """A workload in a few words."""
+    arrivals = workload.arrivals
+    if isinstance(arrivals, TraceArrivals):
+        return f"trace {Path(arrivals.file).name}"
+    rate = getattr(arrivals, "rate_per_s", None)
+    users = users_of(arrivals)
+    detail = f" {rate:g} req/s" if rate is not None else f" {users} users" if users is not None else ""
+    return f"{arrivals.process}{detail}, {_lengths_label(workload.lengths)}"
+
+
+def _lengths_label(lengths: Lengths | None) -> str:
+    histogram = getattr(lengths, "histogram", None)
+    if histogram is not None:
+        return str(histogram)
+    if hasattr(lengths, "lognormal"):
+        return "lognormal lengths"
+    prompt, output = getattr(lengths, "prompt", None), getattr(lengths, "output", None)
+    return f"{_span(prompt)} in, {_span(output)} out"
+
+
+def _span(bounds: Any) -> str:
+    return str(bounds.low) if bounds.low == bounds.high else f"{bounds.low}..{bounds.high}"
+
+
+# -- bands ------------------------------------------------------------------------------------------------
+
+
+def _with_bands(cases: Mapping[Case, RunResult]) -> RunResult:
+    """The nominal row with the ends of what is uncertain in it."""
+    nominal = cases["nominal"]
+    ends = [cases[case] for case in ("best", "worst") if case in cases]
+    if nominal.metrics is None or nominal.economics is None or not ends:
+        return nominal
+    values = _flat(nominal.metrics) | _flat_money(nominal.economics)
+    bands = {}
+    for name, value in values.items():
+        others = [_value(end, name) for end in ends]
+        known = [other for other in (value, *others) if other is not None]
+        low = min(known, default=None)
+        high = None if value is None or None in others else max(known)
+        if low != high:
+            bands[name] = Band(low, high)
+    return replace(nominal, bands=bands)
+
+
+def _value(row: RunResult, name: str) -> float | None:
+    if row.metrics is None or row.economics is None:
+        return None
+    return (_flat(row.metrics) | _flat_money(row.economics))[name]
+
+
+def _flat(metrics: LatencyMetrics) -> dict[str, float | None]:
+    result: dict[str, float | None] = {}
+    for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
+        result |= {f"{name}.{key}": value for key, value in getattr(metrics, name).as_dict().items()}
+    for name in ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s"):
+        result[name] = getattr(metrics, name)
+    return result
+
+
+def _flat_money(money: Economics) -> dict[str, float | None]:
+    return {
+        "energy_j_per_output_token": money.energy_j_per_output_token,
+        "usd_per_million_output_tokens": money.usd_per_million_output_tokens,
+    }
+
+
+def _rests_on(scenario: Scenario, catalogue: Catalogue) -> tuple[str, ...]:
+    """Uncertain figures behind the study that are assumed or claimed by a vendor, each once."""
+    found: dict[str, None] = {}
+    for run in scenario.runs:
+        deployed = _deploy(run, catalogue, "nominal")
+        if isinstance(deployed, NotPlaceable):
+            continue
+        for figure in deployed.figures:
+            if figure.source_kind in ("assumed", "vendor-claim"):
+                found[f"{figure.key_path} ({figure.kind}, {figure.source_kind})"] = None
+    return tuple(found)
