@@ -47,20 +47,20 @@ class KernelRates:
 # Assumed. GPUs: rounded from the fits of A100, H100 and L40S that this catalogue carries; CPUs: the usual
 # 0.75-0.85 of STREAM over peak and half of the arithmetic peak; accelerators: as GPUs.
 _GPU = {
-    "matmul": Efficiency(compute=0.70, memory=0.80, overhead=4e-6, blend=2.5),
-    "attention_prefill": Efficiency(compute=0.50, memory=0.80, overhead=10e-6, blend=2.0),
-    "attention_decode": Efficiency(compute=0.30, memory=0.80, overhead=10e-6, blend=1.5),
-    "elementwise": Efficiency(compute=0.50, memory=0.75, overhead=2e-6, blend=2.0),
-    "embedding": Efficiency(compute=0.50, memory=0.50, overhead=3e-6, blend=2.0),
-    "sampling": Efficiency(compute=0.50, memory=0.50, overhead=20e-6, blend=2.0),
+    "matmul": Efficiency(compute=0.70, memory=0.80, overhead_s=4e-6, blend=2.5),
+    "attention_prefill": Efficiency(compute=0.50, memory=0.80, overhead_s=10e-6, blend=2.0),
+    "attention_decode": Efficiency(compute=0.30, memory=0.80, overhead_s=10e-6, blend=1.5),
+    "elementwise": Efficiency(compute=0.50, memory=0.75, overhead_s=2e-6, blend=2.0),
+    "embedding": Efficiency(compute=0.50, memory=0.50, overhead_s=3e-6, blend=2.0),
+    "sampling": Efficiency(compute=0.50, memory=0.50, overhead_s=20e-6, blend=2.0),
 }
 _CPU = {
-    "matmul": Efficiency(compute=0.50, memory=0.75, overhead=10e-6, blend=2.0),
-    "attention_prefill": Efficiency(compute=0.30, memory=0.70, overhead=20e-6, blend=2.0),
-    "attention_decode": Efficiency(compute=0.30, memory=0.70, overhead=20e-6, blend=2.0),
-    "elementwise": Efficiency(compute=0.30, memory=0.70, overhead=5e-6, blend=2.0),
-    "embedding": Efficiency(compute=0.30, memory=0.50, overhead=5e-6, blend=2.0),
-    "sampling": Efficiency(compute=0.30, memory=0.50, overhead=20e-6, blend=2.0),
+    "matmul": Efficiency(compute=0.50, memory=0.75, overhead_s=10e-6, blend=2.0),
+    "attention_prefill": Efficiency(compute=0.30, memory=0.70, overhead_s=20e-6, blend=2.0),
+    "attention_decode": Efficiency(compute=0.30, memory=0.70, overhead_s=20e-6, blend=2.0),
+    "elementwise": Efficiency(compute=0.30, memory=0.70, overhead_s=5e-6, blend=2.0),
+    "embedding": Efficiency(compute=0.30, memory=0.50, overhead_s=5e-6, blend=2.0),
+    "sampling": Efficiency(compute=0.30, memory=0.50, overhead_s=20e-6, blend=2.0),
 }
 CLASS_DEFAULTS: dict[str, dict[str, Efficiency]] = {"gpu": _GPU, "accelerator": _GPU, "cpu": _CPU}
 

@@ -8,7 +8,7 @@ dependency or a buffer reused too soon shows as a `Fault`, or as a wrong number.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,11 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from simulator.execution import kv, network
 from simulator.execution.network import Transformer
-from simulator.execution.stores import Stores, size_of
+from simulator.execution.stores import Fault, Stores
 from simulator.graph.operators import Parameter
 from simulator.graph.shape import Chunk, split_evenly, starts_of
 from simulator.placement.lowering import Program
-from simulator.placement.plan import Plan, Task
+from simulator.placement.plan import KvCopy, Plan, Task
+from simulator.specs.model import Architecture
 
 
 @dataclass
@@ -32,22 +33,28 @@ class Sequences:
 
 
 class Interpreter:
-    """A program's weights and KV blocks in real memories, and the means to carry its plans out."""
+    """The weights and KV blocks of placed copies of one model in real memories, and the means to carry
+    their plans out."""
 
     def __init__(
-        self, program: Program, model: Transformer, sequences: Sequences, stores: Stores,
-        block_count: int, block_tokens: int, dtype: torch.dtype,
+        self, programs: Sequence[Program], model: Transformer, sequences: Sequences, stores: Stores,
+        block_count: int, block_tokens: int,
     ) -> None:  # fmt: skip
-        self.program, self.model, self.sequences, self.stores = program, model, sequences, stores
-        self.dtype = dtype
-        self.flops_by_task: dict[str, int] = {}
-        parameters = dict(model.named_parameters())
+        self.model, self.machine = programs[0].model, programs[0].machine
+        self.sequences, self.stores = sequences, stores
+        self.dtype = next(model.parameters()).dtype
+        for program in programs:
+            self._load(program, dict(model.named_parameters()), block_count, block_tokens)
+
+    def _load(
+        self, program: Program, parameters: Mapping[str, Tensor], block_count: int, block_tokens: int
+    ) -> None:
         for resident in program.residents():
-            tensor = _part(parameters[resident.parameter.name], resident.parameter).to(dtype)
-            stores.keep(resident.tensor.memory, resident.tensor.name, tensor)
+            tensor = _part(parameters[resident.parameter.name], resident.parameter)
+            self.stores.keep(resident.tensor.memory, resident.tensor.name, tensor)
         for slab in program.slabs():
-            blocks = kv.empty_slab(block_count, block_tokens, slab.head_count, program.model.head_dim, dtype)
-            stores.keep(slab.memory, slab.name, blocks)
+            shape = (block_count, block_tokens, slab.head_count, self.model.head_dim)
+            self.stores.keep(slab.memory, slab.name, kv.empty_slab(*shape, self.dtype))
 
     def begin(self, plan: Plan, index: int) -> None:
         """Reserve what a task will write."""
@@ -61,10 +68,8 @@ class Interpreter:
         task = plan.template.tasks[index]
         before = counter.get_total_flops()
         chunks = plan.chunks[task.microbatch]
-        for (memory, name), tensor in zip(
-            ((tensor.memory, tensor.name) for tensor in task.writes), self._results(task, chunks), strict=True
-        ):
-            self.stores.put(memory, name, tensor)
+        for written, tensor in zip(task.writes, self._results(task, chunks), strict=True):
+            self.stores.put(written.memory, written.name, tensor)
         for name in task.frees:
             self.stores.drop(name)
         return counter.get_total_flops() - before
@@ -73,7 +78,7 @@ class Interpreter:
         if task.kind == "compute":
             return self._compute(task, chunks)
         if task.kind == "transfer":
-            return self._transfer(task)
+            return self._transfer(task) if task.kv_copy is None else self._hand_over(task.kv_copy, chunks)
         if task.kind == "collective":
             return _COLLECTIVES[task.operator](self, task)
         return self._host(task, chunks)
@@ -85,7 +90,9 @@ class Interpreter:
         if task.host_work == "gather":
             ids = [i for c in chunks for i in tokens[c.sequence][c.context : c.context + c.new]]
             return (torch.tensor(ids, dtype=torch.int64),)
-        chosen = self.stores.get(self.program.host, task.reads[0]).tolist()
+        if not task.reads:
+            return ()
+        chosen = self.stores.get(task.place, task.reads[0]).tolist()
         for chunk, token in zip(chunks, chosen, strict=True):
             if chunk.commits:
                 tokens[chunk.sequence].append(token)
@@ -94,7 +101,7 @@ class Interpreter:
     # -- devices ----------------------------------------------------------------------------------------
 
     def _compute(self, task: Task, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
-        memory = self.program.machine.memory_of(task.place)
+        memory = self.machine.memory_of(task.place)
         tensors = [self.stores.get(memory, name) for name in task.reads]
         weights = {_short(name): t for name, t in zip(task.reads, tensors, strict=True) if _is_weight(name)}
         values = [t for name, t in zip(task.reads, tensors, strict=True) if not _is_weight(name)]
@@ -109,10 +116,28 @@ class Interpreter:
             results.append(self.stores.copy(self.stores.get(memory, name), memory, written.memory))
         return results
 
+    def _hand_over(self, move: KvCopy, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
+        """Copy some heads of cached tokens into another slab's blocks."""
+        source = self.stores.get(move.source.memory, move.source.name)
+        target = self.stores.get(move.target.memory, move.target.name)
+        for chunk in chunks:
+            taken = move.head_start - move.source.head_start
+            placed = move.head_start - move.target.head_start
+            heads = source.narrow(3, taken, move.head_count)
+            arrived = [
+                self.stores.copy(part, move.source.memory, move.target.memory)
+                for part in kv.read(heads, chunk.blocks, chunk.context)
+            ]
+            whole = replace(chunk, context=0, new=chunk.context, blocks=chunk.target_blocks)
+            kv.write(target.narrow(3, placed, move.head_count), whole, *arrived)
+        return ()
+
     def _home(self, name: str) -> str:
         """The memory that holds a tensor."""
-        found = [m for m in self.program.machine.capacity_bytes if name in self.stores.names(m)]
-        return found[0] if found else self.program.host
+        found = [memory for memory in self.machine.capacity_bytes if name in self.stores.names(memory)]
+        if not found:
+            raise Fault(f"{name} is copied, but it is nowhere")
+        return found[0]
 
     def keep_logits(self, chunks: Sequence[Chunk], logits_rv: Tensor) -> None:
         for chunk, row in zip(chunks, logits_rv, strict=True):
@@ -135,8 +160,8 @@ class _Call:
     slab: Tensor | None
 
     @property
-    def model(self) -> network.Architecture:
-        return self.interpreter.program.model
+    def model(self) -> Architecture:
+        return self.interpreter.model
 
     def positions(self) -> Tensor:
         """Position of each new token of the batch."""
@@ -161,14 +186,16 @@ def _norm(call: _Call) -> Sequence[Tensor]:
     name = call.task.operator
     if len(call.values) == 1:
         return (network.normalise(call.model, call.values[0], call.weight(name), call.bias(name)),)
-    return network.add_normalise(call.model, *call.values, call.weight(name), call.bias(name))
+    x_te, update_te = call.values
+    return network.add_normalise(call.model, x_te, update_te, call.weight(name), call.bias(name))
 
 
 def _final_norm(call: _Call) -> Sequence[Tensor]:
     """Of the last row of each chunk only."""
     last_r = torch.tensor([chunk.new for chunk in call.chunks]).cumsum(0) - 1
-    rows = [value[last_r] for value in call.values]
-    _, normed = network.add_normalise(call.model, *rows, call.weight("final_norm"), call.bias("final_norm"))
+    x_re, update_re = (value[last_r] for value in call.values)
+    weight_e, bias_e = call.weight("final_norm"), call.bias("final_norm")
+    _, normed = network.add_normalise(call.model, x_re, update_re, weight_e, bias_e)
     return (normed,)
 
 
@@ -183,20 +210,22 @@ def _rotary(call: _Call) -> Sequence[Tensor]:
     share, head_dim = call.task.share, call.model.head_dim
     assert share is not None and call.slab is not None
     counts = (share.head_count, share.kv_head_count, share.kv_head_count)
-    q_thd, k_tgd, v_tgd = call.values[0].unflatten(1, (-1, head_dim)).split(counts, dim=1)
+    q_thd, k_tgd, v_tgd = torch.split(_heads(call.values[0], head_dim), counts, dim=1)
     positions_t = call.positions()
     k_tgd = network.rotate(call.model, k_tgd, positions_t)
     sizes = [chunk.new for chunk in call.chunks]
-    for chunk, k_ngd, v_ngd in zip(call.chunks, k_tgd.split(sizes), v_tgd.split(sizes), strict=True):
+    pieces = zip(call.chunks, torch.split(k_tgd, sizes), torch.split(v_tgd, sizes), strict=True)
+    for chunk, k_ngd, v_ngd in pieces:
         kv.write(call.slab, chunk, k_ngd, v_ngd)
     return (network.rotate(call.model, q_thd, positions_t).flatten(1).clone(),)
 
 
 def _attention(call: _Call) -> Sequence[Tensor]:
     assert call.slab is not None
-    q_thd = call.values[0].unflatten(1, (-1, call.model.head_dim))
+    q_thd = _heads(call.values[0], call.model.head_dim)
+    sizes = [chunk.new for chunk in call.chunks]
     outputs = []
-    for chunk, q_nhd in zip(call.chunks, q_thd.split([chunk.new for chunk in call.chunks]), strict=True):
+    for chunk, q_nhd in zip(call.chunks, torch.split(q_thd, sizes), strict=True):
         k_sgd, v_sgd = kv.read(call.slab, chunk.blocks, chunk.context + chunk.new)
         k_sgd, v_sgd = k_sgd.to(q_nhd.dtype), v_sgd.to(q_nhd.dtype)
         outputs.append(network.attention_one(q_nhd, k_sgd, v_sgd, chunk.context).flatten(1))
@@ -258,7 +287,7 @@ def _all_reduce(interpreter: Interpreter, task: Task) -> Sequence[Tensor]:
     once to be added up and once to be handed out."""
     stores, memories = interpreter.stores, [tensor.memory for tensor in task.writes]
     ranks = len(memories)
-    sizes = split_evenly(interpreter.program.model.hidden_size, ranks)
+    sizes = split_evenly(interpreter.model.hidden_size, ranks)
     starts = starts_of(sizes)
     parts = [stores.get(memory, name).clone() for memory, name in zip(memories, task.reads, strict=True)]
 
@@ -279,7 +308,7 @@ def _all_reduce(interpreter: Interpreter, task: Task) -> Sequence[Tensor]:
 
 def _gather_logits(interpreter: Interpreter, task: Task) -> Sequence[Tensor]:
     """Every rank's part of the vocabulary, side by side on the first."""
-    machine, stores = interpreter.program.machine, interpreter.stores
+    machine, stores = interpreter.machine, interpreter.stores
     root = machine.memory_of(task.units[0])
     parts = []
     for device, name in zip(task.units, task.reads, strict=True):
@@ -300,6 +329,11 @@ def _part(whole: Tensor, parameter: Parameter) -> Tensor:
     return whole.detach().narrow(parameter.axis, parameter.start, size).contiguous().clone()
 
 
+def _heads(x_te: Tensor, head_dim: int) -> Tensor:
+    """Channels as heads: `[t, heads, d]`."""
+    return x_te.view(x_te.shape[0], -1, head_dim)
+
+
 def _is_weight(name: str) -> bool:
     return name.split("@")[0].endswith((".weight", ".bias"))
 
@@ -308,7 +342,3 @@ def _short(name: str) -> str:
     """`q_proj.weight` of `layers.3.q_proj.weight@gpu-0`."""
     return ".".join(name.split("@")[0].split(".")[-2:])
 
-
-def slab_bytes(stores: Stores, memory: str) -> int:
-    """Bytes of all KV slabs in one memory."""
-    return sum(size_of(stores.get(memory, name)) for name in stores.names(memory) if name.startswith("kv."))

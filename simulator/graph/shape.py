@@ -27,6 +27,8 @@ class Chunk:
     blocks: tuple[int, ...] = ()
     """The KV blocks of the sequence, in order, enough for context + new tokens; empty on the clock,
     which counts blocks without naming them."""
+    target_blocks: tuple[int, ...] = ()
+    """Where a hand-over puts its cached tokens; a chunk handed over has no new ones."""
 
 
 class StepShape(NamedTuple):

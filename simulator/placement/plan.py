@@ -56,6 +56,16 @@ class KvSlab:
 
 
 @dataclass(frozen=True, slots=True)
+class KvCopy:
+    """Some heads of one layer's cached tokens, from one slab to another."""
+
+    source: KvSlab
+    target: KvSlab
+    head_start: int
+    head_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """One thing a device, a link or the engine's thread does.
 
@@ -83,6 +93,7 @@ class Task:
     frees: tuple[str, ...] = ()
     kv: str | None = None
     """The KV slab read or written in place; streams keep its uses in order."""
+    kv_copy: KvCopy | None = None
     host_work: HostWork | None = None
     crossings: tuple[tuple[str, str], ...] = ()
     """Transitions between devices that a token's own pass makes here, as (from, to)."""

@@ -47,16 +47,6 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Handover:
-    """Move the cached keys and values of some sequences from one placed model to another."""
-
-    chunks: tuple[Chunk, ...]
-    """Each with `context` tokens cached and its blocks in the source."""
-    target_blocks: tuple[tuple[int, ...], ...]
-    """The blocks that receive them, for each chunk."""
-
-
-@dataclass(frozen=True, slots=True)
 class Completed:
     """What a finished step brought."""
 

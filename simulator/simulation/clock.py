@@ -124,7 +124,7 @@ class PlanBook:
     warm: bool = False
     """Whether an earlier step has left fetched layers for the next one."""
 
-    def next_use(self, shapes: Sequence[StepShape]) -> tuple[Use, Durations]:
+    def next_use(self, shapes: tuple[StepShape, ...]) -> tuple[Use, Durations]:
         """Price a step that is about to be launched."""
         key = (len(shapes), self.warm)
         if key not in self.uses:

@@ -219,6 +219,6 @@ class _Pricer:
         if task.kind == "collective":
             return collective_latency_s([link.link for link in directed], len(task.reads))
         machine = self.program.machine
-        memories = dict.fromkeys(tensor.memory for tensor in task.writes)
+        memories = dict.fromkeys(tensor.memory for tensor in task.writes) or [task.place]
         source = directed[0].source
         return max(copy_latency_s([link.link for link in machine.route(source, memory)]) for memory in memories)

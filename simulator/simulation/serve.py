@@ -10,8 +10,9 @@ At one tick, requests that reach the queue come before the decision on the next 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from simpy import Environment, Event
@@ -20,7 +21,7 @@ from simulator.costs.host import PROMPT_BYTES_PER_TOKEN, STREAMED_BYTES_PER_TOKE
 from simulator.graph.shape import StepShape
 from simulator.placement.lowering import Program
 from simulator.placement.memory import split_chunks
-from simulator.results.records import RequestRecord, RunRecord, Span
+from simulator.results.records import RequestRecord, RunRecord, Span, Status
 from simulator.serving.actions import Completed, Step
 from simulator.serving.arrivals import Request, Source
 from simulator.serving.scheduler import Scheduler
@@ -40,6 +41,8 @@ from simulator.simulation.pricing import CATEGORIES
 from simulator.simulation.ticks import seconds, tick
 from simulator.specs.engine import Engine
 
+Life = Generator[Event, Any, None]
+
 BEFORE_DECISIONS = 0
 """SimPy priority of requests that reach the queue (its NORMAL is 1)."""
 
@@ -56,8 +59,7 @@ class _Life:
     last_token: int = -1
     first_received: int = -1
     last_received: int = -1
-    status: str = "failed"
-    preempted_at: int = -1
+    status: Status = "failed"
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Serving:
 
     # -- the way in -----------------------------------------------------------------------------------
 
-    def _arrivals(self) -> Iterator[Event]:
+    def _arrivals(self) -> Life:
         for request in self.source.open_arrivals():
             sent = tick(request.sent_s)
             if sent > self.env.now:
@@ -148,7 +150,7 @@ class Serving:
 
     # -- the engine -----------------------------------------------------------------------------------
 
-    def _serve(self) -> Iterator[Event]:
+    def _serve(self) -> Life:
         while True:
             step = self.scheduler.decide()
             if step is None:
@@ -251,8 +253,7 @@ class Serving:
 def _record_of(life: _Life) -> RequestRecord:
     request = life.request
     if life.status != "finished":
-        status = "rejected" if life.status == "rejected" else "failed"
-        return RequestRecord(request.number, status, request.prompt_tokens, seconds(life.sent))
+        return RequestRecord(request.number, life.status, request.prompt_tokens, seconds(life.sent))
     return RequestRecord(
         request.number, "finished", request.prompt_tokens, seconds(life.sent), request.output_tokens,
         seconds(life.queued), seconds(life.scheduled), seconds(life.first_token), seconds(life.last_token),
@@ -277,11 +278,6 @@ def serve(
             return Serving(program, engine, block_count, make_source(), "step", cores, record_steps).run()
         except Crowded as crowded:
             run = Serving(program, engine, block_count, make_source(), "task", cores, record_steps).run()
-            return _named(run, crowded.link)
+            return replace(run, crowded_link=crowded.link)
     return Serving(program, engine, block_count, make_source(), fidelity, cores, record_steps).run()
 
-
-def _named(run: RunRecord, link: str) -> RunRecord:
-    from dataclasses import replace
-
-    return replace(run, crowded_link=link)

@@ -1,0 +1,119 @@
+"""Carries a simulated run out for real, in the order of the simulated clock.
+
+Every task's start and end becomes a moment; at equal times ends come before starts. What torch did is
+counted on the way: tokens, logits, FLOPs of each task, bytes over each link, bytes in each memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from simulator.execution.interpreter import Interpreter, Sequences
+from simulator.execution.network import Transformer, random_transformer
+from simulator.execution.stores import Fault, Stores
+from simulator.placement.lowering import Program
+from simulator.placement.plan import Plan
+from simulator.specs.model import Architecture
+
+
+@dataclass(frozen=True)
+class TimedPlan:
+    """A plan with the tick at which each task started and ended."""
+
+    plan: Plan
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+
+
+@dataclass
+class Replayed:
+    """What really happened."""
+
+    tokens: dict[int, list[int]]
+    """All tokens of each sequence, its prompt first."""
+    logits: dict[int, list[Tensor]]
+    """Of each committed token, the row it was chosen from."""
+    flops: Counter[str]
+    """Counted by torch, by device."""
+    link_bytes: Counter[str]
+    peak_bytes: Counter[str]
+    wrong_flops: list[str] = field(default_factory=list)
+    """Tasks whose FLOPs are not the plan's."""
+    fault: str | None = None
+    """Where the plan could not be carried out; everything after it was left undone."""
+
+
+def moments(steps: Sequence[TimedPlan]) -> list[tuple[int, int, int, int]]:
+    """(tick, 0 for an end or 1 for a start, step, task), in the order in which they happen."""
+    return sorted(
+        moment
+        for step, timed in enumerate(steps)
+        for task, (start, end) in enumerate(zip(timed.starts, timed.ends, strict=True))
+        for moment in ((start, 1, step, task), (end, 0, step, task))
+    )
+
+
+def replay(
+    programs: Sequence[Program], model: Transformer, prompts: dict[int, list[int]],
+    steps: Sequence[TimedPlan], block_count: int, block_tokens: int,
+) -> Replayed:  # fmt: skip
+    """Carry `steps` of placed copies of `model` out, with the KV cache in the model's own format."""
+    stores = Stores(programs[0].machine)
+    sequences = Sequences({number: list(ids) for number, ids in prompts.items()})
+    result = Replayed(sequences.tokens, sequences.logits, Counter(), stores.link_bytes, stores.peak_bytes)
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            interpreter = Interpreter(programs, model, sequences, stores, block_count, block_tokens)
+            for _, is_start, step, task in moments(steps):
+                plan = steps[step].plan
+                if is_start:
+                    interpreter.begin(plan, task)
+                else:
+                    _finish(interpreter, plan, task, counter, result)
+    except (Fault, RuntimeError, IndexError, KeyError, ValueError) as fault:
+        # a plan gone wrong may fail anywhere in torch; whatever it says is the finding
+        result.fault = f"{type(fault).__name__}: {fault}".splitlines()[0]
+    return result
+
+
+def _finish(
+    interpreter: Interpreter, plan: Plan, index: int, counter: FlopCounterMode, result: Replayed
+) -> None:
+    task = plan.template.tasks[index]
+    counted = interpreter.end(plan, index, counter)
+    planned = plan.amount(task, task.dense_flops)
+    if task.kind == "compute":
+        result.flops[task.place] += counted
+    if counted != planned:
+        result.wrong_flops.append(f"{task.name}: {counted} FLOPs, the plan says {planned}")
+
+
+def reference(
+    model: Transformer, prompts: dict[int, list[int]], counts: dict[int, int]
+) -> tuple[dict[int, list[int]], dict[int, Tensor]]:
+    """Tokens and logits of plain generation: one sequence at a time, no cache, no placement."""
+    tokens, logits = {}, {}
+    with torch.no_grad():
+        for number, prompt in prompts.items():
+            generated, logits[number] = model.generate(prompt, counts[number])
+            tokens[number] = [*prompt, *generated]
+    return tokens, logits
+
+
+def random_model(model: Architecture, seed: int) -> Transformer:
+    """The network with random weights, in float64."""
+    return random_transformer(model, seed, torch.float64)
+
+
+def largest_difference(rows: Sequence[Tensor], expected: Tensor) -> float:
+    """The largest absolute difference between some logits and those expected; NaN counts as infinite."""
+    if len(rows) != len(expected):
+        return float("inf")
+    difference = (torch.stack(list(rows)).double() - expected.double()).abs().max()
+    return float(difference) if torch.isfinite(difference) else float("inf")

@@ -1,0 +1,44 @@
+"""What plans occupy of each memory as time goes by."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from simulator.placement.lowering import Program
+from simulator.placement.plan import Plan
+
+
+def standing_bytes(program: Program, block_count: int, block_tokens: int) -> Counter[str]:
+    """Bytes of weights and KV blocks in each memory."""
+    standing: Counter[str] = Counter()
+    for resident in program.residents():
+        standing[resident.tensor.memory] += resident.tensor.nbytes.coefficients[0]
+    for slab in program.slabs():
+        standing[slab.memory] += slab.bytes_per_token * block_count * block_tokens
+    return standing
+
+
+def peak_occupancy(
+    standing: Counter[str], plans: Sequence[Plan], moments: Iterable[tuple[int, int, int, int]]
+) -> dict[str, int]:
+    """The most bytes in each memory, by the plans' own sizes.
+
+    moments: (tick, 0 for an end or 1 for a start, plan, task) in the order in which they happen. A tensor
+    takes its room when the task that writes it starts, and leaves it when the task that frees it ends.
+    """
+    now, peak = Counter(standing), dict(standing)
+    sizes: dict[str, tuple[str, int]] = {}
+    for _, is_start, number, index in moments:
+        plan = plans[number]
+        task = plan.template.tasks[index]
+        if is_start:
+            for tensor in task.writes:
+                sizes[tensor.name] = (tensor.memory, plan.amount(task, tensor.nbytes))
+                now[tensor.memory] += sizes[tensor.name][1]
+                peak[tensor.memory] = max(peak.get(tensor.memory, 0), now[tensor.memory])
+        else:
+            for name in task.frees:
+                memory, nbytes = sizes.pop(name)
+                now[memory] -= nbytes
+    return peak

@@ -1,0 +1,254 @@
+"""`verify`: what was simulated is what a real transformer computes.
+
+Each placement of a scenario is simulated task by task; then its steps are carried out on a network with
+random weights, in the order of the simulated clock, and everything the plan claims is compared with what
+torch did. It is done in float64, where a different order of additions changes no token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simulator.graph.shape import Chunk
+from simulator.placement.lowering import Program
+from simulator.placement.memory import split_chunks
+from simulator.placement.occupancy import peak_occupancy, standing_bytes
+from simulator.placement.placement import NotPlaceable
+from simulator.placement.plan import Plan, flaws
+from simulator.placement.strategies import STRATEGIES, Strategy
+from simulator.results.records import RunRecord
+from simulator.serving.actions import Step
+from simulator.serving.arrivals import Request
+from simulator.serving.scheduler import Scheduler
+from simulator.simulation.clock import Recorded
+from simulator.simulation.serve import Observer, Serving
+from simulator.specs.catalogue import Catalogue
+from simulator.specs.engine import Engine
+from simulator.specs.model import Architecture
+from simulator.specs.scenario import PrecisionChoice, RunSpec, load_scenario
+from simulator.specs.workload import Workload
+from simulator.study.deploy import Deployment, deploy, model_of, requests_of, source_of
+
+LOGITS_TOLERANCE = 1e-9
+"""Largest absolute difference of a float64 logit from plain generation's."""
+
+MOST_PARAMETERS = 50_000_000
+"""Larger models are not carried out: plain generation in float64 would take hours."""
+
+SMALL_BLOCK_TOKENS = 4
+"""KV blocks are made small, so that small sequences take several."""
+
+EXACT = PrecisionChoice(weights="fp64", activations="fp64", kv_cache="fp64")
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One placement's verdict."""
+
+    machine: str
+    model: str
+    placement: str
+    status: str
+    """`ok`, `mismatch`, or `not placed`."""
+    steps: int = 0
+    tasks: int = 0
+    tokens: int = 0
+    preemptions: int = 0
+    logits_difference: float = 0.0
+    flops: int = 0
+    link_bytes: int = 0
+    mismatches: tuple[str, ...] = ()
+    """What differs, in words; why not, for a placement that was not placed."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as `--json` prints it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A run on the clock, ready to be carried out."""
+
+    program: Program
+    record: RunRecord
+    steps: tuple[Recorded, ...]
+    chunks: tuple[tuple[Chunk, ...], ...]
+    """Of each step, with blocks, as the scheduler decided them."""
+
+
+def verify_scenario(
+    path: str | Path, overrides: Sequence[str] = (), progress: Progress | None = None
+) -> tuple[Verified, ...]:
+    """Verify every placement of a scenario file; raises InputError for files that cannot be used."""
+    catalogue = Catalogue()
+    scenario = load_scenario(path, STRATEGIES, overrides, catalogue=catalogue)
+    verified = []
+    for done, run in enumerate(scenario.runs, start=1):
+        verified.append(verify_run(run, catalogue))
+        if progress is not None:
+            progress(done, len(scenario.runs))
+    return tuple(verified)
+
+
+def verify_run(run: RunSpec, catalogue: Catalogue) -> Verified:
+    """Simulate one placement and carry it out."""
+    strategy = run.placement
+    assert isinstance(strategy, Strategy)
+    blank = Verified(run.machine_name, run.model, strategy.label, "not placed")
+    model = model_of(run.model, catalogue)
+    deployment = deploy(run.machine_ref, model, run.engine, EXACT, strategy, catalogue)
+    if isinstance(deployment, NotPlaceable):
+        return replace(blank, mismatches=(deployment.reason,))
+    requests = requests_of(run.workload, run.seed, catalogue)
+    too_large = _too_large(deployment)
+    if too_large:
+        return replace(blank, mismatches=(too_large,))
+    engine, blocks = made_scarce(deployment.engine, requests)
+    deployment = replace(deployment, engine=engine)
+    simulated = simulate_for_replay(deployment, requests, blocks, run.workload)
+    return compare(blank, simulated, requests, engine, blocks, run.seed)
+
+
+def _too_large(deployment: Deployment) -> str | None:
+    elements = sum(resident.parameter.elements for resident in deployment.program.residents())
+    if elements <= MOST_PARAMETERS:
+        return None
+    return (f"{elements:,} parameters are too many to carry out; `verify` takes up to {MOST_PARAMETERS:,}: "
+            "use a small model of the same family")  # fmt: skip
+
+
+def made_scarce(engine: Engine, requests: Sequence[Request]) -> tuple[Engine, int]:
+    """The engine with a token budget that cuts the longest prompt (where it may), and fewer KV blocks than
+    the requests together want, so that chunks and preemption are verified too."""
+    scheduler = engine.scheduler
+    size = min(scheduler.kv_block_tokens, SMALL_BLOCK_TOKENS)
+    wanted = [-(-(request.prompt_tokens + request.output_tokens) // size) for request in requests]
+    changes: dict[str, Any] = {"kv_block_tokens": size}
+    if scheduler.chunked_prefill:
+        longest = max(request.prompt_tokens for request in requests)
+        budget = min(scheduler.max_num_batched_tokens, max(len(requests), longest * 2 // 3))
+        changes |= {"max_num_batched_tokens": budget, "max_num_seqs": min(scheduler.max_num_seqs, budget)}
+    scarce = engine.model_copy(update={"scheduler": scheduler.model_copy(update=changes)})
+    return scarce, max(max(wanted), sum(wanted) // 2)
+
+
+def simulate_for_replay(
+    deployment: Deployment, requests: Sequence[Request], blocks: int, workload: Workload
+) -> Simulated:
+    """Run the workload at fidelity `task`, keeping every task's times and every step's chunks."""
+    decided: list[tuple[Chunk, ...]] = []
+
+    def note(scheduler: Scheduler, step: Step, _: int) -> None:
+        decided.append(scheduler.chunks())
+
+    serving = Serving(
+        deployment.program, deployment.engine, blocks, source_of(workload, tuple(requests)), "task",
+        deployment.cores, record_steps=2**62, observer=Observer(note),
+    )  # fmt: skip
+    record = serving.run()
+    steps = tuple(sorted(serving.clock.recorded, key=lambda recorded: recorded.step))
+    return Simulated(deployment.program, record, steps, tuple(decided))
+
+
+def compare(
+    blank: Verified, simulated: Simulated, requests: Sequence[Request], engine: Engine, blocks: int, seed: int
+) -> Verified:
+    """Carry a simulated run out and compare everything the plan says with what happened."""
+    from simulator.execution import replay as real
+
+    program, record = simulated.program, simulated.record
+    steps = [
+        real.TimedPlan(_plan(program, recorded, chunks), recorded.timed.starts, recorded.timed.ends)
+        for recorded, chunks in zip(simulated.steps, simulated.chunks, strict=True)
+    ]
+    finished = {r.number: r.output_tokens for r in record.requests if r.status == "finished"}
+    prompts = {r.number: _prompt(program.model, r, seed) for r in requests if r.number in finished}
+    network = real.random_model(program.model, seed)
+    size = engine.scheduler.kv_block_tokens
+    happened = real.replay([program], network, prompts, steps, blocks, size)
+    expected_tokens, expected_logits = real.reference(network, prompts, finished)
+    found = _flaws_of(program, steps)
+    found += [happened.fault] if happened.fault else []
+    found += happened.wrong_flops[:5]
+    differences = [
+        real.largest_difference(happened.logits.get(number, []), expected)
+        for number, expected in expected_logits.items()
+    ]
+    largest = max(differences, default=0.0)
+    if largest > LOGITS_TOLERANCE:
+        found.append(f"logits differ from plain generation's by {largest:.3g}")
+    wrong = [number for number, tokens in expected_tokens.items() if happened.tokens[number] != tokens]
+    if wrong:
+        found.append(f"tokens of sequences {wrong} differ from plain generation's")
+    plans = [timed.plan for timed in steps]
+    found += _unequal("bytes over", _planned_link_bytes(plans), dict(happened.link_bytes))
+    found += _unequal("bytes simulated over", dict(record.link_bytes), dict(happened.link_bytes))
+    found += _unequal("FLOPs on", _planned_flops(plans), dict(happened.flops))
+    peaks = peak_occupancy(standing_bytes(program, blocks, size), plans, real.moments(steps))
+    found += _unequal("peak bytes in", peaks, dict(happened.peak_bytes))
+    return replace(
+        blank,
+        status="mismatch" if found else "ok",
+        steps=len(steps),
+        tasks=sum(len(timed.plan.template.tasks) for timed in steps),
+        tokens=sum(finished.values()),
+        preemptions=record.preemptions,
+        logits_difference=largest,
+        flops=sum(happened.flops.values()),
+        link_bytes=sum(happened.link_bytes.values()),
+        mismatches=tuple(found),
+    )
+
+
+def _plan(program: Program, recorded: Recorded, chunks: tuple[Chunk, ...]) -> Plan:
+    """The plan of a simulated step; its shape must be the one that was priced."""
+    microbatches = program.placement.microbatches
+    parts = (chunks,) if microbatches == 1 else split_chunks(chunks, microbatches)
+    plan = Plan(recorded.priced.template, parts)
+    assert plan.shapes == recorded.shapes, "the step that was priced is not the one that was decided"
+    return plan
+
+
+def _prompt(model: Architecture, request: Request, seed: int) -> list[int]:
+    rng = np.random.default_rng((seed, 2, request.number))
+    return [int(token) for token in rng.integers(0, model.vocab_size, request.prompt_tokens)]
+
+
+def _flaws_of(program: Program, steps: Sequence[Any]) -> list[str]:
+    resident = [resident.tensor.name for resident in program.residents()]
+    templates = {id(timed.plan.template): timed.plan.template for timed in steps}
+    return [flaw for template in templates.values() for flaw in flaws(template, resident)][:5]
+
+
+def _planned_link_bytes(plans: Sequence[Plan]) -> dict[str, int]:
+    planned: dict[str, int] = {}
+    for plan in plans:
+        for task in plan.template.tasks:
+            for link, nbytes in plan.link_bytes(task):
+                planned[link] = planned.get(link, 0) + nbytes
+    return planned
+
+
+def _planned_flops(plans: Sequence[Plan]) -> dict[str, int]:
+    planned: dict[str, int] = {}
+    for plan in plans:
+        for task in plan.template.tasks:
+            if task.kind == "compute":
+                planned[task.place] = planned.get(task.place, 0) + plan.amount(task, task.dense_flops)
+    return planned
+
+
+def _unequal(what: str, planned: dict[str, int], counted: dict[str, int]) -> list[str]:
+    """Where two accounts differ; a missing entry is zero."""
+    return [
+        f"{what} {key}: planned {planned.get(key, 0)}, counted {counted.get(key, 0)}"
+        for key in sorted({*planned, *counted})
+        if planned.get(key, 0) != counted.get(key, 0)
+    ]
