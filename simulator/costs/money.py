@@ -16,7 +16,8 @@ def capital_recovery_factor(discount_per_year: float, life_years: float) -> floa
     """
     if discount_per_year == 0:
         return 1 / life_years
-    return discount_per_year / (1 - (1 + discount_per_year) ** -life_years)
+    growth: float = (1 + discount_per_year) ** life_years
+    return discount_per_year * growth / (growth - 1)
 
 
 def capital_usd(purchase_usd: float, time_s: float, discount_per_year: float, life_s: float) -> float:

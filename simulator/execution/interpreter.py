@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from simulator.execution import kv, network
+from simulator.execution import kv
+from simulator.execution.collectives import COLLECTIVES
 from simulator.execution.network import Transformer
+from simulator.execution.operators import OPERATORS, Call
 from simulator.execution.stores import Fault, Stores
 from simulator.graph.operators import Parameter
-from simulator.graph.shape import Chunk, split_evenly, starts_of
+from simulator.graph.shape import Chunk
 from simulator.placement.lowering import Program
 from simulator.placement.plan import KvCopy, Plan, Task
-from simulator.specs.model import Architecture
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Interpreter:
         if task.kind == "transfer":
             return self._transfer(task) if task.kv_copy is None else self._hand_over(task.kv_copy, chunks)
         if task.kind == "collective":
-            return _COLLECTIVES[task.operator](self, task)
+            return COLLECTIVES[task.operator](self.stores, task)
         return self._host(task, chunks)
 
     # -- the host ---------------------------------------------------------------------------------------
@@ -106,7 +107,11 @@ class Interpreter:
         weights = {_short(name): t for name, t in zip(task.reads, tensors, strict=True) if _is_weight(name)}
         values = [t for name, t in zip(task.reads, tensors, strict=True) if not _is_weight(name)]
         slab = self.stores.get(memory, task.kv) if task.kv else None
-        return _OPERATORS[task.operator](_Call(self, task, chunks, values, weights, slab))
+        assert task.share is not None
+        if task.operator == "sample":
+            self._keep_logits(chunks, values[0])
+        call = Call(self.model, task.operator, task.share, chunks, values, weights, slab)
+        return OPERATORS[task.operator](call)
 
     def _transfer(self, task: Task) -> Sequence[Tensor]:
         results = []
@@ -139,186 +144,10 @@ class Interpreter:
             raise Fault(f"{name} is copied, but it is nowhere")
         return found[0]
 
-    def keep_logits(self, chunks: Sequence[Chunk], logits_rv: Tensor) -> None:
+    def _keep_logits(self, chunks: Sequence[Chunk], logits_rv: Tensor) -> None:
         for chunk, row in zip(chunks, logits_rv, strict=True):
             if chunk.commits:
                 self.sequences.logits.setdefault(chunk.sequence, []).append(row.clone())
-
-
-# -- operators ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """What an operator's implementation sees: values and weights of its own memory only."""
-
-    interpreter: Interpreter
-    task: Task
-    chunks: Sequence[Chunk]
-    values: Sequence[Tensor]
-    weights: Mapping[str, Tensor]
-    slab: Tensor | None
-
-    @property
-    def model(self) -> Architecture:
-        return self.interpreter.model
-
-    def positions(self) -> Tensor:
-        """Position of each new token of the batch."""
-        return torch.cat([torch.arange(c.context, c.context + c.new) for c in self.chunks])
-
-    def weight(self, name: str) -> Tensor:
-        return self.weights[f"{name}.weight"]
-
-    def bias(self, name: str) -> Tensor | None:
-        return self.weights.get(f"{name}.bias")
-
-
-def _embed(call: _Call) -> Sequence[Tensor]:
-    assert call.task.share is not None
-    x_te = network.embed(call.values[0], call.weight("embed"), call.task.share.vocab_start)
-    if "positions.weight" in call.weights:
-        x_te = network.learned_positions(x_te, call.positions(), call.weight("positions"))
-    return (x_te,)
-
-
-def _norm(call: _Call) -> Sequence[Tensor]:
-    name = call.task.operator
-    if len(call.values) == 1:
-        return (network.normalise(call.model, call.values[0], call.weight(name), call.bias(name)),)
-    x_te, update_te = call.values
-    return network.add_normalise(call.model, x_te, update_te, call.weight(name), call.bias(name))
-
-
-def _final_norm(call: _Call) -> Sequence[Tensor]:
-    """Of the last row of each chunk only."""
-    last_r = torch.tensor([chunk.new for chunk in call.chunks]).cumsum(0) - 1
-    x_re, update_re = (value[last_r] for value in call.values)
-    weight_e, bias_e = call.weight("final_norm"), call.bias("final_norm")
-    _, normed = network.add_normalise(call.model, x_re, update_re, weight_e, bias_e)
-    return (normed,)
-
-
-def _qkv_proj(call: _Call) -> Sequence[Tensor]:
-    names = ("q_proj", "k_proj", "v_proj")
-    x_te = call.values[0]
-    return (torch.cat([network.linear(x_te, call.weight(n), call.bias(n)) for n in names], dim=-1),)
-
-
-def _rotary(call: _Call) -> Sequence[Tensor]:
-    """Rotate, and write keys and values to the cache."""
-    share, head_dim = call.task.share, call.model.head_dim
-    assert share is not None and call.slab is not None
-    counts = (share.head_count, share.kv_head_count, share.kv_head_count)
-    q_thd, k_tgd, v_tgd = torch.split(_heads(call.values[0], head_dim), counts, dim=1)
-    positions_t = call.positions()
-    k_tgd = network.rotate(call.model, k_tgd, positions_t)
-    sizes = [chunk.new for chunk in call.chunks]
-    pieces = zip(call.chunks, torch.split(k_tgd, sizes), torch.split(v_tgd, sizes), strict=True)
-    for chunk, k_ngd, v_ngd in pieces:
-        kv.write(call.slab, chunk, k_ngd, v_ngd)
-    return (network.rotate(call.model, q_thd, positions_t).flatten(1).clone(),)
-
-
-def _attention(call: _Call) -> Sequence[Tensor]:
-    assert call.slab is not None
-    q_thd = _heads(call.values[0], call.model.head_dim)
-    sizes = [chunk.new for chunk in call.chunks]
-    outputs = []
-    for chunk, q_nhd in zip(call.chunks, torch.split(q_thd, sizes), strict=True):
-        k_sgd, v_sgd = kv.read(call.slab, chunk.blocks, chunk.context + chunk.new)
-        k_sgd, v_sgd = k_sgd.to(q_nhd.dtype), v_sgd.to(q_nhd.dtype)
-        outputs.append(network.attention_one(q_nhd, k_sgd, v_sgd, chunk.context).flatten(1))
-    return (torch.cat(outputs),)
-
-
-def _project(call: _Call) -> Sequence[Tensor]:
-    name = call.task.operator
-    return (network.linear(call.values[0], call.weight(name), call.bias(name)),)
-
-
-def _up_proj(call: _Call) -> Sequence[Tensor]:
-    names = [name for name in ("gate_proj", "up_proj") if f"{name}.weight" in call.weights]
-    x_te = call.values[0]
-    return (torch.cat([network.linear(x_te, call.weight(n), call.bias(n)) for n in names], dim=-1),)
-
-
-def _activation(call: _Call) -> Sequence[Tensor]:
-    return (network.activate(call.model, call.values[0]),)
-
-
-def _residual_add(call: _Call) -> Sequence[Tensor]:
-    return (call.values[0] + call.values[1],)
-
-
-def _lm_head(call: _Call) -> Sequence[Tensor]:
-    (table,) = call.weights.values()
-    return (network.linear(call.values[0], table),)
-
-
-def _sample(call: _Call) -> Sequence[Tensor]:
-    call.interpreter.keep_logits(call.chunks, call.values[0])
-    return (network.sample(call.values[0]),)
-
-
-_OPERATORS = {
-    "embed": _embed,
-    "attn_norm": _norm,
-    "qkv_proj": _qkv_proj,
-    "rotary": _rotary,
-    "attention": _attention,
-    "o_proj": _project,
-    "mlp_norm": _norm,
-    "up_proj": _up_proj,
-    "activation": _activation,
-    "down_proj": _project,
-    "residual_add": _residual_add,
-    "final_norm": _final_norm,
-    "lm_head": _lm_head,
-    "sample": _sample,
-}
-
-
-# -- collectives ----------------------------------------------------------------------------------------------
-
-
-def _all_reduce(interpreter: Interpreter, task: Task) -> Sequence[Tensor]:
-    """A ring: every rank's summand is cut into as many pieces as there are ranks; each piece goes round
-    once to be added up and once to be handed out."""
-    stores, memories = interpreter.stores, [tensor.memory for tensor in task.writes]
-    ranks = len(memories)
-    sizes = split_evenly(interpreter.model.hidden_size, ranks)
-    starts = starts_of(sizes)
-    parts = [stores.get(memory, name).clone() for memory, name in zip(memories, task.reads, strict=True)]
-
-    def piece(rank: int, number: int) -> Tensor:
-        return parts[rank].narrow(1, starts[number % ranks], sizes[number % ranks])
-
-    for adding in (True, False):
-        for step in range(ranks - 1):
-            first = 0 if adding else 1
-            sent = [piece(rank, rank + first - step).clone() for rank in range(ranks)]
-            for rank, part in enumerate(sent):
-                target = (rank + 1) % ranks
-                arrived = stores.copy(part, memories[rank], memories[target])
-                place = piece(target, rank + first - step)
-                place.copy_(place + arrived if adding else arrived)
-    return parts
-
-
-def _gather_logits(interpreter: Interpreter, task: Task) -> Sequence[Tensor]:
-    """Every rank's part of the vocabulary, side by side on the first."""
-    machine, stores = interpreter.machine, interpreter.stores
-    root = machine.memory_of(task.units[0])
-    parts = []
-    for device, name in zip(task.units, task.reads, strict=True):
-        memory = machine.memory_of(device)
-        part = stores.get(memory, name)
-        parts.append(part if memory == root else stores.copy(part, memory, root))
-    return (torch.cat(parts, dim=-1),)
-
-
-_COLLECTIVES = {"all_reduce": _all_reduce, "gather_logits": _gather_logits}
 
 
 def _part(whole: Tensor, parameter: Parameter) -> Tensor:
@@ -327,11 +156,6 @@ def _part(whole: Tensor, parameter: Parameter) -> Tensor:
         return whole.detach().clone()
     size = parameter.shape[parameter.axis]
     return whole.detach().narrow(parameter.axis, parameter.start, size).contiguous().clone()
-
-
-def _heads(x_te: Tensor, head_dim: int) -> Tensor:
-    """Channels as heads: `[t, heads, d]`."""
-    return x_te.view(x_te.shape[0], -1, head_dim)
 
 
 def _is_weight(name: str) -> bool:

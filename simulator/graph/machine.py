@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import networkx as nx
 
@@ -79,8 +80,7 @@ class MachineGraph:
         key = (source, target)
         if key not in self._routes:
             path = nx.shortest_path(self.graph, source, target, weight="time_s")
-            pairs = zip(path, path[1:], strict=False)
-            self._routes[key] = tuple(self.graph.edges[pair]["directed"] for pair in pairs)
+            self._routes[key] = tuple(self.graph.edges[pair]["directed"] for pair in pairwise(path))
         return self._routes[key]
 
     def memory_of(self, device: str) -> str:

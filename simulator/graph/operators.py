@@ -220,7 +220,7 @@ class OperatorFactory:
         hidden = self.model.hidden_size
         prefix = name if layer is None else f"layers.{layer}.{name}"
         kinds = ("weight", "bias") if self.model.norm == "layer" else ("weight",)
-        output = (Value("normed", rows * hidden),)
+        output: tuple[Value, ...] = (Value("normed", rows * hidden),)
         keeps_residual = has_branch and layer is not None
         if keeps_residual:
             output = (Value("residual", self.hidden), *output)

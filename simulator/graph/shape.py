@@ -97,9 +97,9 @@ class Amount:
 
     @classmethod
     def of(
-        cls, *, one: int = 0, tokens: int = 0, sequences: int = 0, logit_rows: int = 0, prefill_tokens: int = 0,
-        prefill_pairs: int = 0, prefill_square: int = 0, prefill_span: int = 0, decode_tokens: int = 0,
-        decode_span: int = 0,
+        cls, *, one: int = 0, tokens: int = 0, sequences: int = 0, logit_rows: int = 0,
+        prefill_tokens: int = 0, prefill_pairs: int = 0, prefill_square: int = 0, prefill_span: int = 0,
+        decode_tokens: int = 0, decode_span: int = 0,
     ) -> Amount:  # fmt: skip
         """Name the coefficients that are not zero."""
         return cls((

@@ -9,13 +9,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from simulator.graph.machine import Directed, MachineGraph
-from simulator.graph.operators import TOKEN_ID_BYTES, Formats, Operator, OperatorFactory, Parameter, Share, byte_amount
-from simulator.graph.shape import Amount, split_evenly
+from simulator.graph.operators import (
+    TOKEN_ID_BYTES,
+    Formats,
+    Operator,
+    OperatorFactory,
+    Parameter,
+    Share,
+    byte_amount,
+)
+from simulator.graph.shape import Amount
 from simulator.placement.placement import Placement, Stage
-from simulator.placement.plan import KvSlab, Resident, Task, Template, Tensor
+from simulator.placement.plan import KvSlab, Resident, Task, Template, Tensor, with_frees
+from simulator.placement.traffic import link_bytes, ring_link_elements
 from simulator.specs.model import Architecture
 
 IDS = Amount.of(tokens=TOKEN_ID_BYTES)
@@ -142,7 +151,7 @@ class _Lowering:
         outcome = len(self.tasks) - 1
         for stage in stages:
             self._prefetch_next_step(stage)
-        tasks = _with_frees(self.tasks, self.imports)
+        tasks = with_frees(self.tasks, self.imports)
         return Template(tasks, outcome, tuple(self.imports), self.microbatches)
 
     # -- the token loop's two ends ------------------------------------------------------------------
@@ -252,7 +261,7 @@ class _Lowering:
         self._add(Task(
             f"{label}.all_reduce.m{microbatch}", "collective", "all_reduce", stage.devices[0],
             stage.devices, reads, tuple(writes), microbatch, operator.layer,
-            link_bytes=_link_bytes(traffic), crossings=tuple(ring),
+            link_bytes=link_bytes(traffic), crossings=tuple(ring),
         ))  # fmt: skip
 
     def _gather_logits(self, stage: Stage, microbatch: int) -> None:
@@ -268,7 +277,7 @@ class _Lowering:
         self.values[microbatch, root]["logits"] = joined.name
         self._add(Task(
             f"gather_logits.m{microbatch}", "collective", "gather_logits", root, stage.devices, reads,
-            (joined,), microbatch, link_bytes=_link_bytes(traffic),
+            (joined,), microbatch, link_bytes=link_bytes(traffic),
             crossings=tuple((device, root) for device in stage.devices[1:]),
         ))  # fmt: skip
 
@@ -333,7 +342,7 @@ class _Lowering:
         self._add(Task(
             name, "transfer", "fetch", device, self._transfer_units(streaming.home, (device,)),
             tuple(home_name(p.name, device) for p in parameters), writes, layer=layer,
-            link_bytes=_link_bytes(traffic), after=after,
+            link_bytes=link_bytes(traffic), after=after,
         ))  # fmt: skip
 
     def _layer_parameters(self, stage: Stage, rank: int, layer: int) -> list[Parameter]:
@@ -364,7 +373,7 @@ class _Lowering:
             self._add(Task(
                 f"copy.{role}.m{microbatch}.{source}->{'+'.join(away)}", "transfer", f"copy_{role}", away[0],
                 self._transfer_units(source, away), (name,), tuple(copies.values()), microbatch,
-                link_bytes=_link_bytes(traffic), crossings=tuple((source, target) for target in away),
+                link_bytes=link_bytes(traffic), crossings=tuple((source, target) for target in away),
             ))  # fmt: skip
         return tuple(copies[target].name if target in copies else name for target in targets)
 
@@ -400,48 +409,5 @@ class _Lowering:
         return len(self.tasks) - 1
 
 
-def ring_link_elements(count: int, ranks: int) -> tuple[int, ...]:
-    """Elements of a vector of `count` that rank r sends to rank r + 1 in a ring all-reduce.
-
-    Reduce-scatter and all-gather each send every piece but one over every link; which one follows from
-    rank r starting with its own piece (Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002).
-
-    >>> ring_link_elements(10, 4)
-    (16, 16, 14, 14)
-    """
-    pieces = split_evenly(count, ranks)
-    return tuple(2 * count - pieces[(r + 1) % ranks] - pieces[(r + 2) % ranks] for r in range(ranks))
-
-
 def _label(operator: Operator) -> str:
     return operator.name if operator.layer is None else f"{operator.layer}.{operator.name}"
-
-
-def _link_bytes(
-    traffic: Sequence[tuple[Sequence[Directed], Amount]],
-) -> tuple[tuple[str, Amount], ...]:
-    """Add up what each directed link carries."""
-    carried: dict[str, Amount] = {}
-    for route, nbytes in traffic:
-        for directed in route:
-            carried[directed.name] = carried.get(directed.name, Amount()) + nbytes
-    return tuple(carried.items())
-
-
-def _with_frees(tasks: Sequence[Task], imports: Sequence[str]) -> tuple[Task, ...]:
-    """Let the last task that reads a plan's own or imported tensor free it.
-
-    Readers of one tensor must share a stream with the last of them, so that it ends after the others.
-    """
-    passing = {tensor.name for task in tasks for tensor in task.writes if not tensor.kept}.union(imports)
-    readers: dict[str, list[int]] = defaultdict(list)
-    for index, task in enumerate(tasks):
-        for name in task.reads:
-            if name in passing:
-                readers[name].append(index)
-    frees: dict[int, list[str]] = defaultdict(list)
-    for name, indices in readers.items():
-        last = set(tasks[indices[-1]].units)
-        assert all(last & set(tasks[index].units) for index in indices), f"{name} is read on unlike streams"
-        frees[indices[-1]].append(name)
-    return tuple(replace(task, frees=tuple(frees[index])) for index, task in enumerate(tasks))

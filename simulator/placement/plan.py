@@ -10,8 +10,9 @@ without data, for a buffer that must be empty before it is refilled.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -155,6 +156,25 @@ class Plan:
 
     def link_bytes(self, task: Task) -> tuple[tuple[str, int], ...]:
         return tuple((link, self.amount(task, amount)) for link, amount in task.link_bytes)
+
+
+def with_frees(tasks: Sequence[Task], imports: Sequence[str]) -> tuple[Task, ...]:
+    """Let the last task that reads a plan's own or imported tensor free it.
+
+    Readers of one tensor must share a stream with the last of them, so that it ends after the others.
+    """
+    passing = {tensor.name for task in tasks for tensor in task.writes if not tensor.kept}.union(imports)
+    readers: dict[str, list[int]] = defaultdict(list)
+    for index, task in enumerate(tasks):
+        for name in task.reads:
+            if name in passing:
+                readers[name].append(index)
+    frees: dict[int, list[str]] = defaultdict(list)
+    for name, indices in readers.items():
+        last = set(tasks[indices[-1]].units)
+        assert all(last & set(tasks[index].units) for index in indices), f"{name} is read on unlike streams"
+        frees[indices[-1]].append(name)
+    return tuple(replace(task, frees=tuple(frees[index])) for index, task in enumerate(tasks))
 
 
 def flaws(template: Template, resident: Iterable[str]) -> list[str]:

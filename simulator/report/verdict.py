@@ -234,8 +234,8 @@ def _break_even_text(run: RunResult, winner: RunResult) -> str:
     if len(prices) > 1:
         return f". It breaks even where {joined(prices)} cost {format_number(price_usd)} USD each{counted}"
     each = " each" if len(economics.unknown) > len(set(economics.unknown)) else ""
-    least = f"less than {format_number(price_usd)} USD{each}{counted}"
-    return f". It costs less only if {joined(prices)} can be had for {least}"
+    limit = f"less than {format_number(price_usd)} USD{each}{counted}"
+    return f". It costs less only if {joined(prices)} can be had for {limit}"
 
 
 def _split_unknown(unknown: Sequence[str]) -> tuple[list[str], str]:

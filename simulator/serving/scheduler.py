@@ -120,7 +120,8 @@ class Scheduler:
         self._round += 1
         self._decode_context += step.decode_count
         finished = self._finish_decodes()
-        started, resumed = [], []
+        started: list[int] = []
+        resumed: list[int] = []
         for piece in step.prefills:
             sequence = self._running[piece.sequence]
             sequence.cached += piece.new

@@ -63,8 +63,9 @@ def fair_speeds(flows: Iterable[Flow]) -> list[float]:
         for link in weight:
             room[link] -= rise * weight[link]
         full = {link for link in weight if room[link] <= 1e-12}
-        frozen = {index for index in open_flows if speeds[index] >= 1.0 - 1e-12 or full & set(flows[index].loads)}
-        open_flows -= frozen
+        at_full_speed = {index for index in open_flows if speeds[index] >= 1.0 - 1e-12}
+        held_back = {index for index in open_flows if full & set(flows[index].loads)}
+        open_flows -= at_full_speed | held_back
     return [1.0 if speed > 1.0 - 1e-12 else speed for speed in speeds]
 
 

@@ -125,7 +125,8 @@ class PricedTemplate:
         loads = lone_s[:, 2 * count : 2 * count + self._load_count]
         flow_s = np.maximum.reduceat(loads, self._load_starts, axis=1) if self._load_count else loads
         host_s = lone_s[:, 2 * count + self._load_count :]
-        own_s = np.concatenate((np.add.reduceat(kernel_s, self._kernel_starts, axis=1), flow_s, host_s), axis=1)
+        kernel_s = np.add.reduceat(kernel_s, self._kernel_starts, axis=1)
+        own_s = np.concatenate((kernel_s, flow_s, host_s), axis=1)
         return [Durations(*row) for row in zip(ticks(own_s) + self.latency, lone_s, strict=True)]
 
     def link_loads(self, index: int, durations: Durations) -> dict[str, float]:
@@ -221,4 +222,5 @@ class _Pricer:
         machine = self.program.machine
         memories = dict.fromkeys(tensor.memory for tensor in task.writes) or [task.place]
         source = directed[0].source
-        return max(copy_latency_s([link.link for link in machine.route(source, memory)]) for memory in memories)
+        routes = (machine.route(source, memory) for memory in memories)
+        return max(copy_latency_s([link.link for link in route]) for route in routes)

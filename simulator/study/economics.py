@@ -71,13 +71,13 @@ def _parts(deployment: Deployment, record: RunRecord) -> Iterator[_Part]:
         computes = any(placed.name in used for placed in in_node if placed.device.kind == "cpu")
         for placed in held:
             busy_share = record.busy_s.get(placed.name, 0.0) / record.duration_s
-            device = placed.device
-            yield _Part(f"devices.{placed.device_id}", 1.0, device.price.purchase_usd, device.power, busy_share)
+            price, power = placed.device.price.purchase_usd, placed.device.power
+            yield _Part(f"devices.{placed.device_id}", 1.0, price, power, busy_share)
         whole = computes or not accelerators
         share = 1.0 if whole else len(held) / len(accelerators)
         if share:
-            busy_share = _host_busy_share(deployment, record, node)
-            yield _Part(f"hosts.{node.host_id}", share, node.host.price.purchase_usd, node.host.power, busy_share)
+            host, busy_share = node.host, _host_busy_share(deployment, record, node)
+            yield _Part(f"hosts.{node.host_id}", share, host.price.purchase_usd, host.power, busy_share)
             yield _Part(f"machines.{machine.machine.id}", share, node.price_usd or 0.0, None, 0.0)
 
 

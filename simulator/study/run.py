@@ -17,7 +17,7 @@ from simulator.placement.strategies import STRATEGIES, Strategy
 from simulator.results.metrics import LatencyMetrics, is_saturated, latency_metrics
 from simulator.results.records import RunRecord
 from simulator.results.run_result import Band, Economics, MemoryUse, RunResult, StudyResult
-from simulator.serving.arrivals import Request, users_of
+from simulator.serving.arrivals import users_of
 from simulator.simulation.serve import serve
 from simulator.specs.base import Case
 from simulator.specs.catalogue import Catalogue

@@ -40,8 +40,9 @@ class LayerSplit(Strategy):
     def label(self) -> str:
         if self.gpu_layers is not None:
             return f"layer_split {self.gpu_layers} on gpu"
-        counts = self.layers or ("",) * len(self.devices or ())
-        parts = (f"{device}:{n}" if n else device for device, n in zip(self.devices or (), counts, strict=True))
+        devices = self.devices or ()
+        counts = self.layers or ("evenly",) * len(devices)
+        parts = (f"{device}:{count}" for device, count in zip(devices, counts, strict=True))
         return f"layer_split {' '.join(parts)}"
 
     def place(self, model: Architecture, machine: MachineGraph) -> Placement | NotPlaceable:
