@@ -1,18 +1,21 @@
 """Every file that ships loads in every case, says where its figures come from, and names no private place."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
 from simulator.placement.strategies import STRATEGIES
 from simulator.specs.base import Case
-from simulator.specs.catalogue import FOLDERS, Catalogue
+from simulator.specs.catalogue import FOLDERS, Catalogue, Kind
+from simulator.specs.load import Loaded
 from simulator.specs.machine import load_machine
 from simulator.specs.model import load_model
-from simulator.specs.provenance import Figure
+from simulator.specs.provenance import Figure, source_problems
 from simulator.specs.scenario import load_scenario
+from simulator.specs.yaml_file import read_document
 
 ROOT = Path(__file__).parent.parent
 CASES = get_args(Case)
@@ -26,17 +29,24 @@ FILES = sorted(
 ABSOLUTE_PATH = re.compile(r"""(?:^|[\s"'(=])(?:~?/\w|[A-Za-z]:\\)""", re.MULTILINE)
 REGISTRY_HOST = re.compile(r"\b[\w.-]*(?:pypi|pythonhosted|npmjs|registry)[\w-]*\.(?:org|com|io|net)\b")
 
+NO_FIGURES = frozenset({"name", "kind", "cpu.device"})
+
 shipped = Catalogue((ROOT,))
 every_case = pytest.mark.parametrize("case", CASES)
 
 
-def ids(*kinds: str) -> list[tuple[str, str]]:
+def ids(*kinds: Kind) -> list[tuple[Kind, str]]:
     return [(kind, name) for kind in kinds for name in shipped.ids(kind)]
 
 
-def figures(kind: str, name: str, case: Case) -> tuple[Figure, ...]:
+def figures(kind: Kind, name: str, case: Case) -> tuple[Figure, ...]:
     """Load a file that stands for itself; its uncertain figures."""
-    load = {"devices": shipped.device, "hosts": shipped.host, "links": shipped.link, "engines": shipped.engine}
+    load: dict[Kind, Callable[[str, Case], Loaded[Any]]] = {
+        "devices": shipped.device,
+        "hosts": shipped.host,
+        "links": shipped.link,
+        "engines": shipped.engine,
+    }
     return load[kind](name, case).figures
 
 
@@ -47,8 +57,14 @@ def test_every_file_has_a_place_that_a_command_looks_in() -> None:
 
 @every_case
 @pytest.mark.parametrize(("kind", "name"), ids("devices", "hosts", "links", "engines"))
-def test_every_profile_loads_and_every_range_has_a_source(kind: str, name: str, case: Case) -> None:
+def test_every_profile_loads_and_every_range_has_a_source(kind: Kind, name: str, case: Case) -> None:
     assert [each.key_path for each in figures(kind, name, case) if each.source_kind is None] == []
+
+
+@pytest.mark.parametrize(("kind", "name"), ids("devices", "hosts", "links", "engines", "models"))
+def test_every_figure_has_a_source(kind: Kind, name: str) -> None:
+    document = read_document(shipped.path(kind, name))
+    assert list(map(str, source_problems(document, NO_FIGURES, needs_cover=True))) == []
 
 
 @every_case

@@ -7,7 +7,7 @@ counted on the way: tokens, logits, FLOPs of each task, bytes over each link, by
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -111,8 +111,13 @@ def random_model(model: Architecture, seed: int) -> Transformer:
     return random_transformer(model, seed, torch.float64)
 
 
-def largest_difference(rows: Sequence[Tensor], expected: Tensor) -> float:
-    """The largest absolute difference between some logits and those expected; NaN counts as infinite."""
+def largest_difference(found: Mapping[int, Sequence[Tensor]], expected: Mapping[int, Tensor]) -> float:
+    """The largest absolute difference between the logits found for some sequences and those expected.
+    Rows that are missing or not numbers count as infinitely far."""
+    return max((_difference(found.get(number, []), rows) for number, rows in expected.items()), default=0.0)
+
+
+def _difference(rows: Sequence[Tensor], expected: Tensor) -> float:
     if len(rows) != len(expected):
         return float("inf")
     difference = (torch.stack(list(rows)).double() - expected.double()).abs().max()

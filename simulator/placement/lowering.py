@@ -136,22 +136,20 @@ class _Lowering:
         self.imports: list[str] = []
         self.last_use: dict[tuple[str, int], int] = {}
         self.fetched: dict[str, str] = {}
+        self.discarded: list[str] = []
 
     def template(self) -> Template:
         stages = self.placement.stages
         for microbatch in range(self.microbatches):
             self._gather_ids(microbatch, stages[0])
-        for index, stage in enumerate(stages):
-            if index > 0:
-                for microbatch in range(self.microbatches):
-                    self._move_on(microbatch, stages[index - 1], stage)
-            self._stage(stage, is_first=index == 0, is_last=index == len(stages) - 1)
+        for stage, following in zip(stages, (*stages[1:], None), strict=True):
+            self._stage(stage, following)
         for microbatch in range(self.microbatches):
             self._return_ids(microbatch, stages[-1])
         outcome = len(self.tasks) - 1
         for stage in stages:
             self._prefetch_next_step(stage)
-        tasks = with_frees(self.tasks, self.imports)
+        tasks = with_frees(self.tasks, self.imports, self.discarded)
         return Template(tasks, outcome, tuple(self.imports), self.microbatches)
 
     # -- the token loop's two ends ------------------------------------------------------------------
@@ -170,19 +168,29 @@ class _Lowering:
         self._add(Task(f"commit.m{microbatch}", "host", "commit", host, (self.program.engine_unit,),
                        (arrived,), (), microbatch, host_work="commit"))  # fmt: skip
 
-    def _move_on(self, microbatch: int, before: Stage, stage: Stage) -> None:
-        """Hand the residual stream to the next stage: rank j takes it from rank j modulo their number."""
+    def _move_on(self, microbatch: int, stage: Stage, following: Stage, closing: Operator) -> None:
+        """Hand the residual stream to the next stage: rank j takes it from rank j modulo their number.
+        Ranks that nobody takes it from drop what they hold."""
+        count = len(stage.devices)
+        sources = {rank % count for rank in range(len(following.devices))}
         for rank, device in enumerate(stage.devices):
-            source = before.devices[rank % len(before.devices)]
+            values = self.values[microbatch, device]
+            if rank in sources:
+                share = Share.of(self.program.model, rank, count)
+                self._compute(closing, device, share, microbatch)
+            else:
+                self.discarded += [values["residual"], values["branch"]]
+        for rank, device in enumerate(following.devices):
+            source = stage.devices[rank % count]
             residual = self.values[microbatch, source]["residual"]
             arrived = self._copy(residual, "residual", source, (device,), microbatch)[0]
             self.values[microbatch, device]["residual"] = arrived
 
     # -- a stage ------------------------------------------------------------------------------------
 
-    def _stage(self, stage: Stage, is_first: bool, is_last: bool) -> None:
+    def _stage(self, stage: Stage, following: Stage | None) -> None:
         factories = [self.program.factory(stage, rank) for rank in range(len(stage.devices))]
-        if is_first:
+        if stage is self.placement.stages[0]:
             for microbatch in range(self.microbatches):
                 self._ranks(stage, [factory.embed() for factory in factories], microbatch)
         self._first_fetches(stage)
@@ -193,11 +201,11 @@ class _Lowering:
             if microbatch == self.microbatches - 1:
                 self._fetch_after(stage, layer)
         for microbatch in range(self.microbatches):
-            if is_last:
+            if following is None:
                 self._head(stage, factories, microbatch)
             else:
-                closing = [factory.residual_add(stage.layers[-1]) for factory in factories]
-                self._ranks(stage, closing, microbatch)
+                closing = factories[0].residual_add(stage.layers[-1])
+                self._move_on(microbatch, stage, following, closing)
 
     def _order(self, stage: Stage) -> Iterator[tuple[int, int]]:
         """A streamed stage does each layer for all microbatches before the next, so that a fetched layer

@@ -158,19 +158,25 @@ class Plan:
         return tuple((link, self.amount(task, amount)) for link, amount in task.link_bytes)
 
 
-def with_frees(tasks: Sequence[Task], imports: Sequence[str]) -> tuple[Task, ...]:
-    """Let the last task that reads a plan's own or imported tensor free it.
+def with_frees(
+    tasks: Sequence[Task], imports: Sequence[str], discarded: Sequence[str] = ()
+) -> tuple[Task, ...]:
+    """Let the last task that reads a plan's own or imported tensor free it, and the task that writes a
+    `discarded` one, which nobody reads.
 
     Readers of one tensor must share a stream with the last of them, so that it ends after the others.
     """
     passing = {tensor.name for task in tasks for tensor in task.writes if not tensor.kept}.union(imports)
-    readers: dict[str, list[int]] = defaultdict(list)
+    users: dict[str, list[int]] = defaultdict(list)
     for index, task in enumerate(tasks):
         for name in task.reads:
             if name in passing:
-                readers[name].append(index)
+                users[name].append(index)
+        for tensor in task.writes:
+            if tensor.name in discarded:
+                users[tensor.name].append(index)
     frees: dict[int, list[str]] = defaultdict(list)
-    for name, indices in readers.items():
+    for name, indices in users.items():
         last = set(tasks[indices[-1]].units)
         assert all(last & set(tasks[index].units) for index in indices), f"{name} is read on unlike streams"
         frees[indices[-1]].append(name)
@@ -181,7 +187,8 @@ def flaws(template: Template, resident: Iterable[str]) -> list[str]:
     """Everything that makes a template unfit to run, in words; empty for a sound one.
 
     A sound template reads only what is resident, imported or written before and not yet freed, on the
-    memory where the task runs; it writes no name twice, reads all it writes, frees all it does not keep.
+    memory where the task runs; it writes no name twice, reads all it writes (or discards it on the spot),
+    frees all it does not keep.
     """
     known, found = set(resident) | set(template.imports), []
     alive, written, read = set(known), set[str](), set[str]()
@@ -194,6 +201,7 @@ def flaws(template: Template, resident: Iterable[str]) -> list[str]:
             written.add(tensor.name)
             alive.add(tensor.name)
         found += [f"{task.name} frees {name}, which is not there" for name in task.frees if name not in alive]
+        read.update(tensor.name for tensor in task.writes if tensor.name in task.frees)
         alive.difference_update(task.frees)
     tensors = template.tensors
     found += [f"{name} is written and never read" for name in written - read if not tensors[name].kept]

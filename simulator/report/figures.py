@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import StrMethodFormatter
 
 from simulator.report.wording import MS_PER_S, THROUGHPUT, Reading, axis_text, reading
 from simulator.results.run_result import RunResult, StudyResult
@@ -18,6 +19,9 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 _LOG_FROM_RATIO = 30.0
 _LIMIT_COLOUR = "#B00020"
+_PANELS_HEIGHT, _LEGEND_LINE_HEIGHT = 6.5, 0.22
+"""Inches."""
+_PLAIN = StrMethodFormatter("{x:,g}")
 _PANELS = (("tpot_p99", "tpot_s.p99", "TPOT p99 (ms)"), ("ttft_p99", "ttft_s.p99", "TTFT p99 (ms)"))
 
 
@@ -46,7 +50,9 @@ def latency_against_throughput(study: StudyResult) -> Figure:
     """
     runs = [run for run in study.runs if run.metrics is not None]
     looks = _Looks.of(runs)
-    figure = Figure(figsize=(9, 7), layout="constrained")
+    handles = _legend(runs, looks)
+    height = _PANELS_HEIGHT + _LEGEND_LINE_HEIGHT * len(handles) / 2
+    figure = Figure(figsize=(9, height), layout="constrained")
     figure.suptitle(study.scenario)
     panels = figure.subplots(len(_PANELS), 1, sharex=True)
     for axes, (limit_name, latency, label) in zip(panels, _PANELS, strict=True):
@@ -55,8 +61,10 @@ def latency_against_throughput(study: StudyResult) -> Figure:
         axes.set_ylabel(label)
     panels[-1].set_xlabel("output throughput (tokens/s)")
     panels[-1].margins(x=0.08)
+    panels[-1].xaxis.set_major_formatter(_PLAIN)
+    figure.align_ylabels()
     if runs:
-        figure.legend(handles=_legend(runs, looks), loc="outside right upper", frameon=False)
+        figure.legend(handles=handles, loc="outside lower left", ncols=2, frameon=False, columnspacing=4)
     else:
         panels[0].text(0.5, 0.5, "no placement ran", ha="center", va="center", transform=panels[0].transAxes)
     return figure
@@ -111,6 +119,7 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
     positive = [value for value in values if value > 0]
     if len(positive) == len(values) > 0 and max(positive) > _LOG_FROM_RATIO * min(positive):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(_PLAIN)
     else:
         axes.set_ylim(bottom=0)
 
@@ -121,17 +130,17 @@ def _draw_limits(axes: Axes, runs: Sequence[RunResult], name: str) -> None:
 
 
 def _legend(runs: Sequence[RunResult], looks: _Looks) -> list[Line2D]:
-    """Colours, then markers, then what else is drawn."""
-    handles = [_heading("machine")]
-    handles += [_key(name, marker="o", color=colour) for name, colour in looks.colours.items()]
-    handles += [_heading("placement")]
-    handles += [_key(name, marker=marker, color="black") for name, marker in looks.markers.items()]
-    handles += [_heading("")]
+    """Two columns of one length: colours and what else is drawn, then markers."""
+    left = [_heading("machine")]
+    left += [_key(name, marker="o", color=colour) for name, colour in looks.colours.items()]
     if any(run.saturated for run in runs):
-        handles.append(_key("saturated: at least", marker="o", color="black", markerfacecolor="white"))
+        left.append(_key("saturated: at least", marker="o", color="black", markerfacecolor="white"))
     if any(name in run.slo for run in runs for name, _, _ in _PANELS):
-        handles.append(Line2D([], [], color=_LIMIT_COLOUR, linestyle="--", linewidth=1, label="SLO limit"))
-    return handles if len(handles) > len(looks.colours) + len(looks.markers) + 3 else handles[:-1]
+        left.append(Line2D([], [], color=_LIMIT_COLOUR, linestyle="--", linewidth=1, label="SLO limit"))
+    right = [_heading("placement")]
+    right += [_key(name, marker=marker, color="black") for name, marker in looks.markers.items()]
+    length = max(len(left), len(right))
+    return [entry for column in (left, right) for entry in column + [_heading("")] * (length - len(column))]
 
 
 def _heading(text: str) -> Line2D:

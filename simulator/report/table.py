@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import median
 from typing import TextIO
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -31,9 +33,10 @@ from simulator.units import format_number
 _BYTES_PER_GIB = 2**30
 _NEVER_CUT = 100_000
 _LONGEST_LIST = 12
+_PART_NAMES = {"kv_cache": "KV cache"}
 _MEMORY_FIGURES = ("GiB used", "full")
-_SECONDS_FROM_S = 10.0
-"""TTFT is shown in seconds where one reaches this, else in milliseconds."""
+_SECONDS_FROM_S = 1.0
+"""TTFT is shown in seconds where most rows reach this, else in milliseconds."""
 _STYLES = {"meets": "green", "misses": "red", "saturated": "yellow", "does not fit": "red"}
 
 
@@ -47,7 +50,10 @@ class _Column:
 
 
 def console_for(stream: TextIO) -> Console:
-    """A console that colours and wraps for a terminal, and neither cuts nor wraps for a file or a pipe."""
+    """A console that colours and wraps for a terminal, and neither cuts nor wraps for a file or a pipe.
+
+    Where a terminal is too narrow for a table, `print_study` lists its rows one by one instead.
+    """
     if stream.isatty():
         return Console(file=stream, highlight=False)
     return Console(file=stream, width=_NEVER_CUT, no_color=True, highlight=False, force_terminal=False)
@@ -56,13 +62,13 @@ def console_for(stream: TextIO) -> Console:
 def print_study(study: StudyResult, console: Console) -> None:
     """Print everything of a study except the verdict."""
     console.print(Text(study.scenario, style="bold"))
-    console.print(results_table(study))
+    _print_table(console, results_table(study), "SLO")
     for line in notes(study):
         _print_line(console, line)
     memory = memory_table(study)
     if memory is not None:
         console.print()
-        console.print(memory)
+        _print_table(console, memory, "fullest memory")
     console.print()
     for line in legend(study):
         _print_line(console, line, "dim")
@@ -127,9 +133,8 @@ def legend(study: StudyResult) -> list[str]:
         " network, waiting).",
         "transitions: how often one output token's pass goes from one device to another.",
     ]
-    if axes:
-        lines.append(f"{', '.join(axes.values())}: as the scenario sets {', '.join(axes)}, in SI units.")
-    return lines
+    return lines + [f"{short}: {name} of the scenario, in SI units." for name, short in axes.items()
+                    if any(isinstance(run.axes.get(name), float) for run in study.runs)]  # fmt: skip
 
 
 def assumed_line(study: StudyResult) -> str | None:
@@ -183,14 +188,14 @@ def _transitions(run: RunResult) -> str:
 
 
 def _ttft_unit(study: StudyResult) -> tuple[str, float]:
-    found = [reading(run, "ttft_s.p99").value or 0.0 for run in study.runs]
-    return ("s", 1.0) if max(found, default=0.0) >= _SECONDS_FROM_S else ("ms", MS_PER_S)
+    found = [reading(run, "ttft_s.p99").value or 0.0 for run in study.runs if run.metrics is not None]
+    return ("s", 1.0) if found and median(found) >= _SECONDS_FROM_S else ("ms", MS_PER_S)
 
 
 def _memory_cells(run: RunResult) -> tuple[str, str, str, str]:
     fullest = max(run.memory, key=lambda use: use.used_bytes / use.capacity_bytes)
     alike = sum(_fill(use) == _fill(fullest) for use in run.memory) - 1
-    parts = (f"{name.replace('_', ' ')} {_gib(part)}" for name, part in fullest.parts.items() if part)
+    parts = (f"{_PART_NAMES.get(name, name)} {_gib(part)}" for name, part in fullest.parts.items() if part)
     return (
         fullest.memory + (f" and {alike} alike" if alike else ""),
         f"{_gib(fullest.used_bytes)} of {_gib(fullest.capacity_bytes)}",
@@ -232,6 +237,29 @@ def _add_column(table: Table, header: str, *, is_figure: bool) -> None:
 
 def _cell(text: str) -> Text:
     return Text(text, style=_STYLES.get(text, ""))
+
+
+def _print_table(console: Console, table: Table, first: str) -> None:
+    """As a table where its lines fit, else each row as a paragraph headed by what comes before `first`."""
+    natural = console.measure(table, options=console.options.update(width=_NEVER_CUT))
+    if natural.maximum > console.width:
+        for name, figures in _paragraphs(table, first):
+            _print_line(console, name)
+            console.print(Padding(Text(figures), (0, 0, 0, 2)))
+        return
+    with console.capture() as capture:
+        console.print(table)
+    lines = (line.rstrip() for line in capture.get().splitlines())
+    console.file.write("".join(f"{line}\n" for line in lines if line))
+
+
+def _paragraphs(table: Table, first: str) -> Iterator[tuple[str, str]]:
+    headers = [str(column.header) for column in table.columns]
+    split = headers.index(first)
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        told = [f"{header} {cell}" for header, cell in zip(headers, row, strict=True)]
+        name = ", ".join([str(row[0]), str(row[1]), *told[2:split]])
+        yield name, "; ".join(each for each in told[split:] if not each.endswith(" -"))
 
 
 def _print_line(console: Console, line: str, style: str = "") -> None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from simulator.report.wording import (
     COST,
+    MS_PER_S,
     context_key,
     is_context,
     joined,
-    known_cost,
     largest_share,
     metric_name,
     percent,
@@ -140,9 +140,7 @@ class _Question:
         """Rows as good as the winner whose cost hangs on a figure nobody has published."""
         for run in candidates:
             if not _is_decided(run) and not _costs_more_for_sure(run, winner):
-                yield f"Not decided by known figures: {self._name(run)}{_unknown_text(run)}" + (
-                    f"{_break_even_text(run, winner)}."
-                )
+                yield f"Not decided by known figures: {self._name(run)} {_break_even_text(run, winner)}."
 
     def _ranges(
         self, winner: RunResult, decided: Sequence[RunResult], candidates: Sequence[RunResult]
@@ -151,9 +149,9 @@ class _Question:
         high = reading(winner, COST).high
         rivals = [run for run in decided[1:] if _may_cost_less(run, high)]
         if rivals:
-            shown = [f"{self._name(run)} ({_cost_text(run)})" for run in rivals[:_LONGEST_LIST]]
+            shown = [f"{self._name(run)} at {_cost_text(run)}" for run in rivals[:_LONGEST_LIST]]
             shown += [f"{len(rivals) - len(shown)} more"] if len(rivals) > len(shown) else []
-            yield f"Not decided by known figures: within the ranges {joined(shown)} may cost less."
+            yield f"Not decided by known figures: within the ranges {joined(shown)} may be cheaper."
         for name in _limits_in_doubt(winner):
             yield f"Not decided by known figures: whether {self._name(winner)} meets the SLO;" + (
                 f" its {metric_name(name)} is {_time_text(winner, name)}."
@@ -173,10 +171,10 @@ class _Question:
 
     def _tally(self) -> list[str]:
         """How many rows stand how, where there are several."""
-        words = {"meets": "meet the SLO", "misses": "miss it", "saturated": "saturated", "-": "ran",
+        words = {"meets": "meet the SLO", "misses": "miss it", "saturated": "saturated", "-": "simulated",
                  "does not fit": "do not fit"}  # fmt: skip
         counts = {word: sum(status(run) == key for run in self.runs) for key, word in words.items()}
-        if len(self.runs) == 1:
+        if len(self.runs) == 1 or not (counts["meet the SLO"] or counts["miss it"] or counts["do not fit"]):
             return []
         return [f"Of {len(self.runs)} rows: {', '.join(f'{n} {word}' for word, n in counts.items() if n)}."]
 
@@ -222,24 +220,22 @@ def _may_cost_less(run: RunResult, winner_high: float | None) -> bool:
 def _break_even_text(run: RunResult, winner: RunResult) -> str:
     """What the unknown price would have to be for the row to be the cheaper one."""
     economics, price_usd = run.economics, break_even_usd(run, _cost(winner))
-    assert economics is not None
-    if price_usd is None:
-        least = known_cost(run)
-        shown = f"{format_number(least)} USD per million tokens" if least is not None else ""
-        return f"; what is known comes to {shown}" if shown else ""
+    if economics is None or price_usd is None:
+        return f"has {_cost_text(run)}{_unknown_text(run)}"
+    too = "meets the SLO too and " if run.slo else ""
     if price_usd <= 0:
-        return ". At nominal figures it costs more even if that were free"
-    prices, others = _split_unknown(economics.unknown)
+        return f"{too}costs less only at the best ends of ranges, whatever is unknown of it"
+    things, others = _split_unknown(economics.unknown)
     counted = f" ({others}, unknown too, not counted)" if others else ""
-    if len(prices) > 1:
-        return f". It breaks even where {joined(prices)} cost {format_number(price_usd)} USD each{counted}"
+    if len(things) > 1:
+        return f"{too}breaks even where {joined(things)} cost {format_number(price_usd)} USD each{counted}"
     each = " each" if len(economics.unknown) > len(set(economics.unknown)) else ""
-    limit = f"less than {format_number(price_usd)} USD{each}{counted}"
-    return f". It costs less only if {joined(prices)} can be had for {limit}"
+    limit = f"{format_number(price_usd)} USD{each}{counted}"
+    return f"{too}costs less only if {joined(things)} can be had for less than {limit}"
 
 
 def _split_unknown(unknown: Sequence[str]) -> tuple[list[str], str]:
-    """What has no known price, as `nr1 (hosts.nr1.price)`, and the other unknown figures in a few words."""
+    """What has no known price, and the other unknown figures in a few words."""
     unique = list(dict.fromkeys(unknown))
     prices = [name for name in unique if "price" in name or "purchase" in name]
     others = [name for name in unique if name not in prices]
@@ -249,22 +245,19 @@ def _split_unknown(unknown: Sequence[str]) -> tuple[list[str], str]:
 
 
 def _thing(key_path: str) -> str:
-    steps = key_path.split(".")
-    return f"{steps[1]} ({key_path})" if len(steps) > 2 else key_path
+    """`nr1` for `hosts.nr1.price`."""
+    _, *steps = key_path.split(".")
+    return steps[0] if len(steps) > 1 else key_path
 
 
 def _time_text(run: RunResult, name: str) -> str:
-    """`310 ms (290 ms..340 ms) of 1 s`: a latency, its band, its limit."""
+    """`310 (290..340) ms of 1 s`: a latency, its band, its limit."""
     found = reading(run, reading_name(name))
     if found.value is None:
         return "not observed"
-    text = format_seconds(found.value)
-    if found.is_wide and found.low is not None and found.high is not None:
-        text += f" ({format_seconds(found.low)}..{format_seconds(found.high)})"
-    elif found.is_wide and found.high is None:
-        text += " or more"
+    scale, unit = (1.0, "s") if found.value >= 1 else (MS_PER_S, "ms")
     limit = run.slo.get(name)
-    return text if limit is None else f"{text} of {format_seconds(limit)}"
+    return f"{found.text(scale)} {unit}" + ("" if limit is None else f" of {format_seconds(limit)}")
 
 
 def _latencies(run: RunResult) -> str:

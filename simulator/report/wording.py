@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -187,18 +188,21 @@ def joined(words: Iterable[str]) -> str:
 
 
 def transitions_text(counts: Mapping[str, int]) -> str:
-    """Transitions of one token; those among devices of one kind are added up.
+    """Transitions of one token; those between several devices of the same kinds are added up.
 
     >>> transitions_text({"cpu->gpu-0": 1, "gpu-0->gpu-1": 66, "gpu-1->gpu-0": 66})
     'cpu->gpu-0 1, gpu<->gpu 132'
+    >>> transitions_text({"host->gpu-0": 1, "host->gpu-1": 1, "gpu-0->host": 1})
+    'host->gpu 2, gpu-0->host 1'
     """
-    among = [key for key in counts if len(set(_kinds(key))) == 1]
-    summed: dict[str, int] = {}
+    alike = Counter(_kinds(key) for key in counts)
+    summed: Counter[str] = Counter()
     for key, count in counts.items():
-        name = "<->".join(_kinds(key)) if key in among and len(among) > 1 else key
-        summed[name] = summed.get(name, 0) + count
+        summed[_kinds(key) if alike[_kinds(key)] > 1 else key] += count
     return ", ".join(f"{name} {count}" for name, count in summed.items()) or "none"
 
 
-def _kinds(transition: str) -> list[str]:
-    return [re.sub(r"-\d+$", "", end) for end in transition.split("->")]
+def _kinds(transition: str) -> str:
+    """`host->gpu` for `host->gpu-1`, `gpu<->gpu` for either way between two of a kind."""
+    source, target = (re.sub(r"-\d+$", "", end) for end in transition.split("->"))
+    return f"{source}<->{target}" if source == target else f"{source}->{target}"

@@ -7,10 +7,11 @@ torch did. It is done in float64, where a different order of additions changes n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,6 +35,9 @@ from simulator.specs.scenario import PrecisionChoice, RunSpec, load_scenario
 from simulator.specs.workload import Workload
 from simulator.study.deploy import Deployment, deploy, model_of, requests_of, source_of
 
+if TYPE_CHECKING:
+    from simulator.execution.replay import Replayed
+
 LOGITS_TOLERANCE = 1e-9
 """Largest absolute difference of a float64 logit from plain generation's."""
 
@@ -42,6 +46,9 @@ MOST_PARAMETERS = 50_000_000
 
 SMALL_BLOCK_TOKENS = 4
 """KV blocks are made small, so that small sequences take several."""
+
+MOST_FLAWS = 5
+"""Of one kind, in a row; one mistake may show in every layer."""
 
 EXACT = PrecisionChoice(weights="fp64", activations="fp64", kv_cache="fp64")
 
@@ -173,26 +180,20 @@ def compare(
     network = real.random_model(program.model, seed)
     size = engine.scheduler.kv_block_tokens
     happened = real.replay([program], network, prompts, steps, blocks, size)
-    expected_tokens, expected_logits = real.reference(network, prompts, finished)
-    found = _flaws_of(program, steps)
+    tokens, logits = real.reference(network, prompts, finished)
+    difference = real.largest_difference(happened.logits, logits)
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.named_parameters()}
+    found = _flaws_of(program, steps) + residency_flaws(program, shapes)
     found += [happened.fault] if happened.fault else []
-    found += happened.wrong_flops[:5]
-    differences = [
-        real.largest_difference(happened.logits.get(number, []), expected)
-        for number, expected in expected_logits.items()
-    ]
-    largest = max(differences, default=0.0)
-    if largest > LOGITS_TOLERANCE:
-        found.append(f"logits differ from plain generation's by {largest:.3g}")
-    wrong = [number for number, tokens in expected_tokens.items() if happened.tokens[number] != tokens]
+    found += happened.wrong_flops[:MOST_FLAWS]
+    if difference > LOGITS_TOLERANCE:
+        found.append(f"logits differ from plain generation's by {difference:.3g}")
+    wrong = [number for number, expected in tokens.items() if happened.tokens[number] != expected]
     if wrong:
         found.append(f"tokens of sequences {wrong} differ from plain generation's")
-    plans = [timed.plan for timed in steps]
-    found += _unequal("bytes over", _planned_link_bytes(plans), dict(happened.link_bytes))
-    found += _unequal("bytes simulated over", dict(record.link_bytes), dict(happened.link_bytes))
-    found += _unequal("FLOPs on", _planned_flops(plans), dict(happened.flops))
-    peaks = peak_occupancy(standing_bytes(program, blocks, size), plans, real.moments(steps))
-    found += _unequal("peak bytes in", peaks, dict(happened.peak_bytes))
+    if not happened.fault:
+        standing = standing_bytes(program, blocks, size)
+        found += _accounts(happened, record, [timed.plan for timed in steps], standing, real.moments(steps))
     return replace(
         blank,
         status="mismatch" if found else "ok",
@@ -200,11 +201,25 @@ def compare(
         tasks=sum(len(timed.plan.template.tasks) for timed in steps),
         tokens=sum(finished.values()),
         preemptions=record.preemptions,
-        logits_difference=largest,
+        logits_difference=difference,
         flops=sum(happened.flops.values()),
         link_bytes=sum(happened.link_bytes.values()),
         mismatches=tuple(found),
     )
+
+
+def _accounts(
+    happened: Replayed, record: RunRecord, plans: Sequence[Plan], standing: Counter[str],
+    moments: Sequence[tuple[int, int, int, int]],
+) -> list[str]:  # fmt: skip
+    """Where bytes and FLOPs are not what the plans, or the simulated run, say."""
+    peaks = peak_occupancy(standing, plans, moments)
+    return [
+        *_unequal("bytes over", _planned_link_bytes(plans), happened.link_bytes),
+        *_unequal("bytes simulated over", record.link_bytes, happened.link_bytes),
+        *_unequal("FLOPs on", _planned_flops(plans), happened.flops),
+        *_unequal("peak bytes in", peaks, happened.peak_bytes),
+    ]
 
 
 def _plan(program: Program, recorded: Recorded, chunks: tuple[Chunk, ...]) -> Plan:
@@ -224,7 +239,37 @@ def _prompt(model: Architecture, request: Request, seed: int) -> list[int]:
 def _flaws_of(program: Program, steps: Sequence[Any]) -> list[str]:
     resident = [resident.tensor.name for resident in program.residents()]
     templates = {id(timed.plan.template): timed.plan.template for timed in steps}
-    return [flaw for template in templates.values() for flaw in flaws(template, resident)][:5]
+    return [flaw for template in templates.values() for flaw in flaws(template, resident)][:MOST_FLAWS]
+
+
+def residency_flaws(program: Program, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Parts of the network's parameters that a memory holds twice, or that no memory holds.
+
+    shapes: of every parameter, as the network that is carried out has them.
+    """
+    found: list[str] = []
+    held: dict[str, set[tuple[int, int]]] = {name: set() for name in shapes}
+    seen: set[tuple[str, str, int]] = set()
+    for resident in program.residents():
+        parameter, memory = resident.parameter, resident.tensor.memory
+        part = (memory, parameter.name, parameter.start)
+        if part in seen and memory not in program.machine.hosts:
+            found.append(f"{parameter.name} is held twice in {memory}")
+        seen.add(part)
+        axis = parameter.axis or 0
+        held[parameter.name].add((parameter.start, parameter.start + parameter.shape[axis]))
+    for name, shape in shapes.items():
+        size, axis_size = 0, shape[_axis_of(program, name)]
+        for start, end in sorted(held[name]):
+            size = max(size, end) if start <= size else size
+        if size < axis_size:
+            found.append(f"{name} is nowhere in full: rows from {size} of {axis_size} are missing")
+    return found
+
+
+def _axis_of(program: Program, name: str) -> int:
+    axes = {r.parameter.axis for r in program.residents() if r.parameter.name == name}
+    return max((axis for axis in axes if axis is not None), default=0)
 
 
 def _planned_link_bytes(plans: Sequence[Plan]) -> dict[str, int]:
@@ -245,7 +290,7 @@ def _planned_flops(plans: Sequence[Plan]) -> dict[str, int]:
     return planned
 
 
-def _unequal(what: str, planned: dict[str, int], counted: dict[str, int]) -> list[str]:
+def _unequal(what: str, planned: Mapping[str, int], counted: Mapping[str, int]) -> list[str]:
     """Where two accounts differ; a missing entry is zero."""
     return [
         f"{what} {key}: planned {planned.get(key, 0)}, counted {counted.get(key, 0)}"

@@ -1,0 +1,172 @@
+"""`validate`: published measurements predicted by their own protocol, and how far off the predictions are.
+
+Nothing here is fitted to a row. A table that no reader knows, and a row that cannot be simulated yet, are
+counted with the reason, so that the scoreboard says what it does not cover.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from simulator.errors import InputError, Problem
+from simulator.results.accuracy import Accuracy, accuracy
+from simulator.specs.catalogue import Catalogue
+from simulator.study.measurements import READERS, Job, Outcome, Pair, Reading
+from simulator.study.measurements.table import SUFFIXES, count_rows, read_table
+
+NO_READER = "no reader for this table yet"
+
+FEW_JOBS = 8
+"""So many simulations are done before worker processes would have started."""
+
+Progress = Callable[[int, int], None]
+"""Told after each simulation how many of how many are done."""
+
+
+@dataclass(frozen=True)
+class TableScore:
+    """How well the rows of one table are predicted."""
+
+    table: str
+    """Name of its file, without suffix."""
+    rows: int
+    predicted: int
+    unsupported: Mapping[str, int]
+    """Rows that were not predicted, by reason; with `predicted` they add up to `rows`."""
+    metrics: Mapping[str, Accuracy]
+    pairs: tuple[Pair, ...] = field(repr=False)
+    """Every measured value with its prediction, in the order of the file."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "table": self.table,
+            "rows": self.rows,
+            "predicted": self.predicted,
+            "unsupported": dict(self.unsupported),
+            "metrics": {name: errors.as_dict() for name, errors in self.metrics.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Scoreboard:
+    """Every table of a folder, by path."""
+
+    tables: tuple[TableScore, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"tables": [table.as_dict() for table in self.tables]}
+
+
+def validate(
+    folder: str | Path, progress: Progress | None = None, rows: int | None = None,
+    workers: int | None = None,
+) -> Scoreboard:  # fmt: skip
+    """Predict what the tables of a folder, or one table, have measured.
+
+    rows: at most about so many rows of each table, spread evenly, for a quick look; rows that are one run
+    stay together. workers: processes to use, as many as there are cores if not given; the result does not
+    depend on it. Raises InputError for a known table that cannot be read, and where there is no table.
+    """
+    paths = tables_in(Path(folder))
+    catalogue = Catalogue()
+    readings = [_read(path, catalogue) for path in paths]
+    for reading in readings:
+        _limit(reading, rows)
+    jobs = [job for reading in readings for job in reading.jobs]
+    outcomes = list(_carry_out(jobs, catalogue, progress or (lambda done, total: None), workers))
+    following = iter(outcomes)
+    return Scoreboard(tuple(_score(*each, following) for each in zip(paths, readings, strict=True)))
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """Every table under a folder, sorted by path; a file stands for itself."""
+    if folder.is_file() and folder.suffix in SUFFIXES:
+        return [folder]
+    found = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+    if not found:
+        what = "holds no table" if folder.is_dir() else "is no table" if folder.exists() else "does not exist"
+        advice = f"{what}; name a .csv or .parquet file, or a folder that holds some"
+        raise InputError([Problem(folder, advice=advice)])
+    return found
+
+
+def _read(path: Path, catalogue: Catalogue) -> Reading:
+    if path.stem not in READERS:
+        return Reading(unsupported=Counter({NO_READER: count_rows(path)}))
+    return READERS[path.stem](read_table(path), catalogue)
+
+
+def _limit(reading: Reading, rows: int | None) -> None:
+    """Keep jobs of about `rows` rows, at least one, and count the others as left out."""
+    total = sum(job.row_count for job in reading.jobs)
+    if rows is None or total <= rows:
+        return
+    most = max(1, rows * len(reading.jobs) // total)
+    kept = {number * len(reading.jobs) // most for number in range(most)}
+    left_out = [job for number, job in enumerate(reading.jobs) if number not in kept]
+    reason = f"left out: only {rows} rows were asked for"
+    reading.unsupported[reason] += sum(job.row_count for job in left_out)
+    reading.jobs = [job for number, job in enumerate(reading.jobs) if number in kept]
+
+
+# -- carrying jobs out --------------------------------------------------------------------------------------
+
+
+def _carry_out(
+    jobs: Sequence[Job], catalogue: Catalogue, progress: Progress, workers: int | None
+) -> Iterator[Outcome]:
+    """Outcomes in the order of the jobs, worked on side by side where that pays."""
+    count = workers if workers is not None else len(os.sched_getaffinity(0))
+    if count < 2 or len(jobs) <= FEW_JOBS:
+        for done, job in enumerate(jobs, start=1):
+            yield job.predict(catalogue)
+            progress(done, len(jobs))
+        return
+    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for done, outcome in enumerate(pool.map(_in_worker, jobs), start=1):
+            yield outcome
+            progress(done, len(jobs))
+
+
+def _in_worker(job: Job) -> Outcome:
+    return job.predict(_workers_catalogue())
+
+
+@lru_cache
+def _workers_catalogue() -> Catalogue:
+    return Catalogue()
+
+
+# -- scores -------------------------------------------------------------------------------------------------
+
+
+def _score(path: Path, reading: Reading, outcomes: Iterator[Outcome]) -> TableScore:
+    """Sum up a table; `outcomes` are those of its own jobs first."""
+    unsupported = Counter(reading.unsupported)
+    pairs: list[Pair] = []
+    predicted = 0
+    for job, outcome in zip(reading.jobs, outcomes, strict=False):
+        unsupported.update(outcome.unsupported)
+        predicted += job.row_count - sum(outcome.unsupported.values())
+        pairs += outcome.pairs
+    rows = predicted + sum(unsupported.values())
+    return TableScore(path.stem, rows, predicted, dict(sorted(unsupported.items())), _metrics(pairs),
+                      tuple(pairs))  # fmt: skip
+
+
+def _metrics(pairs: Sequence[Pair]) -> dict[str, Accuracy]:
+    by_metric: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        by_metric.setdefault(pair.metric, []).append(pair)
+    return {
+        name: accuracy([pair.measured for pair in group], [pair.predicted for pair in group])
+        for name, group in sorted(by_metric.items())
+    }

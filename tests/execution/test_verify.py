@@ -1,0 +1,236 @@
+"""Every placement that lowering knows is carried out on torch, and every planted mistake is found."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from simulator.execution import interpreter, kv, operators
+from simulator.graph.operators import Operator, OperatorFactory, Parameter
+from simulator.graph.shape import Chunk
+from simulator.placement.lowering import Program
+from simulator.placement.placement import Placement
+from simulator.placement.plan import Resident, Task, Template, with_frees
+from simulator.serving.scheduler import Scheduler
+from tests.placed import PLACEMENTS, stages, streaming, verified
+
+SPLIT = Placement("split", stages(("gpu-0", 2), ("gpu-1", 2)))
+RANKS = Placement("ranks", stages(("gpu-0+gpu-1", 4)))
+PIPELINE = Placement("pipeline", stages(("gpu-0", 2), ("gpu-1", 2)), microbatches=2)
+STREAMED = Placement("streamed", stages(("gpu-0", 4)), streaming=streaming())
+SINGLE = Placement("single", stages(("gpu-0", 4)))
+
+Change = Callable[[Template], Template]
+
+
+@pytest.mark.parametrize("model", ["tiny-llama", "tiny-gpt2"])
+@pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda placement: placement.name)
+def test_what_is_simulated_is_what_torch_computes(placement: Placement, model: str):
+    row = verified(placement, model)
+    assert (row.status, row.mismatches) == ("ok", ())
+    assert row.tokens == 13
+    assert row.preemptions > 0, "the blocks are meant to be scarce"
+    assert 0 < row.logits_difference < 1e-9
+
+
+def changed(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
+    """Let every template that is lowered from now on be the changed one."""
+    lowered = Program.template
+    made: dict[int, Template] = {}
+
+    def template(self: Program, microbatches: int, warm: bool = False) -> Template:
+        sound = lowered(self, microbatches, warm)
+        return made.setdefault(id(sound), change(sound))
+
+    monkeypatch.setattr(Program, "template", template)
+
+
+def first(template: Template, operator: str) -> int:
+    return next(i for i, task in enumerate(template.tasks) if task.operator == operator)
+
+
+def without(template: Template, index: int, renamed: dict[str, str]) -> Template:
+    """A template without one task; who read its results reads something else, at the right times freed."""
+    kept = [task for i, task in enumerate(template.tasks) if i != index]
+    tasks = [
+        replace(task, reads=tuple(renamed.get(name, name) for name in task.reads), frees=()) for task in kept
+    ]
+    return Template(with_frees(tasks, ()), template.outcome - 1, (), template.microbatch_count)
+
+
+def edited(template: Template, index: int, **changes: object) -> Template:
+    tasks = list(template.tasks)
+    tasks[index] = replace(tasks[index], **changes)
+    return replace(template, tasks=tuple(tasks))
+
+
+def dropped_transfer(patch: pytest.MonkeyPatch) -> Placement:
+    changed(patch, lambda template: without(template, first(template, "copy_residual"), {}))
+    return SPLIT
+
+
+def duplicated_transfer(patch: pytest.MonkeyPatch) -> Placement:
+    def change(template: Template) -> Template:
+        index = first(template, "copy_residual")
+        task = template.tasks[index]
+        again = replace(task, frees=(), writes=tuple(replace(t, name=t.name + "#again") for t in task.writes))
+        tasks = (*template.tasks[:index], again, *template.tasks[index:])
+        return replace(template, tasks=tasks, outcome=template.outcome + 1)
+
+    changed(patch, change)
+    return SPLIT
+
+
+def wrong_route(patch: pytest.MonkeyPatch) -> Placement:
+    def change(template: Template) -> Template:
+        index = first(template, "copy_residual")
+        (_, nbytes), *rest = template.tasks[index].link_bytes
+        return edited(template, index, link_bytes=(("gpu-2->host", nbytes), *rest))
+
+    changed(patch, change)
+    return SPLIT
+
+
+def missing_reduction(patch: pytest.MonkeyPatch) -> Placement:
+    def change(template: Template) -> Template:
+        index = next(i for i, task in enumerate(template.tasks) if task.name == "2.o_proj.all_reduce.m0")
+        task = template.tasks[index]
+        renamed = {tensor.name: name for tensor, name in zip(task.writes, task.reads, strict=True)}
+        return without(template, index, renamed)
+
+    changed(patch, change)
+    return RANKS
+
+
+def stale_kv_block(patch: pytest.MonkeyPatch) -> Placement:
+    sound = Scheduler.chunks
+
+    def chunks(self: Scheduler) -> tuple[Chunk, ...]:
+        mine = sound(self)
+        stale = [replace(c, blocks=(mine[0].blocks[0], *c.blocks[1:])) if c.context else c for c in mine]
+        return tuple(stale)
+
+    patch.setattr(Scheduler, "chunks", chunks)
+    return SINGLE
+
+
+def wrong_precision(patch: pytest.MonkeyPatch) -> Placement:
+    """A cache in float32, with room accounted for as if it were float64."""
+    write = kv.write
+
+    def rounded(slab: torch.Tensor, chunk: Chunk, k: torch.Tensor, v: torch.Tensor) -> None:
+        write(slab, chunk, k.float(), v.float())
+
+    patch.setattr(operators.kv, "write", rounded)
+    return SINGLE
+
+
+def position_off_by_one(patch: pytest.MonkeyPatch) -> Placement:
+    """Decoded tokens take the position after their own; a shift of all of them RoPE would not notice."""
+
+    def positions(self: operators.Call) -> torch.Tensor:
+        spans = ((c.context + (c.context > 0), c.new) for c in self.chunks)
+        return torch.cat([torch.arange(start, start + new) for start, new in spans])
+
+    patch.setattr(operators.Call, "positions", positions)
+    return SINGLE
+
+
+def unsliced_bias(patch: pytest.MonkeyPatch) -> Placement:
+    """Every rank adds the whole bias of a projection whose summands are added up afterwards."""
+    sound = OperatorFactory._row_parallel
+
+    def row_parallel(self: OperatorFactory, name: str, layer: int, *rest: object) -> Operator:
+        operator = sound(self, name, layer, *rest)  # type: ignore[arg-type]
+        if self.share.rank == 0:
+            return operator
+        bias = Parameter(f"layers.{layer}.{name}.bias", (self.model.hidden_size,))
+        return replace(operator, parameters=(*operator.parameters, bias))
+
+    patch.setattr(OperatorFactory, "_row_parallel", row_parallel)
+    return RANKS
+
+
+def weight_counted_twice(patch: pytest.MonkeyPatch) -> Placement:
+    sound = Program.residents
+
+    def residents(self: Program) -> tuple[Resident, ...]:
+        found = sound(self)
+        twin = replace(found[0].tensor, name=found[0].tensor.name + "#twin")
+        return (*found, replace(found[0], tensor=twin))
+
+    patch.setattr(Program, "residents", residents)
+    return SINGLE
+
+
+def freed_too_early(patch: pytest.MonkeyPatch) -> Placement:
+    """The residual stream is freed by the first of its two readers."""
+
+    def change(template: Template) -> Template:
+        early, late = first(template, "attn_norm"), first(template, "mlp_norm")
+        name = template.tasks[early].reads[0]
+        assert name in template.tasks[late].frees
+        left = tuple(other for other in template.tasks[late].frees if other != name)
+        return edited(edited(template, late, frees=left), early, frees=(name,))
+
+    changed(patch, change)
+    return SINGLE
+
+
+def microbatches_swapped(patch: pytest.MonkeyPatch) -> Placement:
+    """The second stage mistakes one microbatch's activations for the other's."""
+
+    def change(template: Template) -> Template:
+        if template.microbatch_count == 1:
+            return template
+
+        def swap(task: Task) -> Task:
+            names = {f"residual.m{m}@gpu-1<-gpu-0": f"residual.m{1 - m}@gpu-1<-gpu-0" for m in (0, 1)}
+            return replace(task, reads=tuple(names.get(name, name) for name in task.reads), frees=())
+
+        return replace(template, tasks=with_frees([swap(task) for task in template.tasks], ()))
+
+    changed(patch, change)
+    return PIPELINE
+
+
+def buffer_reused_too_soon(patch: pytest.MonkeyPatch) -> Placement:
+    def change(template: Template) -> Template:
+        return replace(template, tasks=tuple(replace(task, after=()) for task in template.tasks))
+
+    changed(patch, change)
+    return STREAMED
+
+
+MUTANTS = {
+    dropped_transfer: "nobody wrote",
+    duplicated_transfer: "never read",
+    wrong_route: "bytes over gpu-2->host",
+    missing_reduction: "logits differ",
+    stale_kv_block: "logits differ",
+    wrong_precision: "logits differ",
+    position_off_by_one: "logits differ",
+    unsliced_bias: "logits differ",
+    weight_counted_twice: "held twice",
+    freed_too_early: "nobody wrote",
+    microbatches_swapped: "",
+    buffer_reused_too_soon: "still in use",
+}
+
+
+@pytest.mark.parametrize("plant", MUTANTS, ids=lambda plant: plant.__name__)
+def test_planted_mistakes_are_found(plant: Callable[[pytest.MonkeyPatch], Placement], monkeypatch):
+    placement = plant(monkeypatch)
+    row = verified(placement, "tiny-gpt2")
+    assert row.status == "mismatch"
+    assert MUTANTS[plant] in " | ".join(row.mismatches)
+
+
+@pytest.mark.parametrize("placement", [SPLIT, RANKS, PIPELINE, STREAMED, SINGLE], ids=lambda p: p.name)
+def test_the_same_placements_without_mistakes(placement: Placement):
+    assert verified(placement, "tiny-gpt2").status == "ok"
+
+
+def test_nothing_stays_patched():
+    assert interpreter.kv.write is kv.write

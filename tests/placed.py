@@ -1,0 +1,87 @@
+"""Small models placed in every way that lowering knows, for tests that carry plans out."""
+
+from functools import cache
+
+from simulator.graph.machine import MachineGraph, machine_graph
+from simulator.graph.operators import Formats
+from simulator.placement.lowering import Program
+from simulator.placement.memory import budget
+from simulator.placement.placement import Placement, Stage, Streaming
+from simulator.serving.arrivals import Request
+from simulator.specs.catalogue import Catalogue
+from simulator.specs.engine import Engine
+from simulator.specs.machine import load_machine
+from simulator.specs.model import Architecture, load_model
+from simulator.specs.workload import BatchArrivals, UniformLengths, Workload
+from simulator.study.deploy import Deployment
+from simulator.study.verify import Verified, compare, made_scarce, simulate_for_replay
+
+FLOAT64 = Formats("fp64", "fp64", "fp64")
+WORKLOAD = Workload(
+    arrivals=BatchArrivals(process="batch"),
+    lengths=UniformLengths.model_validate({"prompt": 4, "output": 4}),
+    requests=3,
+)
+REQUESTS = (Request(0, 0.0, 5, 4), Request(1, 0.0, 11, 3), Request(2, 0.0, 2, 6))
+
+
+def stages(*parts: tuple[str, int]) -> tuple[Stage, ...]:
+    """`("gpu-0+gpu-1", 2)`: two layers on two tensor-parallel ranks."""
+    result, first = [], 0
+    for devices, count in parts:
+        result.append(Stage(tuple(devices.split("+")), first, count))
+        first += count
+    return tuple(result)
+
+
+def streaming(layers: range = range(4), **more: bool) -> Streaming:
+    return Streaming(frozenset(layers), "host", buffers=2, **more)
+
+
+PLACEMENTS = [
+    Placement("single", stages(("gpu-0", 4))),
+    Placement("cpu and gpu", stages(("cpu", 2), ("gpu-0", 2))),
+    Placement("three unequal stages", stages(("gpu-1", 1), ("cpu", 2), ("gpu-0", 1))),
+    Placement("tensor parallel 2", stages(("gpu-0+gpu-1", 4))),
+    Placement("tensor parallel 4", stages(("gpu-0+gpu-1+gpu-2+gpu-3", 4))),
+    Placement("pipeline of two, two microbatches", stages(("gpu-0", 2), ("gpu-1", 2)), microbatches=2),
+    Placement("tensor parallel in a pipeline", stages(("gpu-0+gpu-1", 2), ("gpu-2+gpu-3", 2)), microbatches=2),
+    Placement("one rank to two", stages(("gpu-0", 1), ("gpu-1+gpu-2", 3))),
+    Placement("two ranks to one", stages(("gpu-0+gpu-1", 3), ("gpu-2", 1)), microbatches=3),
+    Placement("streamed", stages(("gpu-0", 4)), streaming=streaming()),
+    Placement("streamed in part", stages(("gpu-0", 4)), streaming=streaming(range(1, 4))),
+    Placement("streamed across steps", stages(("gpu-0", 4)), streaming=streaming(across_steps=True)),
+    Placement("streamed, two microbatches", stages(("gpu-0", 4)), 2, streaming()),
+    Placement("streamed ranks", stages(("gpu-0+gpu-1", 4)), streaming=streaming(range(3), across_steps=True)),
+    Placement("a streamed stage", stages(("gpu-0", 1), ("gpu-1", 3)), 2, streaming(range(1, 4))),
+]
+
+
+@cache
+def machine(name: str = "epyc-9654-4x-l40s") -> MachineGraph:
+    return machine_graph(load_machine(name, Catalogue()))
+
+
+@cache
+def model(name: str) -> Architecture:
+    return load_model(name, Catalogue())
+
+
+@cache
+def engine(name: str = "vllm") -> Engine:
+    return Catalogue().engine(name).record
+
+
+def deployed(placement: Placement, model_name: str = "tiny-llama") -> Deployment:
+    program = Program(model(model_name), placement, machine(), FLOAT64)
+    return Deployment(program, engine(), budget(program, engine()), ())
+
+
+def verified(placement: Placement, model_name: str = "tiny-llama") -> Verified:
+    """Simulate three unlike sequences under a placement, and carry the run out."""
+    deployment = deployed(placement, model_name)
+    scarce, blocks = made_scarce(deployment.engine, REQUESTS)
+    deployment = Deployment(deployment.program, scarce, deployment.budget, ())
+    simulated = simulate_for_replay(deployment, REQUESTS, blocks, WORKLOAD)
+    blank = Verified("machine", model_name, placement.name, "not placed")
+    return compare(blank, simulated, REQUESTS, scarce, blocks, seed=3)
