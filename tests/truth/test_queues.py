@@ -35,9 +35,9 @@ def run(prompts: NDArray[np.int64], sent_s: NDArray[np.float64], mean_service_s:
     program = tiny.program(Placement("one", (Stage(("gpu-0",), 0, 1),)), graph, MODEL,
                            Formats("fp8", "bf16", "bf16"))  # fmt: skip
     engine = tiny.engine(max_num_seqs=1, max_num_batched_tokens=10**8, chunked_prefill=False,
-                         kv_block_tokens=10**8)  # fmt: skip
+                         kv_block_tokens=1000)  # fmt: skip
     rows = [Request(i, *row, 1) for i, row in enumerate(zip(sent_s.tolist(), prompts.tolist(), strict=True))]
-    return serve(program, engine, block_count=1, make_source=tiny.source(rows))
+    return serve(program, engine, block_count=2000, make_source=tiny.source(rows))
 
 
 def waits_s(record: RunRecord) -> NDArray[np.float64]:
