@@ -24,6 +24,7 @@ import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
+from simulator.cli import main
 from simulator.placement.strategies import STRATEGIES
 from simulator.specs.catalogue import FOLDERS, Catalogue, Kind
 from simulator.specs.machine import load_machine
@@ -165,10 +166,9 @@ def check(listed: list[Example], monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """The exit status of a command, run in this process."""
-    cli = pytest.importorskip("simulator.cli", reason="simulator.cli is being written")
     monkeypatch.setattr(sys, "argv", words)
     try:
-        cli.main()
+        main()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0

@@ -3,7 +3,6 @@
 import resource
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,17 +10,13 @@ import pytest
 HEAVY = ("torch", "pandas", "matplotlib", "simpy")
 COMMAND = Path(sys.executable).with_name("placewright")
 
-needs_cli = pytest.mark.skipif(find_spec("simulator.cli") is None, reason="simulator.cli is being written")
 
-
-@needs_cli
 def test_the_command_line_imports_nothing_heavy() -> None:
     code = f"import sys, simulator.cli; print(*sorted(set({HEAVY}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
 
-@needs_cli
 @pytest.mark.slow
 def test_help_takes_at_most_three_tenths_of_a_cpu_second() -> None:
     assert min(help_cpu_s() for _ in range(5)) <= 0.3

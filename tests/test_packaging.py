@@ -78,7 +78,7 @@ def test_a_wheel_finds_its_catalogue(
         elsewhere, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel)
     )
     assert found(elsewhere, site) == (site / "simulator", expected)
-    assert (site / "bin" / "placewright").exists()
+    assert "h100-sxm" in python(elsewhere, str(site / "bin" / "placewright"), "list", "devices", path=site)
     assert list(site.glob("*.dist-info/licenses/LICENSE"))
 
 

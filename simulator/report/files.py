@@ -33,6 +33,16 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
         raise InputError([Problem(path, advice=advice)]) from error
 
 
+def make_folder(path: Path | str) -> None:
+    """Make a folder and those above it; one that is there already is fine. Raises InputError."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        advice = f"cannot be made a folder ({why}); choose another"
+        raise InputError([Problem(path, advice=advice)]) from error
+
+
 def write_json(path: Path | str, document: Mapping[str, Any]) -> None:
     """Write one JSON document, with a newline at its end."""
     write_atomically(path, json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")

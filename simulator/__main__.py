@@ -1,0 +1,5 @@
+"""`python -m simulator` is `placewright`."""
+
+from simulator.cli import main
+
+main()

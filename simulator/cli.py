@@ -1,0 +1,237 @@
+"""The command line: parse, call one function, print. Whatever is heavy is imported where it is used."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Where should a model run, and what should be bought? Simulates placements of LLM inference.",
+)
+
+ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A YAML file; see scenarios/.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, as workload.requests=100; repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+def main() -> None:
+    """Entry point of the `placewright` command."""
+    with _told_plainly():
+        app()
+
+
+@contextmanager
+def _told_plainly() -> Iterator[None]:
+    """A user's mistake becomes a message and exit code 2, never a traceback."""
+    from simulator.errors import SimulatorError
+
+    try:
+        yield
+    except SimulatorError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def _console() -> Console:
+    from simulator.report.table import console_for
+
+    return console_for(sys.stdout)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal's standard error; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@app.command()
+def run(
+    scenario: ScenarioFile,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for results.json, runs.csv, tradeoff.png and timeline.json (Perfetto)."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes to use; all cores if not given.")] = None,
+) -> None:
+    """Simulate every placement of a scenario and compare latency, throughput, energy and cost."""
+    from simulator.study.run import run_scenario
+
+    with _progress("Simulating") as progress:
+        study = run_scenario(scenario, set_ or (), progress, workers)
+    written = [] if out is None else _write_study(study, out)
+    if as_json:
+        _print_json(study.as_dict())
+        return
+    from simulator.report.table import print_study
+    from simulator.report.verdict import verdict
+
+    console = _console()
+    print_study(study, console)
+    console.print()
+    for sentence in verdict(study):
+        console.print(sentence, markup=False, highlight=False)
+    for path in written:
+        console.print(f"wrote {path}", markup=False, highlight=False)
+
+
+def _write_study(study: Any, out: Path) -> list[Path]:
+    """Put the study's files into a folder, which is made if need be."""
+    from io import BytesIO
+
+    from simulator.report.figures import latency_against_throughput
+    from simulator.report.files import make_folder, write_atomically, write_json
+    from simulator.report.frame import frame
+    from simulator.report.timeline import chrome_trace
+
+    make_folder(out)
+    picture = BytesIO()
+    latency_against_throughput(study).savefig(picture, format="png", dpi=150, metadata={"Software": None})
+    write_json(out / "results.json", study.as_dict())
+    write_atomically(out / "runs.csv", frame(study).to_csv(index=False))
+    write_atomically(out / "tradeoff.png", picture.getvalue())
+    write_json(out / "timeline.json", chrome_trace(study))
+    return [out / name for name in ("results.json", "runs.csv", "tradeoff.png", "timeline.json")]
+
+
+@app.command()
+def verify(scenario: ScenarioFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Carry every placement out on a real network in float64; exit 1 if anything differs from the plan."""
+    from simulator.study.verify import verify_scenario
+
+    with _progress("Verifying") as progress:
+        rows = verify_scenario(scenario, set_ or (), progress)
+    if as_json:
+        _print_json({"rows": [row.as_dict() for row in rows]})
+    else:
+        from simulator.report.verified import print_verified
+
+        print_verified(rows, _console())
+    if any(row.status == "mismatch" for row in rows):
+        raise SystemExit(1)
+
+
+@app.command()
+def generate(
+    text: Annotated[str, typer.Argument(help="The prompt.")],
+    model: Annotated[str, typer.Option(help="A tiny model: its weights are random.")] = "tiny-llama",
+    machine: Annotated[
+        list[str] | None, typer.Option(help="Machine whose simulated clock to show; repeatable.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, max=4096, help="How many to generate.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random weights.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Generate text token by token, with the simulated clock of each machine beside every token."""
+    from simulator.study import generate as loop
+
+    result = loop.generate(text, model, machine or loop.DEFAULT_MACHINES, count=tokens, seed=seed)
+    if as_json:
+        _print_json(result.as_dict())
+        return
+    from simulator.report.loop import print_loop
+
+    print_loop(result, _console())
+
+
+@app.command()
+def validate(
+    folder: Annotated[Path, typer.Argument(help="A folder of published measurements, or one table of it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Predict published measurements and show the errors, whatever they are."""
+    from simulator.study.validate import validate as score
+
+    with _progress("Predicting") as progress:
+        board = score(folder, progress)
+    if as_json:
+        _print_json(board.as_dict())
+        return
+    from simulator.report.scoreboard import print_scoreboard
+
+    print_scoreboard(board, _console())
+
+
+@app.command()
+def show(scenario: ScenarioFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Show a scenario after merging: every value, and where it comes from."""
+    from simulator.study.show import merged
+
+    rows = merged(scenario, set_ or ())
+    if as_json:
+        _print_json([{"key": row.key, "value": row.value, "origin": row.origin} for row in rows])
+        return
+    from simulator.report.listing import print_table
+
+    print_table(("key", "value", "from"), [(row.key, row.value, row.origin) for row in rows], _console())
+
+
+@app.command(name="list")
+def list_(
+    kind: Annotated[
+        str, typer.Argument(help="devices, hosts, links, machines, models, engines or lengths.")
+    ] = "machines",
+    as_json: AsJson = False,
+) -> None:
+    """List what the catalogue holds."""
+    from simulator.study.show import catalogued
+
+    rows = catalogued(kind)
+    if as_json:
+        _print_json([{"id": row.id, "name": row.name, "summary": row.summary} for row in rows])
+        return
+    from simulator.report.listing import print_table
+
+    print_table(("id", "name", "summary"), [(row.id, row.name, row.summary) for row in rows], _console())
+
+
+@app.command()
+def schema(
+    kind: Annotated[
+        str | None, typer.Argument(help="device, host, link, machine, model, engine, lengths or scenario.")
+    ] = None,
+) -> None:
+    """Print the JSON Schema of a kind of file, or of all, for editors that complete and check YAML."""
+    from simulator.study.show import schema_of
+
+    _print_json(schema_of(kind))
+
+
+if __name__ == "__main__":
+    main()

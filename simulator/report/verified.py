@@ -1,0 +1,50 @@
+"""What `verify` found, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from simulator.study.verify import LOGITS_TOLERANCE, Verified
+
+HEADERS = ("machine", "model", "placement", "status", "steps", "tasks", "tokens", "preempted",
+           "logits differ by", "FLOPs", "bytes over links")  # fmt: skip
+
+
+def print_verified(rows: Sequence[Verified], console: Console) -> None:
+    """A row for each placement, then what differs, then the count of mismatches."""
+    table = Table(box=None, pad_edge=False)
+    for header in HEADERS:
+        is_text = header in HEADERS[:4]
+        table.add_column(Text(header), no_wrap=True, justify="left" if is_text else "right")
+    for row in rows:
+        style = {"ok": "green", "mismatch": "bold red"}.get(row.status, "yellow")
+        counts = (row.steps, row.tasks, row.tokens, row.preemptions)
+        table.add_row(
+            Text(row.machine), Text(row.model), Text(row.placement), Text(row.status, style),
+            *(Text(f"{count:,}") for count in counts), Text(f"{row.logits_difference:.1e}"),
+            Text(f"{row.flops:,}"), Text(f"{row.link_bytes:,}"),
+        )  # fmt: skip
+    console.print(table)
+    for row in rows:
+        for mismatch in row.mismatches:
+            console.print(Text(f"{row.machine}, {row.model}, {row.placement}: {mismatch}"))
+    console.print(Text(summary(rows)))
+
+
+def summary(rows: Sequence[Verified]) -> str:
+    """How many placements were carried out, and how many differ."""
+    statuses = ("ok", "mismatch", "not placed")
+    counted = {status: sum(row.status == status for row in rows) for status in statuses}
+    carried_out = counted["ok"] + counted["mismatch"]
+    left_out = f", {counted['not placed']} not placed" if counted["not placed"] else ""
+    head = f"{counted['mismatch']} mismatches in {carried_out} placements carried out in float64{left_out}"
+    if counted["mismatch"]:
+        return f"{head}."
+    return (
+        f"{head}: tokens equal to plain generation's, logits within {LOGITS_TOLERANCE:g}, FLOPs of every "
+        "task, bytes over every link and peak bytes in every memory equal to the plan's."
+    )

@@ -1,0 +1,125 @@
+"""Copies, collectives, energy, money and host work."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.costs.energy import energy_j
+from simulator.costs.host import deliver_s, receive_s, remaining_share, step_s
+from simulator.costs.money import SECONDS_PER_YEAR, capital_recovery_factor, capital_usd, electricity_usd
+from simulator.costs.transfers import collective_bytes_per_s, collective_latency_s, copy_latency_s
+from simulator.specs.hardware import Collective
+from tests import tiny
+
+share = st.floats(0.0, 1.0)
+rate = st.floats(0.001, 0.5)
+years = st.floats(0.5, 40.0)
+
+
+# --- transfers ----------------------------------------------------------------------------------------------
+
+
+def test_latencies_of_a_route_add_up() -> None:
+    route = [tiny.link(latency_s=2e-6), tiny.link(latency_s=5e-6)]
+    assert copy_latency_s(route) == pytest.approx(7e-6)
+    assert copy_latency_s([]) == 0
+
+
+@pytest.mark.parametrize(("ranks", "hops"), [(2, 2), (4, 6), (8, 14)])
+def test_a_ring_takes_two_rounds_over_the_slowest_link(ranks: int, hops: int) -> None:
+    links = [tiny.link(latency_s=2e-6), tiny.link(latency_s=5e-6)]
+    assert collective_latency_s(links, ranks) == pytest.approx(hops * 5e-6)
+    assert collective_latency_s([], ranks) == 0
+
+
+def test_measured_collectives_replace_the_ring_if_every_link_has_them() -> None:
+    measured = tiny.link(collective=Collective(latency_s=9e-6, efficiency=0.5))
+    slower = tiny.link(collective=Collective(latency_s=11e-6, efficiency=0.5))
+    assert collective_latency_s([measured, slower], 4) == pytest.approx(11e-6)
+    assert collective_latency_s([measured, tiny.link(latency_s=1e-6)], 4) == pytest.approx(6e-6)
+
+
+def test_collectives_have_an_efficiency_of_their_own() -> None:
+    plain = tiny.link(bandwidth=100.0, efficiency=0.8)
+    measured = tiny.link(bandwidth=100.0, efficiency=0.8, collective=Collective(latency_s=0.0, efficiency=0.5))
+    assert plain.achieved_bytes_per_s == pytest.approx(80.0)
+    assert collective_bytes_per_s(plain) == pytest.approx(80.0)
+    assert collective_bytes_per_s(measured) == pytest.approx(50.0)
+
+
+# --- money --------------------------------------------------------------------------------------------------
+
+
+@given(discount=rate, life=years)
+def test_annuities_pay_the_purchase_back(discount: float, life: float) -> None:
+    """The present value of the annuity over its life is what was paid: factor * (1 - v^n) / i = 1."""
+    factor = capital_recovery_factor(discount, life)
+    assert factor * (1 - (1 + discount) ** -life) / discount == pytest.approx(1.0)
+
+
+@given(discount=rate, life=st.integers(1, 30))
+def test_annual_payments_end_the_debt(discount: float, life: int) -> None:
+    debt = 1.0
+    for _ in range(life):
+        debt = debt * (1 + discount) - capital_recovery_factor(discount, life)
+    assert debt == pytest.approx(0.0, abs=1e-6)
+
+
+@given(life=years)
+def test_without_interest_a_purchase_is_spread_evenly(life: float) -> None:
+    assert capital_recovery_factor(0.0, life) == 1 / life
+    assert capital_recovery_factor(1e-6, life) == pytest.approx(1 / life, rel=1e-4)
+
+
+@given(discount=rate, life=years, more=st.floats(0.001, 0.1))
+def test_interest_makes_dearer_and_life_cheaper(discount: float, life: float, more: float) -> None:
+    factor = capital_recovery_factor(discount, life)
+    assert capital_recovery_factor(discount + more, life) > factor
+    assert capital_recovery_factor(discount, life + 1) < factor
+    assert factor > discount
+
+
+@given(price=st.floats(1, 1e6), time_s=st.floats(1, 1e8), discount=st.floats(0, 0.3), life=years)
+def test_owning_is_linear_in_price_and_time(price: float, time_s: float, discount: float, life: float) -> None:
+    life_s = life * SECONDS_PER_YEAR
+    cost = capital_usd(price, time_s, discount, life_s)
+    assert capital_usd(2 * price, time_s, discount, life_s) == pytest.approx(2 * cost)
+    assert capital_usd(price, 2 * time_s, discount, life_s) == pytest.approx(2 * cost)
+    assert capital_usd(price, life_s, 0.0, life_s) == pytest.approx(price)
+
+
+def test_electricity_by_hand() -> None:
+    """1 kW for 2 hours at 1.5 times the energy in the building and 0.10 USD/kWh."""
+    assert electricity_usd(1000 * 7200, usd_per_kwh=0.10, pue=1.5) == pytest.approx(0.30)
+
+
+# --- energy -------------------------------------------------------------------------------------------------
+
+
+def test_energy_by_hand() -> None:
+    """70 W for 10 s, and 630 W more for 4 s of it."""
+    assert energy_j(idle_w=70, max_w=700, time_s=10, busy_s=4) == 70 * 10 + 630 * 4
+
+
+@given(idle=st.floats(0, 100), more=st.floats(0, 900), time_s=st.floats(0, 1e6), part=st.floats(0, 2))
+def test_energy_lies_between_idle_and_full(idle: float, more: float, time_s: float, part: float) -> None:
+    drawn = energy_j(idle, idle + more, time_s, part * time_s)
+    rounding = 1 + 1e-9
+    assert idle * time_s <= drawn * rounding
+    assert drawn <= (idle + more) * time_s * rounding
+
+
+# --- host ---------------------------------------------------------------------------------------------------
+
+
+@given(offload=share)
+def test_fixed_function_units_take_their_share_of_everything(offload: float) -> None:
+    stages = {"receive_s": 1e-4, "tokenize_s": 2e-6, "detokenize_s": 3e-6, "send_s": 5e-6}
+    engine = tiny.engine(step_s=1e-3, per_sequence_s=1e-5, stages=stages)
+    host, left = tiny.host(offload=offload), 1 - offload
+    assert remaining_share(host) == left
+    assert step_s(engine, host) == pytest.approx((1e-3 * left, 1e-5 * left))
+    assert receive_s(engine, host, 50) == pytest.approx((1e-4 + 50 * 2e-6) * left)
+    assert deliver_s(engine, host, 7) == pytest.approx(7 * 8e-6 * left)

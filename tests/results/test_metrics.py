@@ -1,0 +1,95 @@
+"""Percentiles against repeated observations, and saturation on queues whose answer is known."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.results.metrics import (
+    NOTHING_SEEN,
+    QUANTILES,
+    distribution,
+    is_saturated,
+    weighted_distribution,
+)
+
+EXACT = (Fraction(1, 2), Fraction(9, 10), Fraction(95, 100), Fraction(99, 100))
+observed = st.lists(st.tuples(st.integers(-50, 50), st.integers(0, 40)), min_size=1, max_size=30)
+
+
+@given(observed)
+def test_weighted_statistics_are_those_of_repeated_values(rows: list[tuple[int, int]]) -> None:
+    """A percentile is the smallest value that so large a part of the observations does not exceed."""
+    values, counts = np.array([row[0] for row in rows], dtype=float), np.array([row[1] for row in rows])
+    repeated = np.sort(np.repeat(values, counts))
+    found = weighted_distribution(values, counts)
+    if not len(repeated):
+        assert found == NOTHING_SEEN
+        return
+    assert found.mean == pytest.approx(repeated.mean())
+    expected = [repeated[max(1, math.ceil(part * len(repeated))) - 1] for part in EXACT]
+    assert [found.p50, found.p90, found.p95, found.p99] == expected
+
+
+@given(observed)
+def test_the_order_of_observations_does_not_matter(rows: list[tuple[int, int]]) -> None:
+    values, counts = np.array([row[0] for row in rows], dtype=float), np.array([row[1] for row in rows])
+    again = weighted_distribution(values[::-1], counts[::-1])
+    found = weighted_distribution(values, counts)
+    assert again.mean == pytest.approx(found.mean) if found.mean is not None else again.mean is None
+    assert (again.p50, again.p90, again.p99) == (found.p50, found.p90, found.p99)
+
+
+def test_percentiles_interpolate_by_hand() -> None:
+    """0..10: the q-quantile is 10 q."""
+    found = distribution(list(range(11)))
+    assert found.mean == 5
+    assert [found.p50, found.p90, found.p95, found.p99] == pytest.approx([10 * q for q in QUANTILES])
+
+
+def test_one_value_is_every_percentile_and_none_is_none() -> None:
+    assert set(distribution([3.0]).as_dict().values()) == {3.0}
+    assert distribution([]) == NOTHING_SEEN
+    assert set(NOTHING_SEEN.as_dict().values()) == {None}
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50))
+def test_percentiles_are_ordered_and_observed(values: list[float]) -> None:
+    found = distribution(values)
+    ordered = [found.p50, found.p90, found.p95, found.p99]
+    assert all(low is not None and high is not None and low <= high for low, high in zip(ordered, ordered[1:], strict=False))
+    assert min(values) <= (found.p50 or 0.0) <= max(values)
+
+
+# --- saturation ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slope", [0.2, 1.0, 3.0])
+def test_a_queue_that_grows_steadily_is_saturated(slope: float) -> None:
+    assert is_saturated((slope * np.arange(300)).astype(np.int64))
+
+
+def test_a_queue_that_stays_as_long_is_not() -> None:
+    noise = np.random.default_rng(1).poisson(20, 900)
+    assert not is_saturated(noise.astype(np.int64))
+    assert not is_saturated(np.full(900, 200))
+
+
+def test_a_queue_that_fills_up_and_stays_is_not() -> None:
+    filling = np.minimum(np.arange(900), 250)
+    assert not is_saturated(filling)
+
+
+def test_few_requests_in_the_system_tell_nothing() -> None:
+    assert not is_saturated(np.repeat([1, 2, 4], 100))
+    assert not is_saturated(np.arange(20) * 100)
+    assert not is_saturated(np.array([], dtype=np.int64))
+
+
+def test_a_queue_that_drains_is_not_saturated() -> None:
+    assert not is_saturated(np.arange(900)[::-1].copy())
