@@ -88,7 +88,9 @@ def run(
         Path | None,
         typer.Option(help="Folder for results.json, runs.csv, tradeoff.png and timeline.json (Perfetto)."),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes to use; all cores if not given.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes to use; all cores if not given.")
+    ] = None,
 ) -> None:
     """Simulate every placement of a scenario and compare latency, throughput, energy and cost."""
     from simulator.study.run import run_scenario

@@ -22,8 +22,8 @@ def print_loop(generated: Generated, console: Console) -> None:
         table.add_column(Text(header), no_wrap=True, justify="left" if is_text else "right")
     for token in generated.tokens:
         times = (Text(format_seconds(token.clock_s[machine])) for machine in machines)
-        cells = (str(token.number), token.phase, str(token.token_id), repr(token.text), f"{token.probability:.2f}")
-        table.add_row(*(Text(cell) for cell in cells), *times)
+        chosen = (str(token.token_id), repr(token.text), f"{token.probability:.2f}")
+        table.add_row(str(token.number), token.phase, *(Text(cell) for cell in chosen), *times)
     console.print(table)
     console.print(Text(
         "Times are simulated: from sending the prompt until the client has the token, the machine's first "

@@ -212,7 +212,7 @@ class _Pricer:
 
     def _bytes_per_s(self, task: Task, directed: Directed) -> float:
         if task.kind == "collective":
-            return collective_bytes_per_s(directed.link)
+            return collective_bytes_per_s(directed.link, len(task.reads))
         return directed.bytes_per_s
 
     def _latency_s(self, task: Task, directed: Sequence[Directed]) -> float:

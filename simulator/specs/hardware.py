@@ -155,12 +155,14 @@ class Device(Spec):
 
 
 class Collective(Spec):
-    """How small and large collective operations fare over a link."""
+    """What a serving engine's own all-reduce among so many ranks reaches over a link."""
 
+    ranks: Annotated[int, Field(ge=2)]
+    """How many devices take part; in between, the figures of the next larger number hold."""
     latency_s: Annotated[Seconds, Field(alias="latency")]
-    """Of one hop of a collective, software included."""
+    """Time of a small message, launch included."""
     efficiency: PositiveShare
-    """Share of the nominal bandwidth that large messages reach."""
+    """Share of the link's one-direction bandwidth that a ring's traffic would use in the same time."""
 
 
 class Link(Spec):
@@ -177,7 +179,7 @@ class Link(Spec):
     """From the start of a transfer to its first byte."""
     efficiency: PositiveShare = 1.0
     """Share of the nominal bandwidth that large transfers reach."""
-    collective: Collective | None = None
+    collective: tuple[Collective, ...] = ()
     """Of collectives run over it; absent, they fare as plain transfers do."""
     power: Power = Power()
     """Of its adapters and its share of a switch, where not part of a device."""

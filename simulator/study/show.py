@@ -131,7 +131,7 @@ def _engine(name: str, catalogue: Catalogue) -> tuple[str, str]:
 
 def _lengths(name: str, catalogue: Catalogue) -> tuple[str, str]:
     histogram = catalogue.histogram(name)
-    return histogram.name, f"{sum(each.count for each in histogram.bins):,} requests"
+    return histogram.name, f"{sum(count for *_, count in histogram.bins):,} requests"
 
 
 _DESCRIBE: Mapping[str, Callable[[str, Catalogue], tuple[str, str]]] = {

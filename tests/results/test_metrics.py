@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_one_value_is_every_percentile_and_none_is_none() -> None:
 def test_percentiles_are_ordered_and_observed(values: list[float]) -> None:
     found = distribution(values)
     ordered = [found.p50, found.p90, found.p95, found.p99]
-    assert all(low is not None and high is not None and low <= high for low, high in zip(ordered, ordered[1:], strict=False))
+    assert all(low is not None and high is not None and low <= high for low, high in pairwise(ordered))
     assert min(values) <= (found.p50 or 0.0) <= max(values)
 
 
