@@ -15,7 +15,7 @@ def ring_link_elements(count: int, ranks: int) -> tuple[int, ...]:
     rank r starting with its own piece (Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002).
 
     >>> ring_link_elements(10, 4)
-    (16, 16, 14, 14)
+    (15, 16, 15, 14)
     """
     pieces = split_evenly(count, ranks)
     return tuple(2 * count - pieces[(r + 1) % ranks] - pieces[(r + 2) % ranks] for r in range(ranks))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from simulator.serving.arrivals import Request, Source, generate, users_of
 from simulator.specs.provenance import Source as Provenance
@@ -28,8 +29,8 @@ def poisson(rate: float) -> PoissonArrivals:
     return PoissonArrivals(process="poisson", rate_per_s=rate)
 
 
-def gaps_s(requests: tuple[Request, ...]) -> np.ndarray:  # type: ignore[type-arg]
-    return np.diff([0.0, *(request.sent_s for request in requests)])
+def gaps_s(requests: tuple[Request, ...]) -> NDArray[np.float64]:
+    return np.diff(np.array([0.0, *(request.sent_s for request in requests)]))
 
 
 def test_poisson_arrivals_have_exponential_gaps_of_the_mean_asked() -> None:

@@ -169,7 +169,7 @@ class Bookkeeper:
 
     def check_completed(self, step: Step, completed: Completed) -> None:
         prefilled = {piece.sequence: piece for piece in step.prefills}
-        started, resumed, finished, tokens = [], [], [], 0
+        started, resumed, finished, tokens = list[int](), list[int](), list[int](), 0
         for number in list(self.running):
             piece = prefilled.get(number)
             if piece is None and self.cached[number] < self.goal[number]:
@@ -184,8 +184,8 @@ class Bookkeeper:
             if self.committed[number] == self.asked[number].output:
                 finished.append(number)
                 self.running.remove(number)
-        assert sorted(completed.started) == started
-        assert sorted(completed.resumed) == sorted(resumed)
+        assert list(completed.started) == started
+        assert list(completed.resumed) == resumed
         assert sorted(completed.finished) == sorted(finished)
         assert completed.token_count == tokens
         self.finished += finished
