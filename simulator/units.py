@@ -21,6 +21,8 @@ SECONDS_PER_YEAR = HOURS_PER_YEAR * 3600.0
 
 _DECIMAL = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
 _BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50}
+GIB = _BINARY["Gi"]
+"""Bytes in the unit that memory is accounted in for people."""
 _NUMBER = r"[-+]?\d[\d_]*(?:\.\d[\d_]*)?(?:[eE][-+]?\d+)?"
 _QUANTITY = re.compile(rf"(?P<number>{_NUMBER})\s*(?P<unit>\D.*)?")
 _RANGE = re.compile(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-SECONDS_PER_YEAR = 365.25 * 24 * 3600
-JOULES_PER_KWH = 3.6e6
+from simulator.units import JOULES_PER_KWH, SECONDS_PER_YEAR
 
 
 def capital_recovery_factor(discount_per_year: float, life_years: float) -> float:

@@ -10,6 +10,7 @@ from simulator.graph.shape import Chunk
 from simulator.placement.lowering import Program
 from simulator.placement.plan import Plan
 from simulator.specs.engine import Engine
+from simulator.units import GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,6 @@ def _shortage(need: MemoryNeed, blocks: int) -> str:
         "activations": need.activations_bytes,
         "engine": need.engine_bytes,
     }
-    gib = 2**30
-    listed = ", ".join(f"{name} {size / gib:.1f}" for name, size in parts.items() if size)
-    needed, usable = sum(parts.values()) / gib, need.usable_bytes / gib
+    listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items() if size)
+    needed, usable = sum(parts.values()) / GIB, need.usable_bytes / GIB
     return f"needs {needed:.1f} GiB of {usable:.1f} GiB usable on {need.memory}: {listed}"

@@ -1,0 +1,176 @@
+"""The command line as a person meets it: results, JSON, messages and exit codes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from simulator import cli
+
+QUICK = ["--set", "workload.requests=20", "--set", "machine=[epyc-9654-4x-l40s, nr1-4x-l40s]"]
+CHAT = "scenarios/chat-on-one-node.yaml"
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def placewright(monkeypatch, capsys):
+    """Run the command in-process; returns exit code, standard output and standard error."""
+    monkeypatch.chdir(ROOT)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["placewright", *arguments])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+def test_run_prints_a_row_for_each_placement_and_a_verdict(placewright):
+    code, out, err = placewright("run", CHAT, *QUICK)
+    assert (code, err) == (0, "")
+    rows = [line for line in out.splitlines() if line.lstrip().startswith(("epyc-9654", "nr1-4x"))]
+    assert len([row for row in rows if "GiB" not in row]) >= 8
+    assert "hgx-h100-8" not in out
+    assert "states no compute for its cores" in out
+    assert "Not decided by known figures" in out
+    assert "…" not in out, "nothing is cut where the output is not a terminal"
+
+
+def test_json_has_the_documented_shape(placewright):
+    code, out, _ = placewright("run", CHAT, *QUICK, "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert document["scenario"].startswith("Llama-3.1-8B")
+    assert len(document["runs"]) == 8
+    for run in document["runs"]:
+        assert {"machine", "placement", "workload", "fidelity", "fits", "saturated", "memory", "requests",
+                "tokens", "transitions_per_token", "metrics"} <= run.keys()  # fmt: skip
+        if not run["fits"]:
+            assert run["reason"]
+            continue
+        metrics = run["metrics"]
+        for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
+            assert set(metrics[name]) == {"mean", "p50", "p90", "p95", "p99"}
+        assert set(metrics["attribution"]) == {"compute", "memory", "transfer", "host", "network", "waiting"}
+        assert sum(metrics["attribution"].values()) == pytest.approx(1, abs=1e-12)
+        assert sum(run["requests"].values()) == 20
+        assert all(m["used_bytes"] <= m["capacity_bytes"] for m in run["memory"])
+        assert all("->" in pair for pair in run["transitions_per_token"])
+
+
+def test_what_nobody_published_is_never_a_point(placewright):
+    _, out, _ = placewright("run", CHAT, *QUICK, "--json")
+    for run in json.loads(out)["runs"]:
+        if run["machine"] == "nr1-4x-l40s" and run["fits"]:
+            assert run["metrics"]["usd_per_million_output_tokens"] is None
+            assert run["metrics"]["energy_j_per_output_token"] is None
+            band = run["bands"]["usd_per_million_output_tokens"]
+            assert band["low"] > 0
+            assert band["high"] is None
+
+
+def test_out_writes_everything_and_the_same_bytes_again(placewright, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second" / "deeper"
+    for folder, workers in ((first, "1"), (second, "2")):
+        code, out, _ = placewright("run", CHAT, *QUICK, "--out", str(folder), "--workers", workers)
+        assert code == 0
+        assert f"wrote {folder / 'timeline.json'}" in out
+    names = {"results.json", "runs.csv", "tradeoff.png", "timeline.json"}
+    assert {path.name for path in first.iterdir()} == names
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_verify_counts_its_mismatches(placewright):
+    code, out, _ = placewright("verify", "scenarios/tiny-everywhere.yaml", "--set", "machine=epyc-9654-4x-l40s",
+                               "--set", "model=tiny-gpt2", "--set", "workload.requests=2")  # fmt: skip
+    assert code == 0
+    assert "0 mismatches in 4 placements" in out
+
+
+def test_verify_exits_1_on_a_mismatch(placewright, monkeypatch):
+    monkeypatch.setattr("simulator.study.verify.LOGITS_TOLERANCE", 0.0)
+    code, out, _ = placewright("verify", "scenarios/tiny-everywhere.yaml", "--set", "machine=epyc-9654-4x-l40s",
+                               "--set", "model=tiny-gpt2", "--set", "workload.requests=2", "--json")  # fmt: skip
+    assert code == 1
+    assert {row["status"] for row in json.loads(out)["rows"]} == {"mismatch"}
+
+
+def test_generate_shows_the_loop(placewright):
+    code, out, _ = placewright("generate", "The capital", "--tokens", "3", "--machine", "hgx-h100-8")
+    assert code == 0
+    lines = out.splitlines()
+    assert [line.split()[1] for line in lines[2:5]] == ["prefill", "decode", "decode"]
+    assert "hgx-h100-8" in lines[1]
+
+
+def test_generate_says_that_real_models_have_no_tokenizer_here(placewright):
+    code, out, err = placewright("generate", "hello", "--model", "llama-3.1-8b")
+    assert (code, out) == (2, "")
+    assert "take a tiny model" in err
+
+
+def test_show_tells_where_each_value_comes_from(placewright):
+    code, out, _ = placewright("show", CHAT, "--set", "seed=7")
+    assert code == 0
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert f"{CHAT}:5:9" in lines["engine"]
+    assert "--set seed=7" in lines["seed"]
+
+
+def test_list_and_schema(placewright):
+    code, out, _ = placewright("list", "hosts", "--json")
+    assert code == 0
+    hosts = {row["id"]: row["summary"] for row in json.loads(out)}
+    assert "1..64 cores" in hosts["nr1"]
+    code, out, _ = placewright("schema", "scenario")
+    assert code == 0
+    assert "placements" in json.loads(out)["properties"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "no-such.yaml"], "no-such.yaml"),
+        (["run", CHAT, "--set", "engine=vlm"], "did you mean 'vllm'"),
+        (["run", CHAT, "--set", "wrkload.requests=1"], "did you mean 'workload'"),
+        (["run", CHAT, "--set", "placements.1.degree=many"], "placements"),
+        (["run", CHAT, "--set", "machine={host: nr1, devices: {l40s: 5}, host_link: pcie-nr1}"], "5"),
+        (["run", CHAT, "--set", "precision.weights=fp9"], "fp8"),
+        (["run", CHAT, "--out", "README.md"], "README.md"),
+        (["list", "gadgets"], "devices, hosts"),
+        (["schema", "scenaro"], "did you mean 'scenario'"),
+        (["generate", ""], "at least one character"),
+        (["generate", "x", "--tokens", "4000"], "512 positions"),
+        (["generate", "x", "--machine", "hgx-h100-9"], "did you mean 'hgx-h100-8'"),
+        (["validate", "no-such-folder"], "no-such-folder"),
+        (["run", CHAT, "--set", "model=tiny-llama", "--set", "placements=[{strategy: tensor_parallel, degree: 3}]"],
+         "8 attention heads cannot be shared evenly by 3 devices"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_mistakes_get_a_message_and_exit_code_2(placewright, arguments, message):
+    quick = ["--set", "workload.requests=5"] if arguments[0] == "run" else []
+    code, out, err = placewright(*arguments, *quick)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_what_does_not_fit_says_by_how_much(placewright):
+    machine = "machine={host: epyc-7763-2s, devices: {t4: 1}, host_link: pcie-gen3-x16}"
+    code, out, _ = placewright("run", CHAT, "--set", machine, "--set", "workload.requests=5", "--set",
+                               "precision.weights=bf16", "--set", "placements=[{strategy: single_device}, "
+                               "{strategy: layer_split, gpu_layers: 8}]", "--json")  # fmt: skip
+    assert code == 0
+    refused, placed = json.loads(out)["runs"]
+    assert (refused["fits"], placed["fits"]) == (False, True)
+    assert refused["reason"].startswith("needs 16.1 GiB of 13.4 GiB usable on gpu-0: weights 15.0, ")
+    used = {m["memory"]: m for m in refused["memory"]}["gpu-0"]
+    assert sum(used["parts"].values()) == used["used_bytes"]
