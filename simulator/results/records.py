@@ -101,7 +101,7 @@ class RunRecord:
     flops: float
     peak_blocks: int
     preemptions: int
-    waiting_at_arrivals: NDArray[np.int64]
+    in_system_at_arrivals: NDArray[np.int64]
     """Requests in the system as each request arrived at the engine."""
     fidelity: str
     crowded_link: str | None = None

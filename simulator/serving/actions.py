@@ -30,6 +30,8 @@ class Step:
     decode_span: int
     """Keys that the decoding sequences attend to, their new tokens included."""
     prefills: tuple[Prefill, ...] = ()
+    preempted: tuple[int, ...] = ()
+    """Sequences that lost their blocks to make room for this step."""
 
     @property
     def token_count(self) -> int:

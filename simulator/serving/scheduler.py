@@ -62,6 +62,7 @@ class Scheduler:
         self._takers: list[dict[int, _Sequence]] = [{} for _ in range(self._block_tokens)]
         self._admitted = 0
         self._pending: Step | None = None
+        self._preempted: list[int] = []
 
     @property
     def waiting_count(self) -> int:
@@ -84,22 +85,22 @@ class Scheduler:
     def decide(self) -> Step | None:
         """The next step, or None if there is nothing to do."""
         assert self._pending is None, "the step before has not been completed"
-        preempted = self._grow_decodes()
+        self._preempted = []
+        self._grow_decodes()
         budget = self.settings.max_num_batched_tokens - self._decode_count
         prefills: list[Prefill] = []
         for sequence in list(self._prefilling.values()):
             if sequence.number in self._prefilling and budget > 0:
                 new = min(budget, sequence.goal - sequence.cached)
-                preempted |= self._take_blocks(sequence, sequence.cached + new)
-                if sequence.number in self._prefilling:
+                if self._take_blocks(sequence, sequence.cached + new):
                     prefills.append(_piece(sequence, new))
                     budget -= new
-        if not preempted:
+        if not self._preempted:
             self._admit(prefills, budget)
         if not self._decode_count and not prefills:
             return None
         span = self._decode_context + self._decode_count
-        self._pending = Step(self._decode_count, span, tuple(prefills))
+        self._pending = Step(self._decode_count, span, tuple(prefills), tuple(self._preempted))
         return self._pending
 
     def chunks(self) -> tuple[Chunk, ...]:
@@ -179,14 +180,12 @@ class Scheduler:
                 finished.append(sequence.number)
         return finished
 
-    def _grow_decodes(self) -> bool:
-        """Give a block to every decoding sequence that has filled its own; True if one was preempted."""
+    def _grow_decodes(self) -> None:
+        """Give a block to every decoding sequence that has filled its own."""
         takers = self._takers[self._round % self._block_tokens]
-        preempted = False
         for sequence in sorted(takers.values(), key=lambda taker: taker.order):
             if sequence.number in takers:
-                preempted |= self._take_blocks(sequence, self._cached(sequence) + 1)
-        return preempted
+                self._take_blocks(sequence, self._cached(sequence) + 1)
 
     # -- blocks -----------------------------------------------------------------------------------------
 
@@ -194,21 +193,20 @@ class Scheduler:
         return -(-tokens // self._block_tokens)
 
     def _take_blocks(self, sequence: _Sequence, tokens: int) -> bool:
-        """Let a running sequence hold `tokens`, preempting the last admitted until the blocks suffice,
-        itself at the latest; True if any was."""
-        preempted = False
+        """Let a running sequence hold `tokens`, preempting the last admitted until the blocks suffice;
+        False if it had to be preempted itself."""
         missing = self._blocks_for(tokens) - len(sequence.blocks)
         while missing > self.pool.free_count:
             last = next(reversed(self._running.values()))
             self._preempt(last)
-            preempted = True
             if last is sequence:
-                return True
+                return False
         sequence.blocks += self.pool.take(max(0, missing))
-        return preempted
+        return True
 
     def _preempt(self, sequence: _Sequence) -> None:
         self.preemptions += 1
+        self._preempted.append(sequence.number)
         if sequence.joined_round >= 0:
             self._stop_decoding(sequence)
         self._prefilling.pop(sequence.number, None)

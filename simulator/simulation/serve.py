@@ -60,6 +60,9 @@ class _Life:
     first_received: int = -1
     last_received: int = -1
     status: Status = "failed"
+    preemptions: int = 0
+    stalled: int = -1
+    """When the client received the last token before a preemption that is not over yet."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +163,21 @@ class Serving:
             launched = int(self.env.now)
             if self.observer is not None:
                 self.observer.decided(self.scheduler, step, launched)
-            for piece in step.prefills:
-                life = self.lives[piece.sequence]
-                if life.scheduled < 0:
-                    life.scheduled = launched
+            self._note(step, launched)
             yield self.clock.run(self._shapes(step))
             self._account(step, self.scheduler.complete(step))
+
+    def _note(self, step: Step, launched: int) -> None:
+        """Remember which requests the step takes up for the first time, and which it preempts."""
+        for piece in step.prefills:
+            life = self.lives[piece.sequence]
+            if life.scheduled < 0:
+                life.scheduled = launched
+        for number in step.preempted:
+            life = self.lives[number]
+            life.preemptions += 1
+            if life.first_token >= 0 and life.stalled < 0:
+                life.stalled = self._previous_received
 
     def _shapes(self, step: Step) -> tuple[StepShape, ...]:
         if self.program.placement.microbatches == 1:
@@ -186,6 +198,11 @@ class Serving:
         if step.decode_count:
             self._gaps.append(received - self._previous_received)
             self._gap_counts.append(step.decode_count)
+        for number in completed.resumed:
+            life = self.lives[number]
+            self._gaps.append(received - life.stalled)
+            self._gap_counts.append(1)
+            life.stalled = -1
         self._previous_received = received
         for number in completed.started:
             life = self.lives[number]
@@ -234,7 +251,7 @@ class Serving:
             flops=flops_total(self.book),
             peak_blocks=self.scheduler.pool.peak_taken,
             preemptions=self.scheduler.preemptions,
-            waiting_at_arrivals=np.array(self._in_system, dtype=np.int64),
+            in_system_at_arrivals=np.array(self._in_system, dtype=np.int64),
             fidelity=self.fidelity,
             spans=tuple(span for recorded in self.clock.recorded for span in _spans(recorded)),
         )
@@ -257,7 +274,7 @@ def _record_of(life: _Life) -> RequestRecord:
     return RequestRecord(
         request.number, "finished", request.prompt_tokens, seconds(life.sent), request.output_tokens,
         seconds(life.queued), seconds(life.scheduled), seconds(life.first_token), seconds(life.last_token),
-        seconds(life.first_received), seconds(life.last_received),
+        seconds(life.first_received), seconds(life.last_received), life.preemptions,
     )  # fmt: skip
 
 

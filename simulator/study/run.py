@@ -178,7 +178,7 @@ def _row(
         fits=True,
         fidelity=record.fidelity,
         crowded_link=record.crowded_link,
-        saturated=open_loop and is_saturated(record.waiting_at_arrivals),
+        saturated=open_loop and is_saturated(record.in_system_at_arrivals),
         memory=memory_use(deployment, record.peak_blocks),
         requests=_counts(record),
         tokens={

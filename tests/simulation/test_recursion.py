@@ -195,33 +195,28 @@ def programs(draw: st.DrawFn) -> list[Launch]:
     return launches
 
 
-@settings(max_examples=200)
-@given(programs())
-def test_a_certified_schedule_is_that_of_the_events(launches: list[Launch]) -> None:
-    """The law: no two flows of R's schedule overlap on a link, so every task starts and ends at the same
-    tick in both."""
-    schedules = by_recursion(launches)
-    if all(each.crowded_link is None for each in schedules):
-        assert times(schedules) == by_events(launches)
-
-
-def test_enough_random_plans_are_certified() -> None:
-    """Else the test of the law would prove little; and enough are not, else the certificate would."""
+def test_a_certified_schedule_is_that_of_the_events() -> None:
+    """The law: if no two flows of R's schedule overlap on a link, every task starts and ends at the same
+    tick in both. It would prove little if few plans with flows were certified, or if all were."""
     certified: list[bool] = []
 
-    @settings(max_examples=120)
+    @settings(max_examples=250)
     @given(programs())
-    def count(launches: list[Launch]) -> None:
-        has_flows = sum(bool(each.link_bytes) for plan, _ in launches for each in plan.template.tasks) > 1
-        if has_flows and len(launches) > 1:
-            certified.append(all(each.crowded_link is None for each in by_recursion(launches)))
+    def check(launches: list[Launch]) -> None:
+        schedules = by_recursion(launches)
+        is_certified = all(each.crowded_link is None for each in schedules)
+        if is_certified:
+            assert times(schedules) == by_events(launches)
+        flows = sum(bool(each.link_bytes) for plan, _ in launches for each in plan.template.tasks)
+        if flows > 1 and len(launches) > 1:
+            certified.append(is_certified)
 
-    count()
-    assert certified.count(True) >= 20
-    assert certified.count(False) >= 20
+    check()
+    assert certified.count(True) >= 25
+    assert certified.count(False) >= 25
 
 
-@settings(max_examples=100)
+@settings(max_examples=80)
 @given(plans())
 def test_sharing_only_delays_and_never_past_the_sum(plan: HandPriced) -> None:
     """Makespan with infinite links <= simulated <= sum of all tasks; each flow may be rounded up a tick."""
@@ -234,7 +229,7 @@ def test_sharing_only_delays_and_never_past_the_sum(plan: HandPriced) -> None:
     assert max(ends) <= total + flows
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(plans(), st.integers(0, 1000))
 def test_the_reduced_template_ends_as_the_recursion_does(plan: HandPriced, launch: int) -> None:
     """On quiet streams: outcome and drain to the tick, and a certificate for all durations only where R's
@@ -248,7 +243,7 @@ def test_the_reduced_template_ends_as_the_recursion_does(plan: HandPriced, launc
     assert int(reduced.critical_counts(ends) @ plan.durations.total) == ends[reduced.outcome]
 
 
-@settings(max_examples=100)
+@settings(max_examples=80)
 @given(plans(), st.integers(1, 50))
 def test_the_critical_path_is_unbroken(plan: HandPriced, launch: int) -> None:
     """It begins at the launch, ends with the outcome, and each task starts when the one before ends."""

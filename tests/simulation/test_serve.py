@@ -110,49 +110,71 @@ def test_both_fidelities_record_the_same_tasks() -> None:
         assert len({span.step for span in spans[0]}) == 8
 
 
-@pytest.mark.parametrize("across_steps", [False, True])
-def test_stages_that_stream_behind_one_uplink_run_as_tasks(across_steps: bool) -> None:
+@pytest.mark.parametrize(
+    "placement",
+    [
+        tiny.stages(streaming=Streaming(frozenset(range(4)), "host", buffers=1, across_steps=True)),
+        Placement("tp", (Stage(("gpu-0", "gpu-1"), 0, 4),), streaming=Streaming(frozenset(range(4)), "host")),
+    ],
+)
+def test_fetches_behind_one_uplink_run_as_tasks(placement: Placement) -> None:
     """Both GPUs of a network-attached host fetch layers at once: the fetches meet on the uplink."""
-    graph = tiny.machine(tiny.node(kind="network-attached", gpus=[tiny.device()] * 2, network=ETHERNET))
-    streaming = Streaming(frozenset(range(4)), "host", 1, across_steps)
-    program = tiny.program(tiny.stages(streaming=streaming), graph)
+    nvlink = tiny.link("nvlink", bandwidth=1e9)
+    graph = tiny.server(2, kind="network-attached", network=ETHERNET, interconnect=nvlink)
+    program = tiny.program(placement, graph)
     rows = [(0, 20, 4), (50, 9, 6), (10, 30, 2)]
     asked_as_step, as_task = run(program, rows, "step"), run(program, rows, "task")
     assert asked_as_step.fidelity == "task"
     assert asked_as_step.crowded_link == "host->pcie-switch"
     assert as_task.crowded_link is None
     assert tiny.facts(asked_as_step) == tiny.facts(as_task)
+    with_own_lanes = run(tiny.program(placement, fabric()), rows, "step")
+    assert with_own_lanes.fidelity == "step"
+    assert with_own_lanes.end_s < as_task.end_s
 
 
-def test_the_same_stages_with_links_of_their_own_need_no_tasks() -> None:
-    """The case above on a server, where each GPU has its own lanes; but for activations, which cross the
-    lanes of the second GPU while it fetches."""
-    streaming = Streaming(frozenset({0, 1}), "host", 1)
-    program = tiny.program(tiny.stages(streaming=streaming), fabric())
+def test_one_stage_that_streams_needs_no_tasks() -> None:
+    """The second stage's activations do not cross the lanes of the first."""
+    program = tiny.program(tiny.stages(streaming=Streaming(frozenset({0, 1}), "host", 1)), fabric())
     record = run(program, [(0, 20, 4), (50, 9, 6)])
     assert (record.fidelity, record.crowded_link) == ("step", None)
 
 
-def first_step_ends_s() -> float:
-    record = serve(PROGRAMS["single"], tiny.engine(), BLOCKS, tiny.source(tiny.requests((0.0, 8, 1))))
-    link = tick(ETHERNET.latency_s)
-    assert tick(record.requests[0].queued_s) > link
-    return record.requests[0].last_token_s - record.requests[0].queued_s
+# --- simultaneous events ------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="a step's outcome and an arrival at one tick: order depends on fidelity")
-@pytest.mark.parametrize("fidelity", ["step", "task"])
-def test_a_request_that_arrives_as_a_step_ends_joins_the_next(fidelity: str) -> None:
-    """At one tick, requests that reach the queue come before the decision on the next step."""
-    graph = tiny.server(1)  # no network, no host work: a request is queued when it is sent
-    program = tiny.program(tiny.single(), graph)
-    lone = serve(program, tiny.engine(), BLOCKS, tiny.source(tiny.requests((0.0, 8, 3))), fidelity)
-    ends_s = lone.requests[0].first_token_s
-    rows = tiny.requests((0.0, 8, 3), (ends_s, 8, 1))
+def as_a_step_ends(fidelity: str) -> RunRecord:
+    """A second request is sent at the tick at which the first one's prefill ends; without a network and
+    host work, it reaches the queue at that tick."""
+    program = tiny.program(tiny.single(), tiny.server(1))
+    first = (0.0, 8, 3)
+    alone = serve(program, tiny.engine(), BLOCKS, tiny.source(tiny.requests(first)), fidelity)
+    ends_s = alone.requests[0].first_token_s
+    rows = tiny.requests(first, (ends_s, 8, 1))
     record = serve(program, tiny.engine(), BLOCKS, tiny.source(rows), fidelity)
     assert record.requests[1].queued_s == ends_s
-    assert record.requests[1].scheduled_s == ends_s
-    assert fidelity == "both"  # replaced below
+    return record
+
+
+@pytest.mark.xfail(strict=True, reason="`step` runs decide before an arrival of the same tick, `task` runs after it")
+def test_a_request_that_arrives_as_a_step_ends_joins_the_next() -> None:
+    """At one tick, requests that reach the queue come before the decision on the next step."""
+    by_step, by_task = as_a_step_ends("step"), as_a_step_ends("task")
+    assert by_step.requests[1].scheduled_s == by_step.requests[1].queued_s
+    assert tiny.facts(by_step) == tiny.facts(by_task)
+
+
+@pytest.mark.xfail(strict=True, reason="the next step is decided before the answered client has sent again")
+@pytest.mark.parametrize("fidelity", ["step", "task"])
+def test_a_client_that_answers_at_once_joins_the_next_step(fidelity: str) -> None:
+    """Two users of a closed loop, without network and host work: the second's next request reaches the
+    queue at the tick at which its answer was complete, before the decision on the next step."""
+    program = tiny.program(tiny.single(), tiny.server(1))
+    rows = tiny.requests((0.0, 8, 3), (0.0, 8, 1), (0.0, 8, 2))
+    record = serve(program, tiny.engine(), BLOCKS, tiny.source(rows, 2), fidelity)
+    _, second, third = record.requests
+    assert third.queued_s == second.last_token_s
+    assert third.scheduled_s == third.queued_s
 
 
 # --- nothing is lost ----------------------------------------------------------------------------------------
@@ -180,7 +202,7 @@ def test_requests_and_tokens_are_conserved(
         assert request.prompt_tokens == prompt
         assert request.output_tokens == (output if request.status == "finished" else 0)
     assert record.output_tokens == sum(request.output_tokens for request in record.requests)
-    assert len(record.waiting_at_arrivals) == len(rows)
+    assert len(record.in_system_at_arrivals) == len(rows)
     assert record.peak_blocks <= blocks
 
 
@@ -285,13 +307,13 @@ def test_two_runs_are_equal(name: str, rows: list[tuple[int, int, int]]) -> None
 @given(rows=workloads, users=st.integers(1, 4))
 def test_a_closed_loop_has_no_more_users_than_asked(rows: list[tuple[int, int, int]], users: int) -> None:
     """Each sends its next request when the answer has arrived, at the same tick."""
-    record = run(PROGRAMS["single"], rows, users=users)
+    at_once = [(0, prompt, output) for _, prompt, output in rows]
+    record = run(PROGRAMS["single"], at_once, users=users)
     sent = sorted(tick(request.sent_s) for request in record.requests)
     received = sorted(tick(request.last_received_s) for request in record.finished())
     for number, at in enumerate(sent):
         in_flight = number + 1 - bisect.bisect_right(received, at)
         assert in_flight <= users
-    assert sum(at == 0 for at in sent) >= min(users, len(rows))
     assert set(sent[users:]) <= set(received)
 
 

@@ -1,6 +1,7 @@
 """Studies end to end: every shipped scenario, bands, money by hand, and what decides who pays."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,8 @@ def quick() -> StudyResult:
 
 def test_chat_on_one_node_is_the_documented_question(quick: StudyResult):
     """Three machines by four placements, in the order of the file."""
-    assert [run.machine for run in quick.runs] == sum(
-        ([name] * 4 for name in ("epyc-9654-4x-l40s", "nr1-4x-l40s", "hgx-h100-8")), []
-    )
+    machines = ("epyc-9654-4x-l40s", "nr1-4x-l40s", "hgx-h100-8")
+    assert [run.machine for run in quick.runs] == [name for name in machines for _ in range(4)]
     assert len({run.placement for run in quick.runs}) == 4
     assert [run.fits for run in quick.runs] == [True] * 6 + [False] * 2 + [True] * 4
 
@@ -80,28 +80,26 @@ def test_energy_lies_between_idle_and_full_power(quick: StudyResult):
     assert (power.idle_w or 0) + (host.idle_w or 0) / 8 < drawn_w < (power.max_w or 0) + (host.max_w or 0) / 8
 
 
+def doubled(path: Path) -> str:
+    """A profile with every end of its purchase price doubled."""
+    return re.sub(
+        r"(?<=purchase: )([\d_]+)\.\.([\d_]+)",
+        lambda price: f"{2 * int(price[1])}..{2 * int(price[2])}",
+        path.read_text(),
+    )
+
+
 def test_everything_twice_as_expensive_costs_twice_as_much(tmp_path, monkeypatch):
-    """Double every purchase price and the price of electricity; power and time stay."""
-    (tmp_path / "hardware_profiles/devices").mkdir(parents=True)
-    (tmp_path / "hardware_profiles/hosts").mkdir()
-    for kind, name, was, now in (
-        ("devices", "l40s", "price: {purchase: 7500..9000 USD}", "price: {purchase: 15_000..18_000 USD}"),
-        ("hosts", "epyc-9654-2s", None, None),
-    ):
-        text = (ROOT / f"hardware_profiles/{kind}/{name}.yaml").read_text()
-        if was is None:
-            line = next(line for line in text.splitlines() if line.startswith("price:"))
-            low, high = line.split("purchase:")[1].strip(" }").removesuffix("USD").strip(" }").split("..")
-            was, now = line, f"price: {{purchase: {2 * int(low)}..{2 * int(high)} USD}}"
-        else:
-            line = next(line for line in text.splitlines() if line.startswith("price:"))
-            was = line
-        assert was in text
-        (tmp_path / f"hardware_profiles/{kind}/{name}.yaml").write_text(text.replace(was, now or ""))
-    quick_chat = ["workload.requests=10", "machine=epyc-9654-4x-l40s", "placements=[{strategy: single_device}]"]
-    once = run_scenario(CHAT, quick_chat, workers=1).runs[0].economics
+    for profile in ("devices/l40s.yaml", "hosts/epyc-9654-2s.yaml"):
+        original = ROOT / "hardware_profiles" / profile
+        copy = tmp_path / "hardware_profiles" / profile
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(doubled(original))
+        assert copy.read_text() != original.read_text()
+    few = ["workload.requests=10", "machine=epyc-9654-4x-l40s", "placements=[{strategy: single_device}]"]
+    once = run_scenario(CHAT, few, workers=1).runs[0].economics
     monkeypatch.setenv("PLACEWRIGHT_PATH", str(tmp_path))
-    twice = run_scenario(CHAT, [*quick_chat, "cost.electricity=0.18 USD/kWh"], workers=1).runs[0].economics
+    twice = run_scenario(CHAT, [*few, "cost.electricity=0.18 USD/kWh"], workers=1).runs[0].economics
     assert once is not None
     assert twice is not None
     assert twice.known_usd == pytest.approx(2 * once.known_usd, rel=1e-9)
@@ -114,7 +112,8 @@ def test_the_number_of_workers_changes_nothing():
 
 
 def test_fidelities_agree_on_a_whole_study():
-    overrides = ["workload.requests=6", "machine=[epyc-9654-4x-l40s, nr1-4x-l40s]"]
+    overrides = ["workload.requests=6", "machine=[epyc-9654-4x-l40s, nr1-4x-l40s]",
+                 "workload.lengths={prompt: 100..3000, output: 1..9}"]  # fmt: skip
     step, task = (run_scenario(CHAT, [*overrides, f"fidelity={name}"], workers=1) for name in ("step", "task"))
     for cheap, exact in zip(step.runs, task.runs, strict=True):
         if not cheap.fits:

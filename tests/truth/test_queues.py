@@ -143,4 +143,4 @@ def test_littles_law_holds_exactly() -> None:
         sum(1 for other in requests if other.queued_s <= request.queued_s < other.last_token_s)
         for request in requests
     ]
-    assert record.waiting_at_arrivals.tolist() == seen
+    assert record.in_system_at_arrivals.tolist() == seen
