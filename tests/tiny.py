@@ -202,6 +202,6 @@ class HandPriced:
         total: Ticks = np.array([duration for _, duration, _ in known], dtype=np.int64)
         self.durations = Durations(total, np.zeros(0))
 
-    def link_loads(self, index: int, durations: Durations) -> dict[str, float]:
+    def lone_flow(self, index: int, durations: Durations) -> tuple[dict[str, float], float]:
         links = [name for name, _ in self.template.tasks[index].link_bytes]
-        return dict(self._loads.get(index, dict.fromkeys(links, 1.0)))
+        return dict(self._loads.get(index, dict.fromkeys(links, 1.0))), 1.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from simulator.units import JOULES_PER_KWH, SECONDS_PER_YEAR
 
 
@@ -15,8 +17,7 @@ def capital_recovery_factor(discount_per_year: float, life_years: float) -> floa
     """
     if discount_per_year == 0:
         return 1 / life_years
-    growth: float = (1 + discount_per_year) ** life_years
-    return discount_per_year * growth / (growth - 1)
+    return discount_per_year / -math.expm1(-life_years * math.log1p(discount_per_year))
 
 
 def capital_usd(purchase_usd: float, time_s: float, discount_per_year: float, life_s: float) -> float:

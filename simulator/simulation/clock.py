@@ -166,7 +166,7 @@ class Clock:
 
 
 def _path_counts(use: Use, timed: Schedule) -> Counts:
-    classes = use.priced.class_of_task[critical_path(use.priced.template, timed)]
+    classes = use.priced.class_of_task[critical_path(use.priced.template, timed, use.reduced.nodes)]
     return np.bincount(classes, minlength=use.priced.class_count)
 
 

@@ -92,10 +92,10 @@ class TaskEngine:
             self._call_in(total, lambda: self._end(running))
             return
         latency = int(launched.priced.latency[price_class])
-        loads = launched.priced.link_loads(index, launched.durations)
+        loads, bytes_per_s = launched.priced.lone_flow(index, launched.durations)
 
         def flow() -> None:
-            self.links.start(loads, total - latency, lambda: self._end(running))
+            self.links.start(loads, total - latency, bytes_per_s, lambda: self._end(running))
 
         self._call_in(latency, flow, AFTER_ENDS)
 

@@ -1,9 +1,10 @@
 """Flows that share links, with max-min fair rates.
 
 A flow alone on its links takes its lone duration. On a shared link the flows get equal bandwidth; one that
-is held back elsewhere leaves its part to the others. A flow over several links with unlike amounts weighs
-on each in proportion (its *load* there: the time that link alone would need, over the lone duration), so
-no link ever carries more than it can. Only the connected component of a change is computed again.
+is held back elsewhere leaves its part to the others. A flow over several links with unlike amounts is
+known by the bandwidth it takes of the link that carries most; on each link it weighs in proportion (its
+*load* there: the time that link alone would need, over the lone duration), so no link ever carries more
+than it can. Only the connected component of a change is computed again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from simpy import Environment, Event
 
 Done = Callable[[], None]
 
+CLOSE = 1e-12
+"""Shares of a link or a speed nearer to each other than this are taken for equal."""
+
 
 @dataclass(eq=False, slots=True)
 class Flow:
@@ -25,6 +29,8 @@ class Flow:
     loads: dict[str, float]
     """For each link, the share of it that the flow takes up when it runs at its lone speed."""
     lone_ticks: int
+    lone_bytes_per_s: float
+    """Over the link that carries most of it, when it has its links to itself."""
     started: int
     done: Done
     left: float = 1.0
@@ -42,31 +48,31 @@ class Flow:
 
 
 def fair_speeds(flows: Iterable[Flow]) -> list[float]:
-    """Max-min fair speeds of some flows, by filling all of them evenly until a link is full.
+    """Max-min fair speeds of some flows, relative to their lone speeds.
 
-    Speeds are at most 1, a flow's lone speed. The flows on a link that is full keep their speed; the
-    others go on rising.
+    All bandwidths are raised together until a flow has its lone speed or a link of its is full; such flows
+    stay as they are, the others go on rising.
     """
     flows = list(flows)
     speeds = [0.0] * len(flows)
-    open_flows = set(range(len(flows)))
+    rising = list(range(len(flows)))
     room: dict[str, float] = {link: 1.0 for flow in flows for link in flow.loads}
-    while open_flows:
+    while rising:
         weight: dict[str, float] = defaultdict(float)
-        for index in sorted(open_flows):
+        for index in rising:
             for link, load in flows[index].loads.items():
-                weight[link] += load
-        rise = min(1.0 - speeds[next(iter(sorted(open_flows)))],
-                   min(room[link] / weight[link] for link in weight))  # fmt: skip
-        for index in sorted(open_flows):
-            speeds[index] += rise
+                weight[link] += load / flows[index].lone_bytes_per_s
+        gain = min(
+            min((1.0 - speeds[index]) * flows[index].lone_bytes_per_s for index in rising),
+            min(room[link] / weight[link] for link in weight),
+        )
+        for index in rising:
+            speeds[index] += gain / flows[index].lone_bytes_per_s
         for link in weight:
-            room[link] -= rise * weight[link]
-        full = {link for link in weight if room[link] <= 1e-12}
-        at_full_speed = {index for index in open_flows if speeds[index] >= 1.0 - 1e-12}
-        held_back = {index for index in open_flows if full & set(flows[index].loads)}
-        open_flows -= at_full_speed | held_back
-    return [1.0 if speed > 1.0 - 1e-12 else speed for speed in speeds]
+            room[link] -= gain * weight[link]
+        full = {link for link in weight if room[link] <= CLOSE}
+        rising = [i for i in rising if speeds[i] < 1.0 - CLOSE and full.isdisjoint(flows[i].loads)]
+    return [1.0 if speed > 1.0 - CLOSE else speed for speed in speeds]
 
 
 class SharedLinks:
@@ -78,9 +84,12 @@ class SharedLinks:
         self._order: dict[Flow, int] = {}
         self._count = 0
 
-    def start(self, loads: dict[str, float], lone_ticks: int, done: Done) -> None:
+    def start(
+        self, loads: dict[str, float], lone_ticks: int, lone_bytes_per_s: float, done: Done
+    ) -> None:
         """Start a flow now; `done` is called when its last byte has arrived."""
-        flow = Flow(loads, lone_ticks, int(self.env.now), done, updated=int(self.env.now))
+        now = int(self.env.now)
+        flow = Flow(loads, lone_ticks, lone_bytes_per_s, now, done, updated=now)
         self._order[flow] = self._count
         self._count += 1
         for link in loads:

@@ -104,6 +104,7 @@ class PricedTemplate:
         self._inverse_blend = 1 / self._blend
         self._kernel_starts = _starts([len(price.kernels) for price in self._prices])
         self._load_starts = _starts([len(price.loads) for price in self._prices])
+        self._load_s_per_byte = np.array([load.s_per_unit for _, load in loads])
         self._load_slices = _slices([len(price.loads) for price in self._prices])
         latency_s = np.array([price.latency_s for price in self._prices])
         self.latency: Ticks = np.array([tick(s) for s in latency_s], dtype=np.int64)
@@ -129,15 +130,17 @@ class PricedTemplate:
         own_s = np.concatenate((kernel_s, flow_s, host_s), axis=1)
         return [Durations(*row) for row in zip(ticks(own_s) + self.latency, lone_s, strict=True)]
 
-    def link_loads(self, index: int, durations: Durations) -> dict[str, float]:
-        """For each link that task `index` crosses, the share of it taken up when it flows alone."""
+    def lone_flow(self, index: int, durations: Durations) -> tuple[dict[str, float], float]:
+        """For each link that task `index` crosses the share of it taken up when it flows alone, and the
+        bytes/s it then moves over the link that carries most."""
+        rows = self._load_slices[self.class_of_task[index]]
         start = 2 * self._kernel_count
-        loads = durations.lone_s[start : start + self._load_count]
-        alone = loads[self._load_slices[self.class_of_task[index]]]
-        longest = alone.max()
+        alone_s = durations.lone_s[start : start + self._load_count][rows]
+        longest_s = max(float(alone_s.max()), TINY_S)
         links = (link for link, _ in self.template.tasks[index].link_bytes)
-        shares = alone / longest if longest > 0 else np.ones_like(alone)
-        return dict(zip(links, shares.tolist(), strict=True))
+        moved = float((alone_s / self._load_s_per_byte[rows]).max())
+        loads = dict(zip(links, (alone_s / longest_s).tolist(), strict=True))
+        return loads, max(moved / longest_s, TINY_S)
 
     def split_s(self, lone_s: Floats) -> Floats:
         """Seconds of each class charged to compute, memory, transfer and host: shape [..., class, 4], for

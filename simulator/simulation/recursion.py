@@ -81,11 +81,11 @@ def _crowding(spans: Sequence[tuple[int, int]], flow: tuple[int, int], link: str
     return link if overlaps else None
 
 
-def critical_path(template: Template, timed: Schedule) -> list[int]:
+def critical_path(template: Template, timed: Schedule, nodes: Sequence[int]) -> list[int]:
     """The chain of tasks, first to last, that decides when the outcome ends.
 
-    Going back from the outcome, each task's predecessor is the one that ended last before it; where a
-    task waited for an earlier plan, the chain ends.
+    Going back from the outcome, each task's predecessor is the one that ended last before it, of several
+    the one with the largest of `nodes`; where a task waited for an earlier plan, the chain ends.
     """
     chain = [template.outcome]
     while True:
@@ -94,4 +94,4 @@ def critical_path(template: Template, timed: Schedule) -> list[int]:
         held_up_by = [i for i in before if timed.ends[i] == timed.starts[index]]
         if not held_up_by:
             return chain[::-1]
-        chain.append(max(held_up_by))
+        chain.append(max(held_up_by, key=nodes.__getitem__))

@@ -26,6 +26,8 @@ class Segment:
     before: tuple[int, ...]
     counts: NDArray[np.int64]
     """How many tasks of each price class it holds."""
+    last_node: int
+    """What it ends with; of segments that end together the one with the larger decides."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Reduced:
     segments: tuple[Segment, ...]
     outcome: int
     """The segment whose end is the step's outcome."""
+    nodes: tuple[int, ...]
+    """The node of each task; tasks that always end together are one."""
     never_crowded: bool
     """No two flows on a common link can overlap, whatever the durations: one always precedes the other."""
 
@@ -55,7 +59,7 @@ class Reduced:
         while index is not None:
             segment = self.segments[index]
             counts += segment.counts
-            index = max(segment.before, key=lambda before: (ends[before], before), default=None)
+            index = max(segment.before, key=lambda i: (ends[i], self.segments[i].last_node), default=None)
         return counts
 
 
@@ -82,8 +86,8 @@ def reduce(priced: PricedTemplate) -> Reduced:
             ancestors.append(mask)
         canonical.append(known[key])
     segments, end_of = _chains(nodes, canonical[template.outcome], priced.class_count)
-    return Reduced(segments, end_of[canonical[template.outcome]],
-                   _never_crowded(template, canonical, ancestors))  # fmt: skip
+    crowdable = not _never_crowded(template, canonical, ancestors)
+    return Reduced(segments, end_of[canonical[template.outcome]], tuple(canonical), not crowdable)
 
 
 def _chains(
@@ -105,7 +109,9 @@ def _chains(
             starts_after = tuple(sorted({segment_of[i] for i in before}))
             segments.append((starts_after, np.zeros(class_count, dtype=np.int64)))
         segments[segment_of[node]][1][price_class] += 1
-    return tuple(Segment(*segment) for segment in segments), segment_of
+    last_node = {segment: node for node, segment in segment_of.items()}
+    joined = (Segment(*segment, last_node[index]) for index, segment in enumerate(segments))
+    return tuple(joined), segment_of
 
 
 def _never_crowded(template: Template, canonical: list[int], ancestors: list[int]) -> bool:

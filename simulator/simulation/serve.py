@@ -5,7 +5,8 @@ queue; the engine decides on steps as long as there is something to do; a step's
 sent by a core, and cross the network. Cores and both directions of the network port are queues of their
 own, so a busy host delays requests as a busy GPU does.
 
-At one tick, requests that reach the queue come before the decision on the next step.
+At one tick, whatever requests and clients do comes before a finished step is accounted for, and again
+before the next step is decided.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from simulator.specs.engine import Engine
 
 Life = Generator[Event, Any, None]
 
-BEFORE_DECISIONS = 0
-"""SimPy priority of requests that reach the queue (its NORMAL is 1)."""
+LAST = 3
+"""SimPy priority of what comes last at a tick (SimPy's NORMAL is 1, flows start at 2)."""
 
 
 @dataclass(slots=True)
@@ -60,6 +61,9 @@ class _Life:
     first_received: int = -1
     last_received: int = -1
     status: Status = "failed"
+    host_ticks: int = 0
+    """Work that cores did for it alone, and for the delivery of its last token."""
+    network_ticks: int = 0
     preemptions: int = 0
     stalled: int = -1
     """When the client received the last token before a preemption that is not over yet."""
@@ -95,8 +99,6 @@ class Serving:
         self._gap_counts: list[int] = []
         self._in_system: list[int] = []
         self._live = 0
-        self._network = 0
-        self._host_ticks = 0
 
     def _set_up_host(self, cores: int) -> None:
         self.cores = Pool(cores)
@@ -131,13 +133,13 @@ class Serving:
         self._live += 1
         on_wire = tick(request.prompt_tokens * PROMPT_BYTES_PER_TOKEN * self._port_s_per_byte)
         arrived = self.port_in.submit(now, on_wire) + self._port_latency
-        self._network += on_wire + self._port_latency
+        life.network_ticks = on_wire + self._port_latency
         self._at(arrived, lambda: self._receive(life))
 
     def _receive(self, life: _Life) -> None:
         work = tick(receive_s(self.engine, self.host, life.request.prompt_tokens))
-        self._host_ticks += work
-        self._at(self.cores.submit(int(self.env.now), work), lambda: self._enqueue(life), BEFORE_DECISIONS)
+        life.host_ticks = work
+        self._at(self.cores.submit(int(self.env.now), work), lambda: self._enqueue(life))
 
     def _enqueue(self, life: _Life) -> None:
         life.queued = int(self.env.now)
@@ -155,6 +157,7 @@ class Serving:
 
     def _serve(self) -> Life:
         while True:
+            yield from self._all_else_of_this_tick()
             step = self.scheduler.decide()
             if step is None:
                 self._idle = self.env.event()
@@ -165,7 +168,17 @@ class Serving:
                 self.observer.decided(self.scheduler, step, launched)
             self._note(step, launched)
             yield self.clock.run(self._shapes(step))
+            yield from self._all_else_of_this_tick()
             self._account(step, self.scheduler.complete(step))
+
+    def _all_else_of_this_tick(self) -> Life:
+        """Let everything else that happens now happen first."""
+        if self.env.peek() == self.env.now:
+            event = Event(self.env)
+            event._ok = True
+            event._value = None
+            self.env.schedule(event, priority=LAST)  # type: ignore[arg-type]
+            yield event
 
     def _note(self, step: Step, launched: int) -> None:
         """Remember which requests the step takes up for the first time, and which it preempts."""
@@ -210,8 +223,8 @@ class Serving:
         for number in completed.finished:
             life = self.lives[number]
             life.last_token, life.last_received, life.status = now, received, "finished"
-            self._host_ticks += work
-            self._network += on_wire + self._port_latency
+            life.host_ticks += work
+            life.network_ticks += on_wire + self._port_latency
             self._leave(life)
 
     def _leave(self, life: _Life) -> None:
@@ -221,13 +234,13 @@ class Serving:
         if following is not None:
             self._at(max(life.last_received, int(self.env.now)), lambda: self._send(following))
 
-    def _at(self, when: int, action: Callable[[], None], priority: int = 1) -> None:
+    def _at(self, when: int, action: Callable[[], None]) -> None:
         event = Event(self.env)
         event._ok = True
         event._value = None
         assert event.callbacks is not None
         event.callbacks.append(lambda _: action())
-        self.env.schedule(event, priority=priority, delay=when - self.env.now)  # type: ignore[arg-type]
+        self.env.schedule(event, delay=when - self.env.now)
 
     # -- the record -----------------------------------------------------------------------------------
 
@@ -260,8 +273,9 @@ class Serving:
         """Request-seconds by category; waiting is what is left of the requests' time."""
         in_steps = sum((use.time_s for use in self.book.settled()), np.zeros(len(CATEGORIES)))
         times = dict(zip(CATEGORIES, in_steps.tolist(), strict=True))
-        times["host"] += seconds(self._host_ticks)
-        times["network"] = seconds(self._network)
+        served = [life for life in self.lives.values() if life.status == "finished"]
+        times["host"] += seconds(sum(life.host_ticks for life in served))
+        times["network"] = seconds(sum(life.network_ticks for life in served))
         total = sum(request.e2e_s for request in finished)
         times["waiting"] = max(0.0, total - sum(times.values()))
         return times

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from simulator.costs.energy import energy_j
 from simulator.costs.host import deliver_s, receive_s, remaining_share, step_s
-from simulator.costs.money import SECONDS_PER_YEAR, capital_recovery_factor, capital_usd, electricity_usd
+from simulator.costs.money import capital_recovery_factor, capital_usd, electricity_usd
 from simulator.costs.transfers import collective_bytes_per_s, collective_latency_s, copy_latency_s
 from simulator.specs.hardware import Collective
+from simulator.units import SECONDS_PER_YEAR
 from tests import tiny
 
 share = st.floats(0.0, 1.0)
@@ -34,19 +35,30 @@ def test_a_ring_takes_two_rounds_over_the_slowest_link(ranks: int, hops: int) ->
     assert collective_latency_s([], ranks) == 0
 
 
+def measured(ranks: int, latency_s: float, efficiency: float = 0.5) -> Collective:
+    return Collective(ranks=ranks, latency_s=latency_s, efficiency=efficiency)
+
+
 def test_measured_collectives_replace_the_ring_if_every_link_has_them() -> None:
-    measured = tiny.link(collective=Collective(latency_s=9e-6, efficiency=0.5))
-    slower = tiny.link(collective=Collective(latency_s=11e-6, efficiency=0.5))
-    assert collective_latency_s([measured, slower], 4) == pytest.approx(11e-6)
-    assert collective_latency_s([measured, tiny.link(latency_s=1e-6)], 4) == pytest.approx(6e-6)
+    quick, slow = (tiny.link(collective=[measured(4, latency_s)]) for latency_s in (9e-6, 11e-6))
+    assert collective_latency_s([quick, slow], 4) == pytest.approx(11e-6)
+    assert collective_latency_s([quick, tiny.link(latency_s=1e-6)], 4) == pytest.approx(6e-6)
 
 
 def test_collectives_have_an_efficiency_of_their_own() -> None:
     plain = tiny.link(bandwidth=100.0, efficiency=0.8)
-    measured = tiny.link(bandwidth=100.0, efficiency=0.8, collective=Collective(latency_s=0.0, efficiency=0.5))
+    engines = tiny.link(bandwidth=100.0, efficiency=0.8, collective=[measured(2, 0.0, efficiency=0.5)])
     assert plain.achieved_bytes_per_s == pytest.approx(80.0)
-    assert collective_bytes_per_s(plain) == pytest.approx(80.0)
-    assert collective_bytes_per_s(measured) == pytest.approx(50.0)
+    assert collective_bytes_per_s(plain, 2) == pytest.approx(80.0)
+    assert collective_bytes_per_s(engines, 2) == pytest.approx(50.0)
+
+
+@pytest.mark.parametrize(("ranks", "used"), [(2, 2), (3, 4), (4, 4), (8, 4)])
+def test_figures_of_the_next_larger_number_of_ranks_hold(ranks: int, used: int) -> None:
+    figures = [measured(4, 20e-6, efficiency=0.2), measured(2, 8e-6, efficiency=0.6)]
+    link = tiny.link(bandwidth=100.0, collective=figures)
+    expected = {2: (8e-6, 60.0), 4: (20e-6, 20.0)}[used]
+    assert (collective_latency_s([link], ranks), collective_bytes_per_s(link, ranks)) == pytest.approx(expected)
 
 
 # --- money --------------------------------------------------------------------------------------------------
@@ -73,6 +85,10 @@ def test_without_interest_a_purchase_is_spread_evenly(life: float) -> None:
     assert capital_recovery_factor(1e-6, life) == pytest.approx(1 / life, rel=1e-4)
 
 
+def test_hardly_any_interest_is_hardly_different_from_none() -> None:
+    assert capital_recovery_factor(1e-17, 5) == pytest.approx(0.2)
+
+
 @given(discount=rate, life=years, more=st.floats(0.001, 0.1))
 def test_interest_makes_dearer_and_life_cheaper(discount: float, life: float, more: float) -> None:
     factor = capital_recovery_factor(discount, life)
@@ -81,7 +97,7 @@ def test_interest_makes_dearer_and_life_cheaper(discount: float, life: float, mo
     assert factor > discount
 
 
-@given(price=st.floats(1, 1e6), time_s=st.floats(1, 1e8), discount=st.floats(0, 0.3), life=years)
+@given(price=st.floats(1, 1e6), time_s=st.floats(1, 1e8), discount=st.just(0.0) | rate, life=years)
 def test_owning_is_linear_in_price_and_time(price: float, time_s: float, discount: float, life: float) -> None:
     life_s = life * SECONDS_PER_YEAR
     cost = capital_usd(price, time_s, discount, life_s)

@@ -15,8 +15,8 @@ LINKS = ("a", "b", "c", "d")
 TOLERANCE = 1e-9
 
 
-def flow(loads: dict[str, float], ticks: int = 100) -> Flow:
-    return Flow(loads, ticks, 0, lambda: None)
+def flow(loads: dict[str, float], ticks: int = 100, bytes_per_s: float = 1.0) -> Flow:
+    return Flow(loads, ticks, bytes_per_s, 0, lambda: None)
 
 
 @st.composite
@@ -90,7 +90,7 @@ def ends_of(*flows: tuple[int, dict[str, float], int]) -> list[int]:
     def begin(number: int):  # type: ignore[no-untyped-def]
         start, each_loads, ticks = flows[number]
         yield env.timeout(start)
-        links.start(each_loads, ticks, lambda: ends.__setitem__(number, int(env.now)))
+        links.start(each_loads, ticks, 1.0, lambda: ends.__setitem__(number, int(env.now)))
 
     for number in range(len(flows)):
         env.process(begin(number))
@@ -134,9 +134,16 @@ def test_a_shared_link_is_never_idle(ticks: list[int]) -> None:
         assert by_work[number] == pytest.approx(done, abs=number + 1)
 
 
-@pytest.mark.xfail(strict=True, reason="flows get equal fractions of their lone speeds, not equal bandwidth")
 def test_a_flow_held_back_elsewhere_leaves_the_rest_to_others() -> None:
     """As the module says. A crosses a slow link that lets it use 0.12 of the shared one, B only the shared
     one. Equal bandwidth would be half each; A cannot use more than 0.12, so it is not slowed at all."""
-    slow, quick = flow({"slow": 1.0, "shared": 0.12}), flow({"shared": 1.0})
+    slow = flow({"slow": 1.0, "shared": 0.12}, bytes_per_s=0.12)
+    quick = flow({"shared": 1.0}, bytes_per_s=1.0)
     assert fair_speeds([slow, quick]) == pytest.approx([1.0, 0.88])
+
+
+def test_a_flow_that_its_own_link_hardly_holds_back_gets_half() -> None:
+    """A could use 0.8 of the shared link, B all of it: half each, which is 0.625 of A's lone speed."""
+    slower = flow({"slow": 1.0, "shared": 0.8}, bytes_per_s=0.8)
+    quick = flow({"shared": 1.0}, bytes_per_s=1.0)
+    assert fair_speeds([slower, quick]) == pytest.approx([0.625, 0.5])

@@ -200,7 +200,7 @@ def test_a_certified_schedule_is_that_of_the_events() -> None:
     tick in both. It would prove little if few plans with flows were certified, or if all were."""
     certified: list[bool] = []
 
-    @settings(max_examples=250)
+    @settings(max_examples=180)
     @given(programs())
     def check(launches: list[Launch]) -> None:
         schedules = by_recursion(launches)
@@ -212,8 +212,8 @@ def test_a_certified_schedule_is_that_of_the_events() -> None:
             certified.append(is_certified)
 
     check()
-    assert certified.count(True) >= 25
-    assert certified.count(False) >= 25
+    assert certified.count(True) >= 15
+    assert certified.count(False) >= 15
 
 
 @settings(max_examples=80)
@@ -248,13 +248,12 @@ def test_the_reduced_template_ends_as_the_recursion_does(plan: HandPriced, launc
 def test_the_critical_path_is_unbroken(plan: HandPriced, launch: int) -> None:
     """It begins at the launch, ends with the outcome, and each task starts when the one before ends."""
     timed = by_recursion([(plan, launch)])[0]
-    chain = critical_path(plan.template, timed)
+    chain = critical_path(plan.template, timed, reduce(plan).nodes)  # type: ignore[arg-type]
     assert chain[-1] == plan.template.outcome
     assert timed.starts[chain[0]] == launch
     assert [timed.ends[i] for i in chain[:-1]] == [timed.starts[i] for i in chain[1:]]
 
 
-@pytest.mark.xfail(strict=True, reason="the reduced template breaks ties by segments, the recursion by tasks")
 def test_both_ways_to_price_a_step_charge_the_same_tasks() -> None:
     """Where two paths decide the outcome at once, the quick way and the full one must choose the same, or
     `step` and `task` attribute time differently. Here `d` waits for `b` and for `c`, both until 4."""
@@ -269,7 +268,7 @@ def test_both_ways_to_price_a_step_charge_the_same_tasks() -> None:
     assert timed.ends == (1, 4, 4, 6)
     reduced = reduce(plan)  # type: ignore[arg-type]
     counts = reduced.critical_counts(reduced.ends(plan.durations.total))
-    chain = plan.class_of_task[critical_path(plan.template, timed)]
+    chain = plan.class_of_task[critical_path(plan.template, timed, reduced.nodes)]
     assert counts.tolist() == np.bincount(chain, minlength=plan.class_count).tolist()
 
 
