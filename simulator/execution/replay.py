@@ -7,7 +7,8 @@ counted on the way: tokens, logits, FLOPs of each task, bytes over each link, by
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -47,6 +48,17 @@ class Replayed:
     """Tasks whose FLOPs are not the plan's."""
     fault: str | None = None
     """Where the plan could not be carried out; everything after it was left undone."""
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """One thread for torch: sums in one order, so that the same run gives the same bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def moments(steps: Sequence[TimedPlan]) -> list[tuple[int, int, int, int]]:
@@ -134,7 +146,7 @@ def plain_generation(
     network = random_transformer(model, seed)
     tokens: list[int] = []
     probabilities: list[float] = []
-    with torch.no_grad():
+    with torch.no_grad(), repeatable():
         for _ in range(count):
             logits = network(torch.tensor([*ids, *tokens]), logits=1)[0, allowed.start : allowed.stop]
             likeliest = int(logits.argmax())

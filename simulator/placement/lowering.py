@@ -142,6 +142,8 @@ class _Lowering:
         stages = self.placement.stages
         for microbatch in range(self.microbatches):
             self._gather_ids(microbatch, stages[0])
+        for stage in stages:
+            self._first_fetches(stage)
         for stage, following in zip(stages, (*stages[1:], None), strict=True):
             self._stage(stage, following)
         for microbatch in range(self.microbatches):
@@ -193,7 +195,6 @@ class _Lowering:
         if stage is self.placement.stages[0]:
             for microbatch in range(self.microbatches):
                 self._ranks(stage, [factory.embed() for factory in factories], microbatch)
-        self._first_fetches(stage)
         for layer, microbatch in self._order(stage):
             shares = [factory.layer(layer, layer > stage.first_layer) for factory in factories]
             for operators in zip(*shares, strict=True):

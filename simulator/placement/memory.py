@@ -78,12 +78,19 @@ def budget(program: Program, engine: Engine) -> Budget:
     for memory, capacity in program.machine.capacity_bytes.items():
         if not (weights[memory] or kv[memory] or activations[memory]):
             continue
-        is_host = memory in program.machine.hosts
-        needs.append(MemoryNeed(
-            memory, capacity, int(capacity * engine.memory.utilization), weights[memory],
-            activations[memory], 0 if is_host else round(engine.memory.context_bytes), kv[memory],
-        ))  # fmt: skip
+        runtime = 0 if memory in program.machine.hosts else round(engine.memory.context_bytes)
+        taken = weights[memory] + activations[memory] + runtime
+        usable = _usable(capacity, taken, engine)
+        needs.append(MemoryNeed(memory, capacity, usable, weights[memory], activations[memory], runtime,
+                                kv[memory]))  # fmt: skip
     return Budget(tuple(needs), engine.scheduler.kv_block_tokens)
+
+
+def _usable(capacity: int, taken: int, engine: Engine) -> int:
+    """What the engine allows itself of a memory in which so much is taken before any KV block."""
+    if engine.memory.of == "free":
+        return min(capacity, taken + int(max(0, capacity - taken) * engine.memory.utilization))
+    return int(capacity * engine.memory.utilization)
 
 
 def _sampler_bytes(program: Program, engine: Engine) -> dict[str, int]:

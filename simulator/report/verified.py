@@ -41,7 +41,8 @@ def summary(rows: Sequence[Verified]) -> str:
     counted = {status: sum(row.status == status for row in rows) for status in statuses}
     carried_out = counted["ok"] + counted["mismatch"]
     left_out = f", {counted['not placed']} not placed" if counted["not placed"] else ""
-    head = f"{counted['mismatch']} mismatches in {carried_out} placements carried out in float64{left_out}"
+    placements = "1 placement" if carried_out == 1 else f"{carried_out} placements"
+    head = f"{counted['mismatch']} mismatches in {placements} carried out in float64{left_out}"
     if counted["mismatch"]:
         return f"{head}."
     return (

@@ -105,3 +105,21 @@ def is_saturated(in_system: NDArray[np.int64]) -> bool:
         return False
     middle, last = in_system[third : 2 * third].mean(), in_system[-third:].mean()
     return bool(last > GROWTH * middle and last - middle > LEAST_GROWN)
+
+
+FALLS_BEHIND = 0.85
+
+
+def falls_behind(record: RunRecord) -> bool:
+    """Whether fewer requests were finished than arrived in the last third of the arrivals.
+
+    A run that starts empty fills up first, and on a short run that looks like a queue that grows; but
+    then answers come at the rate of arrivals once the first are done. Fewer than `FALLS_BEHIND` of them
+    is more than the noise of some dozens of arrivals.
+    """
+    arrived = np.sort([request.queued_s for request in record.finished()])
+    if len(arrived) < 3:
+        return False
+    start_s, end_s = arrived[-(len(arrived) // 3)], arrived[-1]
+    done = sum(start_s <= request.last_token_s <= end_s for request in record.finished())
+    return bool(done < FALLS_BEHIND * (len(arrived) // 3))

@@ -18,6 +18,7 @@ from simulator.specs.workload import (
     BatchArrivals,
     ClosedArrivals,
     ConstantArrivals,
+    GammaArrivals,
     LengthHistogram,
     Lengths,
     Lognormal,
@@ -91,6 +92,9 @@ def _times(arrivals: Arrivals, count: int, rng: np.random.Generator) -> NDArray[
             return np.arange(count) / arrivals.rate_per_s
         case PoissonArrivals():
             return np.cumsum(rng.exponential(1 / arrivals.rate_per_s, count))
+        case GammaArrivals():
+            shape = arrivals.cv**-2
+            return np.cumsum(rng.gamma(shape, 1 / (shape * arrivals.rate_per_s), count))
     raise AssertionError("a trace brings its own times")
 
 

@@ -17,7 +17,7 @@ needs a block are those of one residue class modulo the block's length.
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 from simulator.graph.shape import Chunk
@@ -59,7 +59,7 @@ class Scheduler:
         self._decode_count = 0
         self._decode_context = 0
         self._finishes: list[tuple[int, int, int, _Sequence]] = []
-        self._takers: list[dict[int, _Sequence]] = [{} for _ in range(self._block_tokens)]
+        self._takers: defaultdict[int, dict[int, _Sequence]] = defaultdict(dict)
         self._admitted = 0
         self._pending: Step | None = None
         self._preempted: list[int] = []

@@ -42,7 +42,11 @@ class EngineMemory(Spec):
     """What the engine takes and leaves of a device's memory."""
 
     utilization: PositiveShare
-    """Share of the available memory that it uses in all."""
+    """Share of the memory named by `of` that it uses."""
+    of: Literal["capacity", "free"] = "capacity"
+    """`capacity`: utilization is of the whole memory, weights included (vLLM's gpu_memory_utilization);
+    `free`: of what weights, activations and the runtime leave, all of it KV cache (TensorRT-LLM's
+    free_gpu_memory_fraction)."""
     context_bytes: Annotated[float, Quantity(units.BYTES, better="low"), Field(alias="context")]
     """What the runtime itself takes on each device: context, libraries, graphs."""
     sampler_bytes_per_logit: Annotated[int, Field(ge=0)]

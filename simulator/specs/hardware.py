@@ -181,10 +181,6 @@ class Link(Spec):
     """Share of the nominal bandwidth that large transfers reach."""
     collective: tuple[Collective, ...] = ()
     """Of collectives run over it; absent, they fare as plain transfers do."""
-    power: Power = Power()
-    """Of its adapters and its share of a switch, where not part of a device."""
-    price: Price = Price()
-    """As `power`."""
     sources: Sources = Field(default_factory=dict)
     """Where each figure comes from."""
 

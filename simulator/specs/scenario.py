@@ -17,10 +17,13 @@ from simulator.specs.load import in_file_order, try_validate
 from simulator.specs.machine import INLINE, reference_problems
 from simulator.specs.provenance import Figure, figures_of
 from simulator.specs.scenario_file import Cost, Fidelity, PrecisionChoice, ScenarioFile
-from simulator.specs.workload import HistogramLengths, Workload
+from simulator.specs.workload import Workload
 from simulator.specs.yaml_file import Document, Loc, dotted, plain
 
 __all__ = ["Cost", "PrecisionChoice", "RunSpec", "Scenario", "ScenarioFile", "load_scenario", "scenario_type"]
+
+FILES: tuple[Kind, ...] = ("models", "lengths")
+"""Kinds that a scenario may also name by a path."""
 
 _LISTED = ("machine", "placements")
 """Keys whose entries multiply the runs one by one; an axis inside an entry multiplies that entry only."""
@@ -193,29 +196,39 @@ class _Reader:
         )
         self.problems += problems
         self.uncertain += context.uncertain
+        self.problems += self._unknown_ids(choice)
         if file is not None:
-            self.problems += self._unknown_ids(file, choice)
+            self.problems += self._unknown_parts(file, choice)
         return file
 
-    def _unknown_ids(self, file: ScenarioFile, choice: Choice) -> list[Problem]:
-        """References that name nothing."""
-        named: list[tuple[Kind, str, Loc]] = [("engines", file.engine, ("engine",))]
-        if not is_path(file.model):
-            named.append(("models", file.model, ("model",)))
-        lengths = file.workload.lengths
-        if isinstance(lengths, HistogramLengths) and not is_path(lengths.histogram):
-            named.append(("lengths", lengths.histogram, ("workload", "lengths", "histogram")))
-        problems: list[Problem] = []
-        for index, machine in enumerate(file.machine):
-            if isinstance(machine, str):
-                named.append(("machines", machine, ("machine", index)))
-            else:
-                loc = self._original(choice, ("machine", index))
-                problems += reference_problems(machine, self.document, self.catalogue, loc)
-        return problems + [
+    def _unknown_ids(self, choice: Choice) -> list[Problem]:
+        """Ids that name nothing, whatever else is wrong with the file."""
+        chosen = Document(self.document.path, choice.data, {})
+        places: list[tuple[Kind, Loc]] = [
+            ("engines", ("engine",)),
+            ("models", ("model",)),
+            ("lengths", ("workload", "lengths", "histogram")),
+        ]
+        machines = choice.data.get("machine")
+        listed = len(machines) if isinstance(machines, list) else 0
+        places += [("machines", ("machine", index)) for index in range(listed)]
+        named = [(kind, chosen.at(loc), loc) for kind, loc in places]
+        return [
             self.document.problem(self._original(choice, loc), self.catalogue.advice(kind, name), value=name)
             for kind, name, loc in named
-            if self.catalogue.find(kind, name) is None
+            if isinstance(name, str) and not (kind in FILES and is_path(name))
+            and self.catalogue.find(kind, name) is None
+        ]  # fmt: skip
+
+    def _unknown_parts(self, file: ScenarioFile, choice: Choice) -> list[Problem]:
+        """Parts of machines written in place that name nothing."""
+        return [
+            problem
+            for index, machine in enumerate(file.machine)
+            if not isinstance(machine, str)
+            for problem in reference_problems(
+                machine, self.document, self.catalogue, self._original(choice, ("machine", index))
+            )
         ]
 
     def _run(self, choice: Choice, file: ScenarioFile, machine: int, placement: int) -> RunSpec:

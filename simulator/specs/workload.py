@@ -64,6 +64,16 @@ class PoissonArrivals(Spec):
     """Mean requests per second."""
 
 
+class GammaArrivals(Spec):
+    """Requests in bursts, or more even than Poisson: gaps between them are gamma-distributed."""
+
+    process: Literal["gamma"]
+    rate_per_s: Annotated[RequestsPerSecond, Field(alias="rate")]
+    """Mean requests per second."""
+    cv: Annotated[float, Field(gt=0)]
+    """Coefficient of variation of the gaps: 1 is Poisson, more is burstier."""
+
+
 class ClosedArrivals(Spec):
     """A fixed number of users, each sending a request when the last is answered."""
 
@@ -81,7 +91,7 @@ class TraceArrivals(Spec):
 
 
 Arrivals = Annotated[
-    BatchArrivals | ConstantArrivals | PoissonArrivals | ClosedArrivals | TraceArrivals,
+    BatchArrivals | ConstantArrivals | PoissonArrivals | GammaArrivals | ClosedArrivals | TraceArrivals,
     Field(discriminator="process"),
 ]
 

@@ -73,12 +73,13 @@ def _parts(deployment: Deployment, record: RunRecord) -> Iterator[_Part]:
             busy_share = record.busy_s.get(placed.name, 0.0) / record.duration_s
             price, power = placed.device.price.purchase_usd, placed.device.power
             yield _Part(f"devices.{placed.device_id}", 1.0, price, power, busy_share)
-        whole = computes or not accelerators
-        share = 1.0 if whole else len(held) / len(accelerators)
+        serves = node.name == machine.hosts[deployment.program.host].node
+        whole = computes or (serves and not accelerators)
+        share = 1.0 if whole else len(held) / max(1, len(accelerators))
         if share:
             host, busy_share = node.host, _host_busy_share(deployment, record, node)
             yield _Part(f"hosts.{node.host_id}", share, host.price.purchase_usd, host.power, busy_share)
-            yield _Part(f"machines.{machine.machine.id}", share, node.price_usd or 0.0, None, 0.0)
+            yield _Part(f"machines.{machine.machine.id}", share, node.price_usd, None, 0.0)
 
 
 def _host_busy_share(deployment: Deployment, record: RunRecord, node: Node) -> float:

@@ -14,7 +14,7 @@ from simulator.errors import InputError, Problem
 from simulator.placement.memory import refusal
 from simulator.placement.placement import NotPlaceable
 from simulator.placement.strategies import STRATEGIES, Strategy
-from simulator.results.metrics import LatencyMetrics, is_saturated, latency_metrics
+from simulator.results.metrics import LatencyMetrics, falls_behind, is_saturated, latency_metrics
 from simulator.results.records import RunRecord
 from simulator.results.run_result import Band, Economics, MemoryUse, RunResult, StudyResult
 from simulator.serving.arrivals import users_of
@@ -178,7 +178,7 @@ def _row(
         fits=True,
         fidelity=record.fidelity,
         crowded_link=record.crowded_link,
-        saturated=open_loop and is_saturated(record.in_system_at_arrivals),
+        saturated=open_loop and is_saturated(record.in_system_at_arrivals) and falls_behind(record),
         memory=memory_use(deployment, record.peak_blocks),
         requests=_counts(record),
         tokens={

@@ -177,10 +177,11 @@ def compare(
     ]
     finished = {r.number: r.output_tokens for r in record.requests if r.status == "finished"}
     prompts = {r.number: _prompt(program.model, r, seed) for r in requests if r.number in finished}
-    network = real.random_model(program.model, seed)
     size = engine.scheduler.kv_block_tokens
-    happened = real.replay([program], network, prompts, steps, blocks, size)
-    tokens, logits = real.reference(network, prompts, finished)
+    with real.repeatable():
+        network = real.random_model(program.model, seed)
+        happened = real.replay([program], network, prompts, steps, blocks, size)
+        tokens, logits = real.reference(network, prompts, finished)
     difference = real.largest_difference(happened.logits, logits)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.named_parameters()}
     found = _flaws_of(program, steps) + residency_flaws(program, shapes)

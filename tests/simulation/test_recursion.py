@@ -121,7 +121,8 @@ def test_streaming_through_two_buffers_by_hand() -> None:
     plan = (streaming(), 0)
     starts, ends = [row[0] for row in expected], [row[1] for row in expected]
     assert times(by_recursion([plan])) == [(starts, ends)] == by_events([plan])
-    chain = critical_path(plan[0].template, by_recursion([plan])[0])
+    nodes = reduce(plan[0]).nodes  # type: ignore[arg-type]
+    chain = critical_path(plan[0].template, by_recursion([plan])[0], nodes)
     assert [plan[0].template.tasks[index].name for index in chain] == [
         "fetch.0", "layer.0", "layer.1", "layer.2", "layer.3"
     ]  # fmt: skip
