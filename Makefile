@@ -10,7 +10,7 @@ DEV := $(VENV)/.installed-dev
 .PHONY: run test check lint bench clean
 
 run: $(BASE)  ## answer the first question: who should host the accelerators?
-	@$(BIN)/placewright run scenarios/chat-on-one-node.yaml
+	@$(BIN)/placewright run scenarios/chat-on-one-node.yaml --out out/chat-on-one-node
 
 test: $(DEV) lint  ## everything CI runs
 	@$(BIN)/python -m pytest -q -n 2

@@ -93,8 +93,11 @@ def run(
     ] = None,
 ) -> None:
     """Simulate every placement of a scenario and compare latency, throughput, energy and cost."""
+    from simulator.report.files import make_folder
     from simulator.study.run import run_scenario
 
+    if out is not None:
+        make_folder(out)
     with _progress("Simulating") as progress:
         study = run_scenario(scenario, set_ or (), progress, workers)
     written = [] if out is None else _write_study(study, out)
@@ -114,15 +117,14 @@ def run(
 
 
 def _write_study(study: Any, out: Path) -> list[Path]:
-    """Put the study's files into a folder, which is made if need be."""
+    """Put the study's files into a folder that is there."""
     from io import BytesIO
 
     from simulator.report.figures import latency_against_throughput
-    from simulator.report.files import make_folder, write_atomically, write_json
+    from simulator.report.files import write_atomically, write_json
     from simulator.report.frame import frame
     from simulator.report.timeline import chrome_trace
 
-    make_folder(out)
     picture = BytesIO()
     latency_against_throughput(study).savefig(picture, format="png", dpi=150, metadata={"Software": None})
     write_json(out / "results.json", study.as_dict())

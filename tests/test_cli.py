@@ -63,6 +63,7 @@ def test_json_has_the_documented_shape(placewright):
         assert all("->" in pair for pair in run["transitions_per_token"])
 
 
+@pytest.mark.slow
 def test_what_nobody_published_is_never_a_point(placewright):
     _, out, _ = placewright("run", CHAT, *QUICK, "--json")
     for run in json.loads(out)["runs"]:
@@ -74,6 +75,7 @@ def test_what_nobody_published_is_never_a_point(placewright):
             assert band["high"] is None
 
 
+@pytest.mark.slow
 def test_out_writes_everything_and_the_same_bytes_again(placewright, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second" / "deeper"
     for folder, workers in ((first, "1"), (second, "2")):
@@ -93,6 +95,7 @@ def test_verify_counts_its_mismatches(placewright):
     assert "0 mismatches in 4 placements" in out
 
 
+@pytest.mark.slow
 def test_verify_exits_1_on_a_mismatch(placewright, monkeypatch):
     monkeypatch.setattr("simulator.study.verify.LOGITS_TOLERANCE", 0.0)
     code, out, _ = placewright("verify", "scenarios/tiny-everywhere.yaml", "--set", "machine=epyc-9654-4x-l40s",

@@ -105,12 +105,14 @@ def test_everything_twice_as_expensive_costs_twice_as_much(tmp_path, monkeypatch
     assert twice.known_usd == pytest.approx(2 * once.known_usd, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_nothing():
     overrides = ["workload.requests=15", "machine=[epyc-9654-4x-l40s, hgx-h100-8]"]
     results = [run_scenario(CHAT, overrides, workers=count) for count in (1, 2)]
     assert json.dumps(results[0].as_dict()) == json.dumps(results[1].as_dict())
 
 
+@pytest.mark.slow
 def test_fidelities_agree_on_a_whole_study():
     overrides = ["workload.requests=6", "machine=[epyc-9654-4x-l40s, nr1-4x-l40s]",
                  "workload.lengths={prompt: 100..3000, output: 1..9}"]  # fmt: skip
