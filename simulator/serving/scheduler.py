@@ -138,6 +138,35 @@ class Scheduler:
                     self._start_decoding(sequence)
         return Completed(tuple(started), tuple(resumed), tuple(finished), tokens)
 
+    def rounds_ahead(self, most: int) -> int:
+        """How many steps, the pending one first, are sure to only decode the same sequences: at most
+        `most`, none of them brings an end, and all the blocks that those after it need are there.
+
+        Nobody who waits can be admitted meanwhile: what they lack, only an end gives back.
+        """
+        step = self._pending
+        assert step is not None
+        if step.prefills or step.preempted or self._prefilling:
+            return 0
+        self._forget_stale_finishes()
+        rounds = min(most, self._finishes[0][0] - self._round - 1)
+        free = self.pool.free_count
+        for ahead in range(1, rounds + 1):
+            free -= len(self._takers.get((self._round + ahead) % self._block_tokens, ()))
+            if free < 0:
+                return ahead - 1
+        return rounds
+
+    def skip(self, count: int) -> Step:
+        """Complete the pending step and those after it, `count` of those `rounds_ahead` allows; the step
+        that is pending then."""
+        for _ in range(count):
+            self._round += 1
+            self._decode_context += self._decode_count
+            self._grow_decodes()
+        self._pending = Step(self._decode_count, self._decode_context + self._decode_count)
+        return self._pending
+
     # -- decoding ---------------------------------------------------------------------------------------
 
     def _start_decoding(self, sequence: _Sequence) -> None:
@@ -172,13 +201,19 @@ class Scheduler:
 
     def _finish_decodes(self) -> list[int]:
         finished = []
+        self._forget_stale_finishes()
         while self._finishes and self._finishes[0][0] <= self._round:
-            _, _, epoch, sequence = heapq.heappop(self._finishes)
-            if epoch == sequence.epoch:
-                self._stop_decoding(sequence)
-                self._release(sequence)
-                finished.append(sequence.number)
+            sequence = heapq.heappop(self._finishes)[-1]
+            self._stop_decoding(sequence)
+            self._release(sequence)
+            finished.append(sequence.number)
+            self._forget_stale_finishes()
         return finished
+
+    def _forget_stale_finishes(self) -> None:
+        """Drop ends that were expected of sequences preempted since."""
+        while self._finishes and self._finishes[0][2] != self._finishes[0][3].epoch:
+            heapq.heappop(self._finishes)
 
     def _grow_decodes(self) -> None:
         """Give a block to every decoding sequence that has filled its own."""

@@ -21,14 +21,14 @@ from simulator.simulation.engine import Launched, TaskEngine
 from simulator.simulation.pricing import CATEGORIES, Durations, PricedTemplate
 from simulator.simulation.recursion import Carried, Schedule, critical_path, schedule
 from simulator.simulation.reduced import reduce
-from simulator.simulation.ticks import seconds
+from simulator.simulation.ticks import Ticks, seconds
 from simulator.specs.engine import Engine
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 KEPT_STEPS = 2048
-FEWEST_AHEAD, MOST_AHEAD = 4, 32
+FEWEST_AHEAD, MOST_AHEAD = 4, 64
 
 
 class Crowded(Exception):
@@ -39,6 +39,19 @@ class Crowded(Exception):
         self.link = link
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Some steps of one template, waiting to be added up: rows of features, ticks and lone times."""
+
+    features: Floats
+    total: Ticks
+    lone_s: Floats
+    path: Counts
+    """Tasks of each class on the path that decided the outcome."""
+    active: int
+    """Sequences that took part."""
+
+
 class Use:
     """A priced template, and what all its steps amount to. Steps are kept until some thousands of them
     can be added up together, which costs a step next to nothing."""
@@ -46,62 +59,77 @@ class Use:
     def __init__(self, priced: PricedTemplate) -> None:
         self.priced = priced
         self.reduced = reduce(priced)
+        self.forecast = _Forecast(priced)
         self.class_ticks = np.zeros(priced.class_count, dtype=np.int64)
         self.features = np.zeros((priced.template.microbatch_count, FEATURE_COUNT), dtype=np.int64)
         self.time_s: Floats = np.zeros(len(CATEGORIES))
-        self._forecast = _Forecast(priced)
-        self._kept: list[tuple[tuple[StepShape, ...], Durations, Counts, int]] = []
+        self._kept: list[_Kept] = []
+        self._kept_steps = 0
 
     def durations(self, shapes: tuple[StepShape, ...]) -> Durations:
         """Price a step, together with those that would follow it if it only decodes."""
         if len(shapes) == 1 and not shapes[0].prefill_tokens:
-            return self._forecast.durations(shapes[0])
+            return self.forecast.take(shapes[0])
         return self.priced.durations(shapes)
 
-    def add(self, shapes: tuple[StepShape, ...], durations: Durations, path: Counts, active: int) -> None:
-        """Note a step with `active` sequences whose outcome `path` (tasks of each class) decided."""
-        self._kept.append((shapes, durations, path, active))
-        if len(self._kept) == KEPT_STEPS:
+    def add(self, kept: _Kept) -> None:
+        """Note some steps that were carried out."""
+        self._kept.append(kept)
+        self._kept_steps += len(kept.total)
+        if self._kept_steps >= KEPT_STEPS:
             self.settle()
 
     def settle(self) -> None:
         """Add up what has been kept."""
         if not self._kept:
             return
-        shapes, durations, paths, active = zip(*self._kept, strict=True)
-        self._kept.clear()
-        self.features += np.array(shapes, dtype=np.int64).sum(axis=0)
-        self.class_ticks += np.array([each.total for each in durations]).sum(axis=0)
-        split_s = self.priced.split_s(np.array([each.lone_s for each in durations]))
-        weights = np.array(paths) * np.array(active)[:, None]
-        self.time_s += np.einsum("sc,sck->k", weights, split_s)
+        kept, counts = self._kept, [len(each.total) for each in self._kept]
+        self._kept, self._kept_steps = [], 0
+        features = np.concatenate([each.features for each in kept]).sum(axis=0)
+        self.features += features.astype(np.int64).reshape(self.features.shape)
+        self.class_ticks += np.concatenate([each.total for each in kept]).sum(axis=0)
+        split_s = self.priced.split_s(np.concatenate([each.lone_s for each in kept]))
+        weights = np.array([each.path * each.active for each in kept])
+        self.time_s += np.einsum("sc,sck->k", np.repeat(weights, counts, axis=0), split_s)
 
 
 class _Forecast:
     """Prices decode steps some at a time: the next step has, as a rule, the same sequences with one key
-    more for each. Twice as many are priced each time that all came true, so that little is in vain."""
+    more for each. As many are priced as came true of the last forecast, so that little is in vain."""
 
     def __init__(self, priced: PricedTemplate) -> None:
         self._priced = priced
-        self._ahead: list[Durations] = []
         self._expected: StepShape | None = None
-        self._many = 1
+        self._came_true = 0
+        """Steps since the sequences last changed."""
+        self._next = 0
+        self._features: Floats = np.zeros((0, FEATURE_COUNT))
+        self._total: Ticks = np.zeros((0, 0), dtype=np.int64)
+        self._lone_s: Floats = np.zeros((0, 0))
 
-    def durations(self, shape: StepShape) -> Durations:
+    def upcoming(self, shape: StepShape) -> tuple[Floats, Ticks, Floats]:
+        """Features, ticks and lone times of a decode step and of those after it, at least one row."""
+        goes_on = shape == self._expected
+        if not goes_on or self._next == len(self._total):
+            many = min(max(self._came_true, FEWEST_AHEAD), MOST_AHEAD)
+            self._came_true = self._came_true if goes_on else 0
+            growth = np.array(StepShape(one=0, decode_span=shape.decode_tokens), dtype=np.float64)
+            self._features = np.array(shape, dtype=np.float64) + np.outer(np.arange(many), growth)
+            self._total, self._lone_s = self._priced.durations_of_many(self._features)
+            self._next, self._expected = 0, shape
+        return self._features[self._next :], self._total[self._next :], self._lone_s[self._next :]
+
+    def use(self, shape: StepShape, count: int) -> None:
+        """Go on by `count` of the upcoming steps, the first of which has `shape`."""
+        self._next += count
+        self._came_true += count
+        self._expected = shape._replace(decode_span=shape.decode_span + count * shape.decode_tokens)
+
+    def take(self, shape: StepShape) -> Durations:
         """The price of a decode step."""
-        came_true = shape == self._expected
-        if not (came_true and self._ahead):
-            self._many = min(2 * self._many, MOST_AHEAD) if came_true else FEWEST_AHEAD
-            features = np.array(shape, dtype=np.float64) + np.outer(np.arange(self._many), _growth(shape))
-            self._ahead = self._priced.durations_of_many(features)[::-1]
-        self._expected = shape._replace(decode_span=shape.decode_span + shape.decode_tokens)
-        return self._ahead.pop()
-
-
-def _growth(shape: StepShape) -> Floats:
-    """What each feature gains from one decode step to the next."""
-    gained = StepShape(one=0, decode_span=shape.decode_tokens)
-    return np.array(gained, dtype=np.float64)
+        _, total, lone_s = self.upcoming(shape)
+        self.use(shape, 1)
+        return Durations(total[0], lone_s[0])
 
 
 @dataclass(frozen=True)
@@ -124,16 +152,19 @@ class PlanBook:
     warm: bool = False
     """Whether an earlier step has left fetched layers for the next one."""
 
-    def next_use(self, shapes: tuple[StepShape, ...]) -> tuple[Use, Durations]:
-        """Price a step that is about to be launched."""
-        key = (len(shapes), self.warm)
+    def use(self, microbatches: int) -> Use:
+        """The use of the template that the next step with so many microbatches takes."""
+        key = (microbatches, self.warm)
         if key not in self.uses:
             template = self.program.template(*key)
-            priced = PricedTemplate(template, self.program, self.engine)
-            self.uses[key] = Use(priced)
+            self.uses[key] = Use(PricedTemplate(template, self.program, self.engine))
+        return self.uses[key]
+
+    def next_use(self, shapes: tuple[StepShape, ...]) -> tuple[Use, Durations]:
+        """Price a step that is about to be launched."""
+        use = self.use(len(shapes))
         streaming = self.program.placement.streaming
         self.warm = streaming is not None and streaming.across_steps
-        use = self.uses[key]
         return use, use.durations(shapes)
 
     def settled(self) -> Sequence[Use]:
@@ -158,11 +189,21 @@ class Clock:
         """Launch a step now; the event it returns comes with its outcome."""
         raise AssertionError("a fidelity runs steps")
 
+    def ends_ahead(self, shape: StepShape, most: int) -> list[int]:
+        """When the next decode steps will have ended, of which the first has `shape`: those, of at most
+        `most`, that may be carried out at once by `skip`. None where every step needs events."""
+        return []
+
+    def skip(self, shape: StepShape, ends: Sequence[int], active: int) -> None:
+        """Carry out the first steps of `ends_ahead`; the next one is launched when the last has ended."""
+        raise AssertionError("only what `ends_ahead` offers can be skipped")
+
     def charge(self, active: int) -> None:
         """Charge the last step's time to the `active` sequences that took part in it."""
         assert self._last is not None
         use, shapes, durations = self._last
-        use.add(shapes, durations, self._path, active)
+        features = np.array(shapes, dtype=np.float64).reshape(1, -1)
+        use.add(_Kept(features, durations.total[None], durations.lone_s[None], self._path, active))
 
 
 def _path_counts(use: Use, timed: Schedule) -> Counts:
@@ -180,9 +221,36 @@ class StepClock(Clock):
         """When all that was launched so far has ended."""
         self._unapplied: tuple[Use, Durations, int] | None = None
         """The last step, if only its makespan was computed."""
+        self._skipped_to = 0
+        """Until when steps were carried out at once."""
+
+    def ends_ahead(self, shape: StepShape, most: int) -> list[int]:
+        """As many as are priced already, if the template is one chain, so that each step ends with its
+        outcome and starts on quiet streams."""
+        launch = max(int(self.env.now), self._skipped_to)
+        use = self.book.use(1)
+        is_chain = len(use.reduced.segments) == 1 and use.reduced.never_crowded
+        if not is_chain or self._drained_at > launch or self.step_count < self.record_steps or most < 1:
+            return []
+        _, total, _ = use.forecast.upcoming(shape)
+        makespans = total[:most] @ use.reduced.segments[0].counts
+        ends: list[int] = (launch + np.cumsum(makespans)).tolist()
+        return ends
+
+    def skip(self, shape: StepShape, ends: Sequence[int], active: int) -> None:
+        use, count = self.book.use(1), len(ends)
+        features, total, lone_s = use.forecast.upcoming(shape)
+        features, total, lone_s = features[:count], total[:count], lone_s[:count]
+        path = use.reduced.segments[0].counts
+        use.forecast.use(shape, count)
+        use.add(_Kept(features, total, lone_s, path, active))
+        self.step_count += count
+        self._drained_at = self._skipped_to = ends[-1]
+        last = Durations(total[-1], lone_s[-1])
+        self._unapplied = (use, last, ends[-1] - int(total[-1] @ path))
 
     def run(self, shapes: tuple[StepShape, ...]) -> Event:
-        now = int(self.env.now)
+        now = max(int(self.env.now), self._skipped_to)
         use, durations = self.book.next_use(shapes)
         self._last = (use, shapes, durations)
         quiet = use.reduced.never_crowded and self._drained_at <= now
@@ -191,7 +259,7 @@ class StepClock(Clock):
         else:
             outcome = self._run_in_full(use, durations, now, shapes)
         self.step_count += 1
-        return self.env.timeout(outcome - now)
+        return self.env.timeout(outcome - int(self.env.now))
 
     def _run_quiet(self, use: Use, durations: Durations, now: int) -> int:
         ends = use.reduced.ends(durations.total)

@@ -112,11 +112,16 @@ class PricedTemplate:
 
     def durations(self, shapes: Sequence[StepShape]) -> Durations:
         """Price every class for a step with the given shape of each microbatch."""
-        return self.durations_of_many(np.array(shapes, dtype=np.float64).reshape(1, -1))[0]
+        total, lone_s = self.durations_of_many(np.array(shapes, dtype=np.float64).reshape(1, -1))
+        return Durations(total[0], lone_s[0])
 
-    def durations_of_many(self, features: Floats) -> list[Durations]:
-        """Price several steps at once: a row of `features` holds the shapes of a step's microbatches."""
-        lone_s = features @ self._matrix.T
+    def durations_of_many(self, features: Floats) -> tuple[Ticks, Floats]:
+        """Price several steps at once: a row of `features` holds the shapes of a step's microbatches.
+
+        A step's price does not depend on its neighbours: `einsum` adds up each row by itself, which a
+        matrix product by BLAS does not promise.
+        """
+        lone_s = np.einsum("sf,rf->sr", features, self._matrix)
         count = self._kernel_count
         compute_s, memory_s = lone_s[:, :count], lone_s[:, count : 2 * count]
         longer = np.maximum(compute_s, memory_s)
@@ -128,7 +133,7 @@ class PricedTemplate:
         host_s = lone_s[:, 2 * count + self._load_count :]
         kernel_s = np.add.reduceat(kernel_s, self._kernel_starts, axis=1)
         own_s = np.concatenate((kernel_s, flow_s, host_s), axis=1)
-        return [Durations(*row) for row in zip(ticks(own_s) + self.latency, lone_s, strict=True)]
+        return ticks(own_s) + self.latency, lone_s
 
     def lone_flow(self, index: int, durations: Durations) -> tuple[dict[str, float], float]:
         """For each link that task `index` crosses the share of it taken up when it flows alone, and the

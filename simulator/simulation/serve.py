@@ -27,6 +27,7 @@ from simulator.serving.actions import Completed, Step
 from simulator.serving.arrivals import Request, Source
 from simulator.serving.scheduler import Scheduler
 from simulator.simulation.clock import (
+    MOST_AHEAD,
     Clock,
     Crowded,
     PlanBook,
@@ -167,9 +168,26 @@ class Serving:
             if self.observer is not None:
                 self.observer.decided(self.scheduler, step, launched)
             self._note(step, launched)
+            step = self._run_ahead(step)
             yield self.clock.run(self._shapes(step))
             yield from self._all_else_of_this_tick()
             self._account(step, self.scheduler.complete(step))
+
+    def _run_ahead(self, step: Step) -> Step:
+        """Carry out at once the decode steps that nothing can touch, because the one after them is launched
+        before anything else happens; the step that is then to be launched."""
+        if self.observer is not None or self.program.placement.microbatches > 1:
+            return step
+        horizon = self.env.peek()
+        while True:
+            ends = self.clock.ends_ahead(step.shape, self.scheduler.rounds_ahead(MOST_AHEAD))
+            untouched = [end for end in ends if end < horizon]
+            if not untouched:
+                return step
+            self.clock.skip(step.shape, untouched, step.decode_count)
+            for end in untouched:
+                self._deliver(end, step.decode_count)
+            step = self.scheduler.skip(len(untouched))
 
     def _all_else_of_this_tick(self) -> Life:
         """Let everything else that happens now happen first."""
@@ -202,21 +220,14 @@ class Serving:
 
     def _account(self, step: Step, completed: Completed) -> None:
         now = int(self.env.now)
-        work = tick(deliver_s(self.engine, self.host, completed.token_count))
-        ready = self.cores.submit(now, work)
-        on_wire = tick(completed.token_count * STREAMED_BYTES_PER_TOKEN * self._port_s_per_byte)
-        received = self.port_out.submit(ready, on_wire) + self._port_latency
-        active = step.decode_count + len(step.prefills)
-        self.clock.charge(active)
-        if step.decode_count:
-            self._gaps.append(received - self._previous_received)
-            self._gap_counts.append(step.decode_count)
+        self.clock.charge(step.decode_count + len(step.prefills))
+        work, on_wire = self._deliver(now, step.decode_count, completed.token_count - step.decode_count)
+        received = self._previous_received
         for number in completed.resumed:
             life = self.lives[number]
             self._gaps.append(received - life.stalled)
             self._gap_counts.append(1)
             life.stalled = -1
-        self._previous_received = received
         for number in completed.started:
             life = self.lives[number]
             life.first_token, life.first_received = now, received
@@ -226,6 +237,18 @@ class Serving:
             life.host_ticks += work
             life.network_ticks += on_wire + self._port_latency
             self._leave(life)
+
+    def _deliver(self, ready: int, decoded: int, others: int = 0) -> tuple[int, int]:
+        """Send a step's tokens to the clients, those of `decoded` sequences that had one in the step before
+        and `others`; ticks of a core's work and on the network."""
+        work = tick(deliver_s(self.engine, self.host, decoded + others))
+        on_wire = tick((decoded + others) * STREAMED_BYTES_PER_TOKEN * self._port_s_per_byte)
+        received = self.port_out.submit(self.cores.submit(ready, work), on_wire) + self._port_latency
+        if decoded:
+            self._gaps.append(received - self._previous_received)
+            self._gap_counts.append(decoded)
+        self._previous_received = received
+        return work, on_wire
 
     def _leave(self, life: _Life) -> None:
         """The request is over; a closed loop's client may send its next once it knows."""
