@@ -9,127 +9,16 @@ SimPy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from simpy import Environment, Event
 
-from simulator.graph.shape import FEATURE_COUNT, StepShape
-from simulator.placement.lowering import Program
+from simulator.graph.shape import StepShape
 from simulator.simulation.engine import Launched, TaskEngine
-from simulator.simulation.pricing import CATEGORIES, Durations, PricedTemplate
+from simulator.simulation.plan_book import Counts, Kept, PlanBook, Use
+from simulator.simulation.pricing import Durations, PricedTemplate
 from simulator.simulation.recursion import Carried, Schedule, critical_path, schedule
-from simulator.simulation.reduced import reduce
-from simulator.simulation.ticks import Ticks, seconds
-from simulator.specs.engine import Engine
-
-Floats = NDArray[np.float64]
-Counts = NDArray[np.int64]
-
-KEPT_STEPS = 2048
-FEWEST_AHEAD, MOST_AHEAD = 4, 64
-
-
-class Crowded(Exception):
-    """Two flows met on a link, so that a cheap schedule cannot be trusted."""
-
-    def __init__(self, link: str) -> None:
-        super().__init__(link)
-        self.link = link
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """Some steps of one template, waiting to be added up: rows of features, ticks and lone times."""
-
-    features: Floats
-    total: Ticks
-    lone_s: Floats
-    path: Counts
-    """Tasks of each class on the path that decided the outcome."""
-    active: int
-    """Sequences that took part."""
-
-
-class Use:
-    """A priced template, and what all its steps amount to. Steps are kept until some thousands of them
-    can be added up together, which costs a step next to nothing."""
-
-    def __init__(self, priced: PricedTemplate) -> None:
-        self.priced = priced
-        self.reduced = reduce(priced)
-        self.forecast = _Forecast(priced)
-        self.class_ticks = np.zeros(priced.class_count, dtype=np.int64)
-        self.features = np.zeros((priced.template.microbatch_count, FEATURE_COUNT), dtype=np.int64)
-        self.time_s: Floats = np.zeros(len(CATEGORIES))
-        self._kept: list[_Kept] = []
-        self._kept_steps = 0
-
-    def durations(self, shapes: tuple[StepShape, ...]) -> Durations:
-        """Price a step, together with those that would follow it if it only decodes."""
-        if len(shapes) == 1 and not shapes[0].prefill_tokens:
-            return self.forecast.take(shapes[0])
-        return self.priced.durations(shapes)
-
-    def add(self, kept: _Kept) -> None:
-        """Note some steps that were carried out."""
-        self._kept.append(kept)
-        self._kept_steps += len(kept.total)
-        if self._kept_steps >= KEPT_STEPS:
-            self.settle()
-
-    def settle(self) -> None:
-        """Add up what has been kept."""
-        if not self._kept:
-            return
-        kept, counts = self._kept, [len(each.total) for each in self._kept]
-        self._kept, self._kept_steps = [], 0
-        features = np.concatenate([each.features for each in kept]).sum(axis=0)
-        self.features += features.astype(np.int64).reshape(self.features.shape)
-        self.class_ticks += np.concatenate([each.total for each in kept]).sum(axis=0)
-        split_s = self.priced.split_s(np.concatenate([each.lone_s for each in kept]))
-        weights = np.array([each.path * each.active for each in kept])
-        self.time_s += np.einsum("sc,sck->k", np.repeat(weights, counts, axis=0), split_s)
-
-
-class _Forecast:
-    """Prices decode steps some at a time: the next step has, as a rule, the same sequences with one key
-    more for each. As many are priced as came true of the last forecast, so that little is in vain."""
-
-    def __init__(self, priced: PricedTemplate) -> None:
-        self._priced = priced
-        self._expected: StepShape | None = None
-        self._came_true = 0
-        """Steps since the sequences last changed."""
-        self._next = 0
-        self._features: Floats = np.zeros((0, FEATURE_COUNT))
-        self._total: Ticks = np.zeros((0, 0), dtype=np.int64)
-        self._lone_s: Floats = np.zeros((0, 0))
-
-    def upcoming(self, shape: StepShape) -> tuple[Floats, Ticks, Floats]:
-        """Features, ticks and lone times of a decode step and of those after it, at least one row."""
-        goes_on = shape == self._expected
-        if not goes_on or self._next == len(self._total):
-            many = min(max(self._came_true, FEWEST_AHEAD), MOST_AHEAD)
-            self._came_true = self._came_true if goes_on else 0
-            growth = np.array(StepShape(one=0, decode_span=shape.decode_tokens), dtype=np.float64)
-            self._features = np.array(shape, dtype=np.float64) + np.outer(np.arange(many), growth)
-            self._total, self._lone_s = self._priced.durations_of_many(self._features)
-            self._next, self._expected = 0, shape
-        return self._features[self._next :], self._total[self._next :], self._lone_s[self._next :]
-
-    def use(self, shape: StepShape, count: int) -> None:
-        """Go on by `count` of the upcoming steps, the first of which has `shape`."""
-        self._next += count
-        self._came_true += count
-        self._expected = shape._replace(decode_span=shape.decode_span + count * shape.decode_tokens)
-
-    def take(self, shape: StepShape) -> Durations:
-        """The price of a decode step."""
-        _, total, lone_s = self.upcoming(shape)
-        self.use(shape, 1)
-        return Durations(total[0], lone_s[0])
 
 
 @dataclass(frozen=True)
@@ -142,36 +31,12 @@ class Recorded:
     timed: Schedule
 
 
-@dataclass
-class PlanBook:
-    """The priced templates of a program, made when first used, and how much each was used."""
+class Crowded(Exception):
+    """Two flows met on a link, so that a cheap schedule cannot be trusted."""
 
-    program: Program
-    engine: Engine
-    uses: dict[tuple[int, bool], Use] = field(default_factory=dict)
-    warm: bool = False
-    """Whether an earlier step has left fetched layers for the next one."""
-
-    def use(self, microbatches: int) -> Use:
-        """The use of the template that the next step with so many microbatches takes."""
-        key = (microbatches, self.warm)
-        if key not in self.uses:
-            template = self.program.template(*key)
-            self.uses[key] = Use(PricedTemplate(template, self.program, self.engine))
-        return self.uses[key]
-
-    def next_use(self, shapes: tuple[StepShape, ...]) -> tuple[Use, Durations]:
-        """Price a step that is about to be launched."""
-        use = self.use(len(shapes))
-        streaming = self.program.placement.streaming
-        self.warm = streaming is not None and streaming.across_steps
-        return use, use.durations(shapes)
-
-    def settled(self) -> Sequence[Use]:
-        """Every template used, all its steps added up."""
-        for use in self.uses.values():
-            use.settle()
-        return list(self.uses.values())
+    def __init__(self, link: str) -> None:
+        super().__init__(link)
+        self.link = link
 
 
 class Clock:
@@ -203,7 +68,7 @@ class Clock:
         assert self._last is not None
         use, shapes, durations = self._last
         features = np.array(shapes, dtype=np.float64).reshape(1, -1)
-        use.add(_Kept(features, durations.total[None], durations.lone_s[None], self._path, active))
+        use.add(Kept(features, durations.total[None], durations.lone_s[None], self._path, active))
 
 
 def _path_counts(use: Use, timed: Schedule) -> Counts:
@@ -243,7 +108,7 @@ class StepClock(Clock):
         features, total, lone_s = features[:count], total[:count], lone_s[:count]
         path = use.reduced.segments[0].counts
         use.forecast.use(shape, count)
-        use.add(_Kept(features, total, lone_s, path, active))
+        use.add(Kept(features, total, lone_s, path, active))
         self.step_count += count
         self._drained_at = self._skipped_to = ends[-1]
         last = Durations(total[-1], lone_s[-1])
@@ -313,37 +178,3 @@ class TaskClock(Clock):
 
 def _so_far(launched: Launched) -> Schedule:
     return Schedule(tuple(launched.starts), tuple(launched.ends), None)
-
-
-def busy_seconds(book: PlanBook) -> dict[str, float]:
-    """How long each stream was held by all steps together."""
-    busy: dict[str, int] = {}
-    for use in book.settled():
-        for index, task in enumerate(use.priced.template.tasks):
-            spent = int(use.class_ticks[use.priced.class_of_task[index]])
-            for unit in task.units:
-                busy[unit] = busy.get(unit, 0) + spent
-    return {unit: seconds(spent) for unit, spent in busy.items()}
-
-
-def link_totals(book: PlanBook) -> dict[str, int]:
-    """Bytes over each directed link by all steps together."""
-    carried: dict[str, int] = {}
-    for use in book.settled():
-        for task in use.priced.template.tasks:
-            sums = use.features[task.microbatch].tolist()
-            for link, amount in task.link_bytes:
-                total = sum(a * b for a, b in zip(amount.coefficients, sums, strict=True) if a)
-                carried[link] = carried.get(link, 0) + total
-    return carried
-
-
-def flops_total(book: PlanBook) -> float:
-    """FLOPs under the causal mask of all steps together."""
-    total = 0
-    for use in book.settled():
-        for task in use.priced.template.tasks:
-            sums = use.features[task.microbatch].tolist()
-            for work in task.works:
-                total += sum(a * b for a, b in zip(work.flops.coefficients, sums, strict=True) if a)
-    return float(total)

@@ -26,18 +26,8 @@ from simulator.results.records import RequestRecord, RunRecord, Span, Status
 from simulator.serving.actions import Completed, Step
 from simulator.serving.arrivals import Request, Source
 from simulator.serving.scheduler import Scheduler
-from simulator.simulation.clock import (
-    MOST_AHEAD,
-    Clock,
-    Crowded,
-    PlanBook,
-    Recorded,
-    StepClock,
-    TaskClock,
-    busy_seconds,
-    flops_total,
-    link_totals,
-)
+from simulator.simulation.clock import Clock, Crowded, Recorded, StepClock, TaskClock
+from simulator.simulation.plan_book import MOST_AHEAD, PlanBook, busy_seconds, flops_total, link_totals
 from simulator.simulation.pool import Pool
 from simulator.simulation.pricing import CATEGORIES
 from simulator.simulation.ticks import seconds, tick
