@@ -5,7 +5,6 @@ from functools import cache
 from simulator.graph.machine import MachineGraph, machine_graph
 from simulator.graph.operators import Formats
 from simulator.placement.lowering import Program
-from simulator.placement.memory import budget
 from simulator.placement.placement import Placement, Stage, Streaming
 from simulator.serving.arrivals import Request
 from simulator.specs.catalogue import Catalogue
@@ -42,6 +41,7 @@ PLACEMENTS = [
     Placement("single", stages(("gpu-0", 4))),
     Placement("cpu and gpu", stages(("cpu", 2), ("gpu-0", 2))),
     Placement("three unequal stages", stages(("gpu-1", 1), ("cpu", 2), ("gpu-0", 1))),
+    Placement("there and back", stages(("gpu-0", 1), ("cpu", 1), ("gpu-0", 1), ("cpu", 1)), microbatches=2),
     Placement("tensor parallel 2", stages(("gpu-0+gpu-1", 4))),
     Placement("tensor parallel 4", stages(("gpu-0+gpu-1+gpu-2+gpu-3", 4))),
     Placement("pipeline of two, two microbatches", stages(("gpu-0", 2), ("gpu-1", 2)), microbatches=2),
@@ -74,14 +74,14 @@ def engine(name: str = "vllm") -> Engine:
 
 def deployed(placement: Placement, model_name: str = "tiny-llama") -> Deployment:
     program = Program(model(model_name), placement, machine(), FLOAT64)
-    return Deployment(program, engine(), budget(program, engine()), ())
+    return Deployment(program, engine())
 
 
 def verified(placement: Placement, model_name: str = "tiny-llama") -> Verified:
     """Simulate three unlike sequences under a placement, and carry the run out."""
     deployment = deployed(placement, model_name)
     scarce, blocks = made_scarce(deployment.engine, REQUESTS)
-    deployment = Deployment(deployment.program, scarce, deployment.budget, ())
+    deployment = Deployment(deployment.program, scarce)
     simulated = simulate_for_replay(deployment, REQUESTS, blocks, WORKLOAD)
     blank = Verified("machine", model_name, placement.name, "not placed")
     return compare(blank, simulated, REQUESTS, scarce, blocks, seed=3)

@@ -104,6 +104,36 @@ def test_verify_exits_1_on_a_mismatch(placewright, monkeypatch):
     assert {row["status"] for row in json.loads(out)["rows"]} == {"mismatch"}
 
 
+def test_a_fault_of_the_plan_is_a_row_in_json_too(placewright, monkeypatch):
+    """A tensor freed too early: rows are missing then, and a difference that is no number must not show."""
+    monkeypatch.setattr("simulator.execution.kv.read", lambda slab, blocks, tokens: slab["nonsense"])
+    code, out, _ = placewright("verify", "scenarios/tiny-everywhere.yaml", "--set", "machine=epyc-9654-4x-l40s",
+                               "--set", "model=tiny-gpt2", "--set", "workload.requests=2", "--set",
+                               "placements=[{strategy: single_device}]", "--json")  # fmt: skip
+    (row,) = json.loads(out)["rows"]
+    assert (code, row["status"], row["logits_difference"]) == (1, "mismatch", None)
+    assert "Error" in row["mismatches"][0]
+
+
+def test_verify_refuses_to_say_ok_of_nothing(placewright):
+    """Models too large to be carried out, and requests that are all rejected."""
+    code, out, err = placewright("verify", CHAT, "--set", "workload.requests=2")
+    assert (code, out) == (2, "")
+    assert err.count("too many to carry out") == 10
+    code, out, err = placewright("verify", "scenarios/tiny-everywhere.yaml", "--set", "machine=hgx-h100-8", "--set",
+                                 "model=tiny-gpt2", "--set", "workload.lengths.prompt=900")  # fmt: skip
+    assert (code, out) == (2, "")
+    assert "nothing to compare" in err
+
+
+def test_a_placement_may_come_back_to_a_device(placewright):
+    code, out, _ = placewright("verify", "scenarios/tiny-everywhere.yaml", "--set", "machine=epyc-9654-4x-l40s", "--set",
+                               "model=tiny-llama", "--set", "workload.requests=2", "--set",
+                               "placements=[{strategy: layer_split, devices: [gpu-0, cpu, gpu-0, cpu]}]")  # fmt: skip
+    assert code == 0
+    assert "0 mismatches in 1 placement " in out
+
+
 def test_generate_shows_the_loop(placewright):
     code, out, _ = placewright("generate", "The capital", "--tokens", "3", "--machine", "hgx-h100-8")
     assert code == 0
@@ -146,6 +176,8 @@ def test_list_and_schema(placewright):
         (["run", CHAT, "--set", "machine={host: nr1, devices: {l40s: 5}, host_link: pcie-nr1}"], "5"),
         (["run", CHAT, "--set", "precision.weights=fp9"], "fp8"),
         (["run", CHAT, "--out", "README.md"], "README.md"),
+        (["run", CHAT, "--set", "placements=[{strategy: tensor_parallel, degree: 2, devices: [cpu, gpu-0]}]"],
+         "cpu is a CPU, use layer_split"),
         (["list", "gadgets"], "devices, hosts"),
         (["schema", "scenaro"], "did you mean 'scenario'"),
         (["generate", ""], "at least one character"),

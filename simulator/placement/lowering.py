@@ -23,12 +23,11 @@ from simulator.graph.operators import (
 )
 from simulator.graph.shape import Amount
 from simulator.placement.placement import Placement, Stage
-from simulator.placement.plan import KvSlab, Resident, Task, Template, Tensor, with_frees
+from simulator.placement.plan import KvSlab, Resident, Task, Template, Tensor, flaws, with_frees
 from simulator.placement.traffic import link_bytes, ring_link_elements
 from simulator.specs.model import Architecture
 
 IDS = Amount.of(tokens=TOKEN_ID_BYTES)
-NEXT_IDS = Amount.of(logit_rows=TOKEN_ID_BYTES)
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,9 @@ class Program:
         """
         key = (microbatches, warm)
         if key not in self._templates:
-            self._templates[key] = _Lowering(self, microbatches, warm).template()
+            template = _Lowering(self, microbatches, warm).template()
+            assert not flaws(template, (resident.tensor.name for resident in self.residents()))
+            self._templates[key] = template
         return self._templates[key]
 
     def is_streamed(self, layer: int | None) -> bool:
@@ -185,7 +186,8 @@ class _Lowering:
         for rank, device in enumerate(following.devices):
             source = stage.devices[rank % count]
             residual = self.values[microbatch, source]["residual"]
-            arrived = self._copy(residual, "residual", source, (device,), microbatch)[0]
+            role = f"residual.{following.first_layer}"
+            arrived = self._copy(residual, role, source, (device,), microbatch)[0]
             self.values[microbatch, device]["residual"] = arrived
 
     # -- a stage ------------------------------------------------------------------------------------
@@ -341,7 +343,7 @@ class _Lowering:
         if not kept:  # a step's own copy must not share its name with the one left for the next step
             self.fetched.update({name: f"{name}#fetched" for name in names})
             names = [f"{name}#fetched" for name in names]
-        memory, buffer = self.machine.memory_of(device), f"{device}.buffer-{position}"
+        memory, buffer = self.machine.memory_of(device), f"{device}.buffer-{stage.first_layer}-{position}"
         writes = tuple(
             Tensor(name, memory, size, kept, buffer) for name, size in zip(names, sizes, strict=True)
         )
@@ -379,8 +381,9 @@ class _Lowering:
         }  # fmt: skip
         if away:
             traffic = [(self._route(source, target), tensor.nbytes) for target in away]
+            label = f"copy.{role}.m{microbatch}.{source}->{'+'.join(away)}"
             self._add(Task(
-                f"copy.{role}.m{microbatch}.{source}->{'+'.join(away)}", "transfer", f"copy_{role}", away[0],
+                label, "transfer", f"copy_{role.split('.')[0]}", away[0],
                 self._transfer_units(source, away), (name,), tuple(copies.values()), microbatch,
                 link_bytes=link_bytes(traffic), crossings=tuple((source, target) for target in away),
             ))  # fmt: skip

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from simulator.graph.shape import Chunk
+from simulator.graph.shape import Chunk, split_evenly
 from simulator.placement.lowering import Program
 from simulator.placement.plan import Plan
 from simulator.specs.engine import Engine
@@ -104,7 +104,7 @@ def _largest_step(program: Program, engine: Engine) -> defaultdict[str, int]:
     scheduler = engine.scheduler
     tokens = scheduler.max_num_batched_tokens
     rows = min(scheduler.max_num_seqs, tokens)
-    chunks = [Chunk(index, 0, tokens // rows, True) for index in range(rows)]
+    chunks = [Chunk(index, 0, new, True) for index, new in enumerate(split_evenly(tokens, rows))]
     parts = split_chunks(chunks, program.placement.microbatches)
     return peak_bytes(Plan(program.template(len(parts)), parts))
 

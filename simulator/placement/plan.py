@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Literal
 
 from simulator.graph.operators import Parameter, Share, Work
-from simulator.graph.shape import NOTHING, Amount, Chunk, StepShape
+from simulator.graph.shape import NOTHING, Amount, Chunk, StepShape, total
 
 TaskKind = Literal["compute", "transfer", "collective", "host"]
 HostWork = Literal["gather", "commit"]
@@ -200,6 +200,9 @@ def flaws(template: Template, resident: Iterable[str]) -> list[str]:
                 found.append(f"{task.name} writes {tensor.name} a second time")
             written.add(tensor.name)
             alive.add(tensor.name)
+        multiplied = [work.flops for work in task.works if work.operator_class == "matmul"]
+        if multiplied and total(multiplied) != task.dense_flops:
+            found.append(f"{task.name} is priced for other FLOPs than it does")
         found += [f"{task.name} frees {name}, which is not there" for name in task.frees if name not in alive]
         read.update(tensor.name for tensor in task.writes if tensor.name in task.frees)
         alive.difference_update(task.frees)

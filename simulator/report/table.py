@@ -28,9 +28,8 @@ from simulator.report.wording import (
     transitions_text,
 )
 from simulator.results.run_result import MemoryUse, RunResult, StudyResult
-from simulator.units import format_number
+from simulator.units import GIB, format_number
 
-_BYTES_PER_GIB = 2**30
 _NEVER_CUT = 100_000
 _LONGEST_LIST = 12
 _PART_NAMES = {"kv_cache": "KV cache"}
@@ -209,7 +208,7 @@ def _fill(use: MemoryUse) -> tuple[int, int]:
 
 
 def _gib(size_bytes: float) -> str:
-    return format_number(size_bytes / _BYTES_PER_GIB)
+    return format_number(size_bytes / GIB)
 
 
 def _notes_of(run: RunResult) -> Iterator[str]:

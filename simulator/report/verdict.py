@@ -24,7 +24,7 @@ from simulator.report.wording import (
     shown_axes,
     status,
 )
-from simulator.results.run_result import RunResult, StudyResult
+from simulator.results.run_result import TOKENS_PER_PRICE, RunResult, StudyResult
 from simulator.units import format_number, format_seconds
 
 _ADVICE = {
@@ -36,6 +36,10 @@ _ADVICE = {
     "network": "the network limits it; a faster or nearer network would pay most",
     "waiting": "queueing limits it; another replica or a lower request rate would pay most",
 }
+_OVERHEAD_ADVICE = (
+    "mostly what kernels cost however small they are; larger batches, fused kernels or fewer devices would"
+    " pay most"
+)
 _LONGEST_LIST = 3
 
 
@@ -54,6 +58,12 @@ def verdict(study: StudyResult) -> list[str]:
     return lines
 
 
+def _advice(run: RunResult, category: str, share: float) -> str:
+    """What would pay most, given the category that most of the time goes to."""
+    overhead = run.metrics.overhead_share if run.metrics else 0.0
+    return _OVERHEAD_ADVICE if category == "compute" and overhead > share / 2 else _ADVICE[category]
+
+
 def break_even_usd(run: RunResult, usd_per_million_tokens: float) -> float | None:
     """The unknown purchase price at which a row's tokens cost this much; None if none is unknown.
 
@@ -61,7 +71,7 @@ def break_even_usd(run: RunResult, usd_per_million_tokens: float) -> float | Non
     """
     if run.economics is None or not run.economics.usd_per_unknown_purchase_usd:
         return None
-    allowed_usd = usd_per_million_tokens * run.tokens["output"] / 1e6
+    allowed_usd = usd_per_million_tokens * run.tokens["output"] / TOKENS_PER_PRICE
     return (allowed_usd - run.economics.known_usd) / run.economics.usd_per_unknown_purchase_usd
 
 
@@ -134,7 +144,7 @@ class _Question:
     def _limit(self, run: RunResult) -> Iterator[str]:
         found = largest_share(run)
         if found is not None:
-            yield f"Of its requests' time {percent(found[1])} goes to {found[0]}: {_ADVICE[found[0]]}."
+            yield f"Of its requests' time {percent(found[1])} goes to {found[0]}: {_advice(run, *found)}."
 
     def _unknown_rivals(self, winner: RunResult, candidates: Sequence[RunResult]) -> Iterator[str]:
         """Rows as good as the winner whose cost hangs on a figure nobody has published."""

@@ -23,10 +23,11 @@ def print_verified(rows: Sequence[Verified], console: Console) -> None:
     for row in rows:
         style = {"ok": "green", "mismatch": "bold red"}.get(row.status, "yellow")
         counts = (row.steps, row.tasks, row.tokens, row.preemptions)
+        difference = "-" if row.logits_difference is None else f"{row.logits_difference:.1e}"
         table.add_row(
             Text(row.machine), Text(row.model), Text(row.placement), Text(row.status, style),
-            *(Text(f"{count:,}") for count in counts), Text(f"{row.logits_difference:.1e}"),
-            Text(f"{row.flops:,}"), Text(f"{row.link_bytes:,}"),
+            *(Text(f"{count:,}") for count in counts), Text(difference), Text(f"{row.flops:,}"),
+            Text(f"{row.link_bytes:,}"),
         )  # fmt: skip
     console.print(table)
     for row in rows:

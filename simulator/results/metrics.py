@@ -6,6 +6,7 @@ its statistics run over requests; ITL pools every gap between two tokens of any 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -67,6 +68,8 @@ class LatencyMetrics:
     requests_per_s: float
     attribution: dict[str, float]
     """Share of the requests' time spent on each category; adds up to 1."""
+    overhead_share: float = 0.0
+    """Part of the share of compute that is fixed overhead of kernels."""
 
 
 def latency_metrics(record: RunRecord) -> LatencyMetrics:
@@ -86,40 +89,42 @@ def latency_metrics(record: RunRecord) -> LatencyMetrics:
         total_tokens_per_s=(inputs + outputs) / duration_s,
         requests_per_s=len(finished) / duration_s,
         attribution={name: record.time_s[name] / total_s for name in CATEGORIES},
+        overhead_share=record.overhead_s / total_s,
     )
 
 
-GROWTH = 1.33
 LEAST_GROWN = 8
+DEVIATIONS = 2
 
 
-def is_saturated(in_system: NDArray[np.int64]) -> bool:
-    """Whether the number of requests in the system was still growing when arrivals ended.
+def is_saturated(record: RunRecord) -> bool:
+    """Whether requests arrived faster than they were served when arrivals ended: more of them were in the
+    system, and fewer were finished than arrived."""
+    return is_growing(record.in_system_at_arrivals) and falls_behind(record)
 
-    It compares the middle third of arrivals with the last: a queue that grows steadily has 5/3 of the
-    requests in the last, a stable one as many. `GROWTH` lies half-way; runs with few requests in the
-    system, whose noise is of that order, do not count.
-    """
+
+def is_growing(in_system: NDArray[np.int64]) -> bool:
+    """Whether more requests were in the system during the last third of the arrivals than during the
+    middle third, by more than `LEAST_GROWN` on average."""
     third = len(in_system) // 3
     if third < LEAST_GROWN:
         return False
     middle, last = in_system[third : 2 * third].mean(), in_system[-third:].mean()
-    return bool(last > GROWTH * middle and last - middle > LEAST_GROWN)
-
-
-FALLS_BEHIND = 0.85
+    return bool(last - middle > LEAST_GROWN)
 
 
 def falls_behind(record: RunRecord) -> bool:
     """Whether fewer requests were finished than arrived in the last third of the arrivals.
 
     A run that starts empty fills up first, and on a short run that looks like a queue that grows; but
-    then answers come at the rate of arrivals once the first are done. Fewer than `FALLS_BEHIND` of them
-    is more than the noise of some dozens of arrivals.
+    then answers come at the rate of arrivals once the first are done. Of n arrivals, n - `DEVIATIONS` *
+    sqrt(2 n) answers are within the noise: the difference of two Poisson counts of mean n varies by
+    sqrt(2 n).
     """
     arrived = np.sort([request.queued_s for request in record.finished()])
     if len(arrived) < 3:
         return False
-    start_s, end_s = arrived[-(len(arrived) // 3)], arrived[-1]
+    count = len(arrived) // 3
+    start_s, end_s = arrived[-count], arrived[-1]
     done = sum(start_s <= request.last_token_s <= end_s for request in record.finished())
-    return bool(done < FALLS_BEHIND * (len(arrived) // 3))
+    return bool(done < count - DEVIATIONS * math.sqrt(2 * count))

@@ -93,6 +93,8 @@ class RunRecord:
     """From the first request sent to the last token received."""
     time_s: Mapping[str, float]
     """Request-seconds by category: compute, memory, transfer, host, network, waiting."""
+    overhead_s: float
+    """Of the time charged to compute, what kernels cost however small they are."""
     busy_s: Mapping[str, float]
     """How long each stream was held; devices' own streams are named as they are."""
     host_busy_s: float

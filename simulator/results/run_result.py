@@ -9,6 +9,9 @@ from typing import Any
 from simulator.results.metrics import LatencyMetrics
 from simulator.results.records import Span
 
+TOKENS_PER_PRICE = 1e6
+"""Prices are quoted for a million tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
@@ -61,9 +64,9 @@ class RunResult:
     crowded_link: str | None = None
     """The link whose sharing called for fidelity `task`."""
     memory: tuple[MemoryUse, ...] = ()
-    requests: Mapping[str, int] = field(default_factory=dict)
+    requests: Mapping[str, int] = field(default_factory=lambda: {"finished": 0, "rejected": 0, "failed": 0})
     """Counts of finished, rejected and failed."""
-    tokens: Mapping[str, int] = field(default_factory=dict)
+    tokens: Mapping[str, int] = field(default_factory=lambda: {"input": 0, "output": 0})
     """Input and output tokens of finished requests."""
     transitions_per_token: Mapping[str, int] = field(default_factory=dict)
     """How often a token's own pass goes from one device to another, as `a->b`."""

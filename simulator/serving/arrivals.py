@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.specs.quantities import MOST_TOKENS
 from simulator.specs.trace import Trace
 from simulator.specs.workload import (
     Arrivals,
@@ -116,7 +117,7 @@ def _uniform(bounds: TokenRange, count: int, rng: np.random.Generator) -> Ints:
 
 def _lognormal(shape: Lognormal, count: int, rng: np.random.Generator) -> Ints:
     drawn = rng.lognormal(np.log(shape.median), shape.sigma, count)
-    return np.maximum(1, np.rint(drawn)).astype(np.int64)
+    return np.clip(np.rint(drawn), 1, MOST_TOKENS).astype(np.int64)
 
 
 def _from_histogram(histogram: LengthHistogram, count: int, rng: np.random.Generator) -> tuple[Ints, Ints]:

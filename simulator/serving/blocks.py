@@ -8,23 +8,26 @@ class BlockPool:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._free = list(range(count - 1, -1, -1))
+        self._returned: list[int] = []
+        self._never_taken = 0
+        """The first block that nobody has had; all above are free too. A pool may have millions."""
         self.peak_taken = 0
 
     @property
     def free_count(self) -> int:
-        return len(self._free)
+        return len(self._returned) + self.count - self._never_taken
 
     def take(self, count: int) -> list[int]:
         """Take `count` blocks; the caller has checked that so many are free."""
-        assert count <= len(self._free), "more blocks taken than are free"
-        if count == 0:
-            return []
-        taken = self._free[-count:][::-1]
-        del self._free[-count:]
-        self.peak_taken = max(self.peak_taken, self.count - len(self._free))
-        return taken
+        assert count <= self.free_count, "more blocks taken than are free"
+        again = min(count, len(self._returned))
+        taken = self._returned[len(self._returned) - again :][::-1]
+        del self._returned[len(self._returned) - again :]
+        fresh = range(self._never_taken, self._never_taken + count - again)
+        self._never_taken = fresh.stop
+        self.peak_taken = max(self.peak_taken, self.count - self.free_count)
+        return taken + list(fresh)
 
     def give_back(self, blocks: list[int]) -> None:
-        self._free.extend(reversed(blocks))
-        assert len(self._free) <= self.count, "a block was returned twice"
+        self._returned.extend(reversed(blocks))
+        assert self.free_count <= self.count, "a block was returned twice"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from simulator.graph.shape import FEATURE_COUNT, StepShape
 from simulator.placement.lowering import Program
-from simulator.simulation.pricing import CATEGORIES, Durations, PricedTemplate
+from simulator.simulation.pricing import PARTS, Durations, PricedTemplate
 from simulator.simulation.reduced import reduce
 from simulator.simulation.ticks import Ticks, seconds
 from simulator.specs.engine import Engine
@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 KEPT_STEPS = 2048
-FEWEST_AHEAD, MOST_AHEAD = 4, 64
+FEWEST_AHEAD, MOST_AHEAD = 8, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Use:
         self.forecast = Forecast(priced)
         self.class_ticks = np.zeros(priced.class_count, dtype=np.int64)
         self.features = np.zeros((priced.template.microbatch_count, FEATURE_COUNT), dtype=np.int64)
-        self.time_s: Floats = np.zeros(len(CATEGORIES))
+        self.time_s: Floats = np.zeros(len(PARTS))
         self._kept: list[Kept] = []
         self._kept_steps = 0
 

@@ -27,8 +27,8 @@ from simulator.specs.engine import Engine
 
 Floats = NDArray[np.float64]
 
-CATEGORIES = ("compute", "memory", "transfer", "host")
-"""What a task's time can be charged to."""
+PARTS = ("compute", "memory", "transfer", "host", "overhead")
+"""What a task's time consists of; `overhead` is what a kernel costs however small it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +148,15 @@ class PricedTemplate:
         return loads, max(moved / longest_s, TINY_S)
 
     def split_s(self, lone_s: Floats) -> Floats:
-        """Seconds of each class charged to compute, memory, transfer and host: shape [..., class, 4], for
-        lone times of shape [..., form]. A kernel's fixed overhead counts as compute: its device is taken."""
+        """Seconds of each class by `PARTS`: shape [..., class, part], for lone times of shape [..., form]."""
         count = self._kernel_count
         compute_s, memory_s = lone_s[..., :count], lone_s[..., count : 2 * count]
         arithmetic_s, traffic_s = blended_terms(compute_s, memory_s, self._blend)
-        arithmetic_s = arithmetic_s + self._overhead_s * (memory_s > 0)
-        result = np.zeros((*lone_s.shape[:-1], self.class_count, len(CATEGORIES)))
+        overhead_s = self._overhead_s * (memory_s > 0)
+        result = np.zeros((*lone_s.shape[:-1], self.class_count, len(PARTS)))
         kernels, flows = len(self._kernel_starts), len(self._load_starts)
-        if count:
-            result[..., :kernels, 0] = np.add.reduceat(arithmetic_s, self._kernel_starts, axis=-1)
-            result[..., :kernels, 1] = np.add.reduceat(traffic_s, self._kernel_starts, axis=-1)
+        for part, of_kernels_s in ((0, arithmetic_s), (1, traffic_s), (4, overhead_s)):
+            result[..., :kernels, part] = np.add.reduceat(of_kernels_s, self._kernel_starts, axis=-1)
         if flows:
             loads = lone_s[..., 2 * count : 2 * count + self._load_count]
             moving_s = np.maximum.reduceat(loads, self._load_starts, axis=-1)

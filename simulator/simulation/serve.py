@@ -29,7 +29,7 @@ from simulator.serving.scheduler import Scheduler
 from simulator.simulation.clock import Clock, Crowded, Recorded, StepClock, TaskClock
 from simulator.simulation.plan_book import MOST_AHEAD, PlanBook, busy_seconds, flops_total, link_totals
 from simulator.simulation.pool import Pool
-from simulator.simulation.pricing import CATEGORIES
+from simulator.simulation.pricing import PARTS
 from simulator.simulation.ticks import seconds, tick
 from simulator.specs.engine import Engine
 
@@ -271,6 +271,7 @@ class Serving:
             start_s=min((request.sent_s for request in requests), default=0.0),
             end_s=max((request.last_received_s for request in finished), default=0.0),
             time_s=self._times(finished),
+            overhead_s=self._times_in_steps()["overhead"],
             busy_s=busy,
             host_busy_s=thread_s + seconds(self.cores.busy),
             link_bytes=link_totals(self.book),
@@ -282,10 +283,15 @@ class Serving:
             spans=tuple(span for recorded in self.clock.recorded for span in _spans(recorded)),
         )
 
+    def _times_in_steps(self) -> dict[str, float]:
+        """Request-seconds on the critical paths of steps, by part."""
+        in_steps = sum((use.time_s for use in self.book.settled()), np.zeros(len(PARTS)))
+        return dict(zip(PARTS, in_steps.tolist(), strict=True))
+
     def _times(self, finished: Sequence[RequestRecord]) -> dict[str, float]:
         """Request-seconds by category; waiting is what is left of the requests' time."""
-        in_steps = sum((use.time_s for use in self.book.settled()), np.zeros(len(CATEGORIES)))
-        times = dict(zip(CATEGORIES, in_steps.tolist(), strict=True))
+        times = self._times_in_steps()
+        times["compute"] += times.pop("overhead")
         served = [life for life in self.lives.values() if life.status == "finished"]
         times["host"] += seconds(sum(life.host_ticks for life in served))
         times["network"] = seconds(sum(life.network_ticks for life in served))

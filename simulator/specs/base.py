@@ -88,7 +88,15 @@ def rule_broken(advice: str, key: str | None = None) -> PydanticCustomError:
 
 def is_identifier(name: str) -> bool:
     """Whether `name` can be the id of a catalogue file."""
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name) is not None
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}", name) is not None
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a path that the system cannot even look up names none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def is_path(ref: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import simulator
 from simulator.errors import InputError, Problem, did_you_mean
-from simulator.specs.base import Case, Spec, is_identifier, is_path
+from simulator.specs.base import Case, Spec, is_file, is_identifier, is_path
 from simulator.specs.engine import Engine
 from simulator.specs.hardware import Device, Host, Link
 from simulator.specs.load import Loaded, load_with_figures
@@ -58,7 +58,7 @@ class Catalogue:
         if not is_identifier(name):
             return None
         paths = (root / FOLDERS[kind] / f"{name}.yaml" for root in self.roots)
-        return next((path for path in paths if path.is_file()), None)
+        return next((path for path in paths if is_file(path)), None)
 
     def path(self, kind: Kind, name: str) -> Path:
         """As `find`; raises InputError with the nearest id where there is none."""

@@ -11,6 +11,9 @@ from typing import Any
 from simulator.errors import Problem, did_you_mean
 from simulator.specs.yaml_file import Document, Loc
 
+MOST_SIZE = 10**8
+"""More than any width, vocabulary or context of a model."""
+
 
 class ConfigFields:
     """The fields of the mapping at one place of a document."""
@@ -48,13 +51,18 @@ class ConfigFields:
         self.complain("model_type", f"the known families are: {', '.join(known)}{hint}")
         return ""
 
-    def size(self, key: str, default: int | None = None) -> int:
-        """A whole number above 0; without a default the key is needed."""
-        value = self._value(key, default)
+    def size(self, key: str, default: int | None = None, most: int = MOST_SIZE) -> int:
+        """A whole number from 1 to `most`; without a default the key is needed."""
+        if self.get(key) is None and default is not None:
+            return default
+        value = self._value(key, None)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or (value < 1 and value != default):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             self.complain(key, "write a whole number above 0")
+            return 1
+        if value > most:
+            self.complain(key, f"must be at most {most:,}")
             return 1
         return value
 
@@ -92,7 +100,7 @@ class ConfigFields:
     def must_divide(self, whole_key: str, part: int, part_key: str) -> None:
         """Note a problem if `part` does not divide the number at `whole_key`."""
         whole = self.get(whole_key)
-        if isinstance(whole, int) and whole % part:
+        if isinstance(whole, int | float) and whole % part:
             self.complain(part_key, f"must divide {whole_key} = {whole}")
 
     def _value(self, key: str, default: object) -> Any:

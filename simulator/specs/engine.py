@@ -7,9 +7,15 @@ from pydantic import Field, model_validator
 from simulator import units
 from simulator.specs.base import Spec, rule_broken
 from simulator.specs.provenance import Sources
-from simulator.specs.quantities import PositiveShare, Quantity, Seconds, SecondsPerRequest, SecondsPerToken
-
-Count = Annotated[int, Field(ge=1)]
+from simulator.specs.quantities import (
+    PositiveShare,
+    Quantity,
+    Seconds,
+    SecondsPerRequest,
+    SecondsPerToken,
+    Tokens,
+    WholeNumber,
+)
 
 
 class SchedulerSettings(Spec):
@@ -17,15 +23,15 @@ class SchedulerSettings(Spec):
 
     policy: Literal["continuous_batching"] = "continuous_batching"
     """Requests join and leave the batch between any two steps."""
-    max_num_seqs: Count
+    max_num_seqs: Tokens
     """Most sequences in one step."""
-    max_num_batched_tokens: Count
+    max_num_batched_tokens: Tokens
     """Most tokens in one step, prompts and decodes together."""
     chunked_prefill: bool
     """Whether a prompt may be spread over steps that also decode."""
-    max_prefills_per_step: Count | None = None
+    max_prefills_per_step: Tokens | None = None
     """Most prompts begun in one step; absent: as many as the tokens allow."""
-    kv_block_tokens: Count
+    kv_block_tokens: Tokens
     """Tokens that one block of KV cache holds."""
     full_reservation: bool
     """Whether a request is admitted only when blocks for its whole answer are free."""
@@ -49,7 +55,7 @@ class EngineMemory(Spec):
     free_gpu_memory_fraction)."""
     context_bytes: Annotated[float, Quantity(units.BYTES, better="low"), Field(alias="context")]
     """What the runtime itself takes on each device: context, libraries, graphs."""
-    sampler_bytes_per_logit: Annotated[int, Field(ge=0)]
+    sampler_bytes_per_logit: Annotated[WholeNumber, Field(ge=0, le=1_000_000)]
     """Temporaries of the sampler for each logit of each sequence."""
 
 

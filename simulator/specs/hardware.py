@@ -18,10 +18,12 @@ from simulator.specs.quantities import (
     MaybeCount,
     MaybeUsd,
     MaybeWatts,
+    Parts,
     PositiveShare,
     Quantity,
     Seconds,
     Share,
+    WholeNumber,
 )
 from simulator.specs.yaml_file import Text
 
@@ -157,7 +159,7 @@ class Device(Spec):
 class Collective(Spec):
     """What a serving engine's own all-reduce among so many ranks reaches over a link."""
 
-    ranks: Annotated[int, Field(ge=2)]
+    ranks: Annotated[WholeNumber, Field(ge=2, le=1_000_000)]
     """How many devices take part; in between, the figures of the next larger number hold."""
     latency_s: Annotated[Seconds, Field(alias="latency")]
     """Time of a small message, launch included."""
@@ -195,7 +197,7 @@ class HostCpu(Spec):
 
     device: str
     """Id of a device file of kind `cpu`, which describes one socket."""
-    sockets: Annotated[int, Field(ge=1)] = 1
+    sockets: Parts = 1
     """How many of them the host has."""
     share: Annotated[float, Quantity(units.SHARE, better="high", above=0, most=1)] = 1.0
     """Share of the cores that computes models; the rest serves requests."""
@@ -229,7 +231,7 @@ class Host(Spec):
     """The compute device it offers; absent or unknown: none."""
     offload_fraction: Share = 0.0
     """Share of per-request and per-step host work that fixed-function units take off the cores."""
-    max_devices: Annotated[int, Field(ge=0)] | None = None
+    max_devices: Annotated[WholeNumber, Field(ge=0, le=1024)] | None = None
     """How many devices can be attached; absent: as many as a machine file says."""
     power: Power = Power()
     """Of the host without its devices."""

@@ -1,12 +1,14 @@
 """Which value wins: a base file, then the scenario, then the command line; each keeps its origin."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from simulator.errors import InputError, Problem
-from simulator.specs.yaml_file import Document, Loc, Mark, dotted, parse_document, read_document
+from simulator.errors import InputError, Problem, shorten
+from simulator.specs.base import is_file
+from simulator.specs.yaml_file import MOST_DEPTH, Document, Loc, Mark, dotted, parse_document, read_document
 
 
 def read_layers(path: str | Path, overrides: Sequence[str] = ()) -> Document:
@@ -34,7 +36,7 @@ def _on_its_base(own: Document, folder: Path) -> Document:
     if not isinstance(extends, str):
         raise InputError([own.problem(("extends",), "write the path of one file")])
     base_path = folder / extends
-    if not base_path.is_file():
+    if not is_file(base_path):
         raise InputError([own.problem(("extends",), f"no such file: {base_path}", value=extends)])
     base = read_document(base_path)
     if not isinstance(base.data, dict):
@@ -82,11 +84,16 @@ def with_override(document: Document, override: str) -> Document:
     steps = name.strip().split(".")
     if not equals or not all(steps):
         raise InputError([Problem(origin, advice="write key=value, such as workload.requests=100")])
+    if steps[0] == "extends":
+        advice = "only a file can say what it extends; write 'extends' there, or set the keys you mean"
+        raise InputError([Problem(origin, key="extends", advice=advice)])
+    if len(steps) > MOST_DEPTH:
+        raise InputError([Problem(origin, advice=f"more than {MOST_DEPTH} keys deep")])
     loc = _locate(document.data, steps, origin)
     parsed = _parse_value(text, origin, loc)
     marks = {each: mark for each, mark in document.marks.items() if not _under_any(each, [loc])}
     marks |= {loc[:depth]: _unplaced(origin) for depth in range(1, len(loc)) if loc[:depth] not in marks}
-    marks |= {each: _unplaced(origin) for each in parsed.marks}
+    marks |= {each: _unplaced(origin) for each in (loc, *parsed.marks)}
     return Document(document.path, put(document.data, loc, parsed.data), marks)
 
 
@@ -106,8 +113,9 @@ def _locate(data: Any, steps: Sequence[str], origin: str) -> Loc:
     loc: Loc = ()
     for step in steps:
         if isinstance(data, list):
-            if not (step.isdecimal() and int(step) < len(data)):
-                advice = f"{dotted(loc)} is a list; its entries are 0 to {len(data) - 1}, not '{step}'"
+            if not (re.fullmatch("[0-9]{1,9}", step) and int(step) < len(data)):
+                entries = f"its entries are 0 to {len(data) - 1}" if data else "it has no entries"
+                advice = f"{dotted(loc)} is a list; {entries}, not {shorten(step)}"
                 raise InputError([Problem(origin, advice=advice)])
             loc, data = (*loc, int(step)), data[int(step)]
         elif data is None or isinstance(data, dict):

@@ -149,6 +149,8 @@ _PHRASES = {
     "int_type": "write a whole number",
     "int_parsing": "write a whole number",
     "int_from_float": "write a whole number",
+    "int_parsing_size": "write a whole number; this one is too large",
+    "finite_number": "write a finite number",
     "float_type": "write a number",
     "float_parsing": "write a number",
     "bool_type": "write true or false",

@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from simulator.errors import InputError, Problem
-from simulator.specs.base import Case, LoadContext, Spec, rule_broken
+from simulator.specs.base import Case, LoadContext, Spec, is_identifier, rule_broken
 from simulator.specs.catalogue import Catalogue, Kind
 from simulator.specs.hardware import Device, Host, Link, Machine, Node, Power, Price
 from simulator.specs.load import Loaded, in_file_order, validate
 from simulator.specs.provenance import Figure, Sources
+from simulator.specs.quantities import Parts
 from simulator.specs.yaml_file import Document, Loc, read_document
 
 __all__ = ["ClusterFile", "Machine", "Node", "NodeFile", "load_machine", "resolve_machine"]
@@ -29,7 +30,7 @@ class NodeFile(Spec):
     """Of the machine; inside a composite, a short name of the node."""
     host: Id
     """Id of a host file."""
-    devices: dict[Id, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    devices: dict[Id, Parts] = Field(default_factory=dict)
     """How many of which device, in the order in which they are numbered."""
     host_link: Id
     """Id of the link between the host and each device."""
@@ -43,12 +44,19 @@ class NodeFile(Spec):
     """Where its own figures come from."""
 
 
+def _short_name(node: NodeFile) -> NodeFile:
+    """`node`, if its name can stand before a dot, as in `a.gpu0`."""
+    if node.name and (not is_identifier(node.name) or "." in node.name):
+        raise rule_broken("write a short name of letters, digits, '_', '+' and '-', such as node-1", "name")
+    return node
+
+
 class ClusterFile(Spec):
     """Several nodes and the network between them and to the clients."""
 
     name: str = ""
     """Of the machine."""
-    nodes: Annotated[list[NodeFile], Field(min_length=1)]
+    nodes: Annotated[list[Annotated[NodeFile, AfterValidator(_short_name)]], Field(min_length=1)]
     """Each with a short name of its own."""
     network: Id
     """Id of the link between the nodes, and to the clients."""
@@ -74,7 +82,7 @@ def resolve_machine(document: Document, machine_id: str, catalogue: Catalogue, c
     """The machine that a document describes, every id in it replaced by the record of its file."""
     file, own_figures = _read(document, case)
     figures = _load_parts(file, document, catalogue, case)
-    crowded = _crowded(file, document, catalogue, case)
+    crowded = crowding_problems(file, document, catalogue, case)
     if crowded:
         raise InputError(crowded)
     network = None if file.network is None else catalogue.link(file.network, case).record
@@ -182,18 +190,25 @@ def _cpu_error(host_id: str, device_id: str, catalogue: Catalogue, advice: str) 
     return InputError([document.problem(("cpu", "device"), advice, value=device_id)])
 
 
-def _crowded(
-    file: NodeFile | ClusterFile, document: Document, catalogue: Catalogue, case: Case
+def crowding_problems(
+    file: NodeFile | ClusterFile, document: Document, catalogue: Catalogue, case: Case, top: Loc = ()
 ) -> list[Problem]:
-    """Nodes with more devices than their host can take."""
-    nodes = _nodes(file)
+    """Nodes with more devices than their host can take; the machine stands at `top` in the document."""
     found = []
-    for prefix, node in nodes:
-        count, most = sum(node.devices.values()), catalogue.host(node.host, case).record.max_devices
+    for prefix, node in _nodes(file):
+        count, most = sum(node.devices.values()), _max_devices(node.host, catalogue, case)
         if most is not None and count > most:
             advice = f"{count} devices, but host {node.host} takes at most {most}"
-            found.append(document.problem((*prefix, "devices"), advice, at_key=True))
+            found.append(document.problem((*top, *prefix, "devices"), advice, at_key=True))
     return found
+
+
+def _max_devices(host_id: str, catalogue: Catalogue, case: Case) -> int | None:
+    """What a host takes; None also where its file is missing or wrong, which is a problem of its own."""
+    try:
+        return catalogue.host(host_id, case).record.max_devices
+    except InputError:
+        return None
 
 
 def _nodes(file: NodeFile | ClusterFile) -> list[tuple[Loc, NodeFile]]:

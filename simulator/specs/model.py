@@ -25,6 +25,8 @@ _ACTIVATIONS: Mapping[str, Activation] = {
 }
 """Hugging Face's names; the tanh form of GELU has two."""
 
+_MOST_LAYERS = 10_000
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -121,7 +123,7 @@ def _llama(fields: ConfigFields, name: str) -> Architecture:
         name=name,
         family="llama",
         hidden_size=hidden,
-        num_hidden_layers=fields.size("num_hidden_layers"),
+        num_hidden_layers=fields.size("num_hidden_layers", most=_MOST_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=fields.size("num_key_value_heads", default=heads),
         head_dim=_head_dim(fields, hidden, heads, "num_attention_heads", "head_dim"),
@@ -140,6 +142,7 @@ def _llama(fields: ConfigFields, name: str) -> Architecture:
         mlp_bias=fields.flag("mlp_bias", default=False),
         tie_word_embeddings=fields.flag("tie_word_embeddings", default=False),
     )
+    _refuse_odd_heads(fields, architecture.head_dim)
     fields.must_divide("num_attention_heads", architecture.num_key_value_heads, "num_key_value_heads")
     return architecture
 
@@ -154,7 +157,7 @@ def _gpt2(fields: ConfigFields, name: str) -> Architecture:
         name=name,
         family="gpt2",
         hidden_size=hidden,
-        num_hidden_layers=fields.size("n_layer"),
+        num_hidden_layers=fields.size("n_layer", most=_MOST_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=heads,
         head_dim=_head_dim(fields, hidden, heads, "n_head", None),
@@ -179,10 +182,18 @@ def _gpt2(fields: ConfigFields, name: str) -> Architecture:
 
 def _head_dim(fields: ConfigFields, hidden: int, heads: int, heads_key: str, key: str | None) -> int:
     """The stated width of a head, else an equal part of the hidden size."""
-    stated = fields.size(key, default=0) if key else 0
-    if not stated and fields.get(heads_key) and hidden % heads and not fields.problems:
+    if key and fields.get(key) is not None:
+        return fields.size(key)
+    if fields.get(heads_key) and hidden % heads and not fields.problems:
         fields.complain(heads_key, f"must divide the hidden size {hidden}")
-    return stated or hidden // heads
+    return hidden // heads
+
+
+def _refuse_odd_heads(fields: ConfigFields, head_dim: int) -> None:
+    """Rotary embeddings turn pairs of numbers."""
+    if head_dim % 2 and not fields.problems:
+        key = "num_attention_heads" if fields.get("head_dim") is None else "head_dim"
+        fields.complain(key, f"makes heads {head_dim} wide; rotary embeddings need an even width")
 
 
 def _rope_fields(fields: ConfigFields) -> ConfigFields:

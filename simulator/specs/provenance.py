@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from simulator.errors import Problem, did_you_mean
 from simulator.specs.base import Affects, KeyPath, Spec, Uncertain, rule_broken
-from simulator.specs.quantities import Share
+from simulator.specs.quantities import Share, WholeNumber
 from simulator.specs.yaml_file import Document, Loc, dotted
 
 SourceKind = Literal["measured", "datasheet", "published", "vendor-claim", "assumed"]
@@ -42,7 +42,7 @@ class Source(Spec):
     """Document, page, dataset or URL, exact enough to look it up."""
     date: IsoDate | None = None
     """When it was published or measured: YYYY, YYYY-MM or YYYY-MM-DD."""
-    samples: Annotated[int, Field(ge=1)] | None = None
+    samples: Annotated[WholeNumber, Field(ge=1, le=10**15)] | None = None
     """How many measurements a fitted figure rests on."""
     median_error: Share | None = None
     """Median relative error of a fit against its samples."""

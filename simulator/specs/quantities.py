@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
+from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
@@ -187,7 +187,7 @@ FlopsPerSecond = Annotated[float, Quantity(units.FLOPS_PER_S, above=0)]
 Seconds = Annotated[float, Quantity(units.SECONDS)]
 SecondsPerToken = Annotated[float, Quantity(units.SECONDS_PER_TOKEN)]
 SecondsPerRequest = Annotated[float, Quantity(units.SECONDS_PER_REQUEST)]
-RequestsPerSecond = Annotated[float, Quantity(units.PER_S, above=0)]
+RequestsPerSecond = Annotated[float, Quantity(units.PER_S, above=0, least=1e-6, most=1e6)]
 UsdPerKwh = Annotated[float, Quantity(units.USD_PER_KWH)]
 SharePerYear = Annotated[float, Quantity(units.SHARE_PER_YEAR)]
 
@@ -200,3 +200,21 @@ MaybeWatts = Annotated[float | None, Quantity(units.WATTS, may_be_unknown=True)]
 MaybeUsd = Annotated[float | None, Quantity(units.USD, may_be_unknown=True)]
 MaybeCount = Annotated[float | None, Quantity(units.NUMBER, better="high", above=0, may_be_unknown=True)]
 """A count that may be a range such as `1..64`, or `unknown`."""
+
+
+def _no_truth_value(raw: Any) -> Any:
+    """`true` is no number, although Python and pydantic take it for 1."""
+    if isinstance(raw, bool):
+        raise rule_broken("write a whole number")
+    return raw
+
+
+MOST_TOKENS = 10**9
+"""More tokens than any prompt, answer, cache or batch has."""
+
+WholeNumber = Annotated[int, BeforeValidator(_no_truth_value)]
+Tokens = Annotated[WholeNumber, Field(ge=1, le=MOST_TOKENS)]
+Requests = Annotated[WholeNumber, Field(ge=1, le=10**7)]
+"""As many as memory holds."""
+Parts = Annotated[WholeNumber, Field(ge=1, le=1024)]
+"""Devices, sockets: what one host holds of them."""

@@ -14,7 +14,7 @@ from simulator.specs.base import Case, LoadContext, Spec, Uncertain, is_path
 from simulator.specs.catalogue import Catalogue, Kind
 from simulator.specs.layers import base_folder, read_layers
 from simulator.specs.load import in_file_order, try_validate
-from simulator.specs.machine import INLINE, reference_problems
+from simulator.specs.machine import INLINE, crowding_problems, reference_problems
 from simulator.specs.provenance import Figure, figures_of
 from simulator.specs.scenario_file import Cost, Fidelity, PrecisionChoice, ScenarioFile
 from simulator.specs.workload import Workload
@@ -36,7 +36,7 @@ class RunSpec:
     machine_ref: str | Mapping[str, Any]
     """What `load_machine` takes."""
     machine_name: str
-    """Its id; for a machine written in place its name, else `inline`."""
+    """Its id; for a machine written in place its name, else `inline`, or `inline-1` and so on of several."""
     model: str
     """Id or path, as `load_model` takes it."""
     engine: str
@@ -130,6 +130,7 @@ class _Reader:
         self.uncertain: list[Uncertain] = []
         self.axes = self._axes()
         self.entries = {key: self._entries(key) for key in _LISTED}
+        self.inline_names = self._inline_names()
 
     def runs(self) -> tuple[RunSpec, ...]:
         own = [axis for axis in self.axes if axis[0] not in _LISTED]
@@ -221,21 +222,32 @@ class _Reader:
         ]  # fmt: skip
 
     def _unknown_parts(self, file: ScenarioFile, choice: Choice) -> list[Problem]:
-        """Parts of machines written in place that name nothing."""
-        return [
-            problem
-            for index, machine in enumerate(file.machine)
-            if not isinstance(machine, str)
-            for problem in reference_problems(
-                machine, self.document, self.catalogue, self._original(choice, ("machine", index))
-            )
+        """Parts of machines written in place that name nothing, or are too many for their host."""
+        found: list[Problem] = []
+        for index, machine in enumerate(file.machine):
+            if not isinstance(machine, str):
+                top = self._original(choice, ("machine", index))
+                found += reference_problems(machine, self.document, self.catalogue, top)
+                found += crowding_problems(machine, self.document, self.catalogue, self.case, top)
+        return found
+
+    def _inline_names(self) -> dict[Loc, str]:
+        """What machines written in place without a name are called, by their place."""
+        nameless = [
+            entry.loc
+            for entry in self.entries["machine"]
+            if isinstance(entry.choice.data, dict) and not entry.choice.data.get("name")
         ]
+        places = list(dict.fromkeys(nameless))
+        if len(places) == 1:
+            return {places[0]: INLINE}
+        return {loc: f"{INLINE}-{number}" for number, loc in enumerate(places, start=1)}
 
     def _run(self, choice: Choice, file: ScenarioFile, machine: int, placement: int) -> RunSpec:
         entry = self.entries["machine"][machine]
         record = file.machine[machine]
         ref = record if isinstance(record, str) else plain(entry.choice.data)
-        name = record if isinstance(record, str) else record.name or INLINE
+        name = record if isinstance(record, str) else record.name or self.inline_names[entry.loc]
         several = isinstance(self.document.data["machine"], list) and len(self.document.data["machine"]) > 1
         axes = {"machine": name} if several else {}
         axes |= self._columns("machine", machine, record)

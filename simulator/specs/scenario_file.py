@@ -10,7 +10,7 @@ from simulator.errors import did_you_mean
 from simulator.specs.base import Spec, rule_broken
 from simulator.specs.hardware import Precision
 from simulator.specs.machine import ClusterFile, NodeFile, is_cluster
-from simulator.specs.quantities import Quantity, Seconds, SharePerYear, UsdPerKwh
+from simulator.specs.quantities import Quantity, Seconds, SharePerYear, UsdPerKwh, WholeNumber
 from simulator.specs.workload import Workload, id_or_file
 
 Fidelity = Literal["task", "step"]
@@ -100,7 +100,7 @@ class ScenarioFile(Spec):
     """What counts as good enough."""
     cost: Cost = Cost()
     """Energy price, site overhead, life and discount."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[WholeNumber, Field(ge=0, lt=2**63)] = 0
     """Of every random draw."""
     fidelity: Fidelity = "step"
     """Whether each task or each step is an event on the clock."""

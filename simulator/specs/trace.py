@@ -9,20 +9,25 @@ Columns, by any of the names that published traces use; others are ignored:
 
 import csv
 import io
-import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from simulator import units
 from simulator.errors import InputError, Problem
+from simulator.specs.quantities import MOST_TOKENS
 from simulator.specs.yaml_file import read_text
 
 if TYPE_CHECKING:
     from _csv import Reader
 
 _MOST_PROBLEMS = 20
+
+MOST_SECONDS = 100 * units.SECONDS_PER_YEAR
+"""Longest time from the first moment of a trace to its last."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +42,21 @@ class Trace:
         return len(self.arrival_s)
 
 
-def _seconds(text: str) -> float:
+def _time(text: str, most: float) -> float:
+    if re.search("[^0-9.eE+ -]", text):
+        raise ValueError  # float() takes underscores and the digits of every script
     value = float(text)
-    if not 0 <= value < math.inf:
+    if not 0 <= value <= most:
         raise ValueError
     return value
 
 
+def _seconds(text: str) -> float:
+    return _time(text, MOST_SECONDS)
+
+
 def _milliseconds(text: str) -> float:
-    return _seconds(text) / 1000
+    return _time(text, MOST_SECONDS * 1000) / 1000
 
 
 def _moment(text: str) -> float:
@@ -54,8 +65,9 @@ def _moment(text: str) -> float:
 
 
 def _tokens(text: str) -> int:
-    value = int(text)
-    if value < 1:
+    digits = text.strip()
+    value = int(digits) if re.fullmatch("[0-9]{1,18}", digits) else 0
+    if not 1 <= value <= MOST_TOKENS:
         raise ValueError
     return value
 
@@ -94,6 +106,8 @@ def _read(reader: "Reader", path: str | Path, requests: int | None) -> Trace:
         row, found = _row(cells, columns, path, reader.line_num)
         if rows and not found and row[0] < rows[-1][0]:
             found = [Problem(path, reader.line_num, advice="arrives before the row above; sort by arrival")]
+        if rows and not found and row[0] - rows[0][0] > MOST_SECONDS:
+            found = [Problem(path, reader.line_num, advice="arrives more than 100 years after the first row")]
         problems += found
         rows.append(row)
     if not rows:
@@ -137,9 +151,9 @@ def _columns(header: list[str], path: str | Path) -> tuple[_Column, _Column, _Co
 
 
 _WANTED = {
-    "arrival": "write a time that is not negative",
-    "prompt length": "write a whole number from 1",
-    "output length": "write a whole number from 1",
+    "arrival": "write a time that is not negative and at most 100 years",
+    "prompt length": f"write a whole number from 1 to {MOST_TOKENS:,}",
+    "output length": f"write a whole number from 1 to {MOST_TOKENS:,}",
 }
 
 

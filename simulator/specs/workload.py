@@ -15,11 +15,9 @@ from pydantic import (
     model_validator,
 )
 
-from simulator.specs.base import Spec, context_of, is_path, rule_broken
+from simulator.specs.base import Spec, context_of, is_file, is_path, rule_broken
 from simulator.specs.provenance import Source
-from simulator.specs.quantities import RequestsPerSecond
-
-Count = Annotated[int, Field(ge=1)]
+from simulator.specs.quantities import MOST_TOKENS, Requests, RequestsPerSecond
 
 
 def existing_file(name: str, info: ValidationInfo) -> str:
@@ -27,7 +25,7 @@ def existing_file(name: str, info: ValidationInfo) -> str:
     context = context_of(info)
     if context is None:
         return name
-    found = [folder / name for folder in context.folders if (folder / name).is_file()]
+    found = [folder / name for folder in context.folders if is_file(folder / name)]
     if not found:
         raise rule_broken(f"no such file; looked in {', '.join(str(each) for each in context.folders)}")
     return str(found[0])
@@ -70,7 +68,7 @@ class GammaArrivals(Spec):
     process: Literal["gamma"]
     rate_per_s: Annotated[RequestsPerSecond, Field(alias="rate")]
     """Mean requests per second."""
-    cv: Annotated[float, Field(gt=0)]
+    cv: Annotated[float, Field(ge=0.01, le=100)]
     """Coefficient of variation of the gaps: 1 is Poisson, more is burstier."""
 
 
@@ -78,7 +76,7 @@ class ClosedArrivals(Spec):
     """A fixed number of users, each sending a request when the last is answered."""
 
     process: Literal["closed"]
-    concurrency: Count
+    concurrency: Requests
     """How many users."""
 
 
@@ -104,14 +102,22 @@ class TokenRange:
     high: int
 
 
+_TOO_MANY_TOKENS = f"must be at most {MOST_TOKENS:,} tokens"
+_DIGITS = "[0-9]+(?:_[0-9]+)*"
+
+
 def _token_range(raw: Any) -> TokenRange:
     if isinstance(raw, TokenRange):
         return raw
-    match = re.fullmatch(r"([\d_]*\d)(?:\s*\.\.\s*(\d[\d_]*))?", str(raw).strip())
+    match = re.fullmatch(rf"({_DIGITS})(?:\s*\.\.\s*({_DIGITS}))?", str(raw).strip())
     if match is None or isinstance(raw, bool | float):
         raise rule_broken("write a whole number of tokens, or a range such as 100..200")
+    if max(len(match[1]), len(match[2] or "")) > len(f"{MOST_TOKENS:_}"):
+        raise rule_broken(_TOO_MANY_TOKENS)
     low = int(match[1])
     high = int(match[2] or match[1])
+    if high > MOST_TOKENS:
+        raise rule_broken(_TOO_MANY_TOKENS)
     if not 1 <= low <= high:
         raise rule_broken("must be at least 1, and a range goes from low to high")
     return TokenRange(low, high)
@@ -138,9 +144,9 @@ class UniformLengths(Spec):
 class Lognormal(Spec):
     """A log-normal number of tokens, rounded to a whole number of at least 1."""
 
-    median: Annotated[float, Field(ge=1)]
+    median: Annotated[float, Field(ge=1, le=1e8)]
     """Tokens."""
-    sigma: Annotated[float, Field(ge=0)]
+    sigma: Annotated[float, Field(ge=0, le=5)]
     """Standard deviation of the natural logarithm."""
 
 
@@ -191,7 +197,7 @@ class Workload(Spec):
     """When requests arrive."""
     lengths: Lengths | None = None
     """How long prompts and answers are; a trace brings its own."""
-    requests: Count | None = None
+    requests: Requests | None = None
     """How many; with a trace, the first so many, or all of them."""
 
     @model_validator(mode="after")
@@ -220,13 +226,18 @@ class LengthBin(NamedTuple):
     request_count: int
 
 
+def _is_bound(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= MOST_TOKENS
+
+
 def _length_bin(raw: Any) -> LengthBin:
     numbers = list(raw) if isinstance(raw, list | tuple) else []
-    if len(numbers) == len(LengthBin._fields) and all(type(each) is int and each >= 1 for each in numbers):
+    if len(numbers) == len(LengthBin._fields) and all(map(_is_bound, numbers)):
         found = LengthBin(*numbers)
         if found.prompt_low <= found.prompt_high and found.output_low <= found.output_high:
             return found
-    raise rule_broken("write [prompt_low, prompt_high, output_low, output_high, count], whole numbers from 1")
+    columns = "[prompt_low, prompt_high, output_low, output_high, count]"
+    raise rule_broken(f"write {columns}, whole numbers from 1 to {MOST_TOKENS:,}")
 
 
 _BIN_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 5, "maxItems": 5}

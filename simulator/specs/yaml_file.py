@@ -17,6 +17,14 @@ from simulator.errors import InputError, Problem
 Loc = tuple[str | int, ...]
 """The keys and list indices that lead to one value."""
 
+MOST_DEPTH = 100
+"""How deep lists and mappings may be nested; no file that makes sense comes near it."""
+
+_MOST_VALUES = 300_000
+"""How many values a file may hold once every alias is written out."""
+
+_MOST_DIGITS = 100
+
 _TAG = "tag:yaml.org,2002:"
 _COLLECTION_TAGS = {_TAG + "map", _TAG + "seq"}
 _INT = r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"
@@ -141,7 +149,11 @@ def parse_document(text: str, path: str | Path, at: Loc = ()) -> Document:
         text = text.replace("\t", " ")  # JSON may be indented by tabs, YAML may not
     builder = _Builder(path)
     node = _compose(text, path)
-    data = builder.build(node, at, None) if node is not None else None
+    try:
+        data = builder.build(node, at, None) if node is not None else None
+    except _TooManyError:
+        advice = f"holds more than {_MOST_VALUES:,} values, aliases written out"
+        raise InputError([Problem(path, 1, 1, advice=advice)]) from None
     if builder.problems:
         raise InputError(builder.problems)
     return Document(path, data, builder.marks)
@@ -150,13 +162,14 @@ def parse_document(text: str, path: str | Path, at: Loc = ()) -> Document:
 def _compose(text: str, path: str | Path) -> yaml.Node | None:
     loader = None
     try:
+        _refuse_depth(text, path)
         loader = _Loader(text)
         return loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (None, None)
         raise InputError([Problem(path, line, column, advice=f"not valid YAML: {error.problem}")]) from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         first_line = str(error).splitlines()[0]
         raise InputError([Problem(path, 1, 1, advice=f"not valid YAML: {first_line}")]) from None
     finally:
@@ -164,8 +177,32 @@ def _compose(text: str, path: str | Path) -> yaml.Node | None:
             loader.dispose()
 
 
+def _refuse_depth(text: str, path: str | Path) -> None:
+    """Raise InputError before nodes are composed, which overflows the stack of a deep enough file."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MOST_DEPTH:
+            at = event.start_mark
+            raise InputError([Problem(path, at.line + 1, at.column + 1, advice=_TOO_DEEP)])
+
+
 def _refuse(path: str | Path, advice: str) -> NoReturn:
     raise InputError([Problem(path, advice=advice)]) from None
+
+
+_TOO_DEEP = f"nested too deep; write at most {MOST_DEPTH} lists or mappings inside one another"
+
+
+class _TooLongError(ValueError):
+    """A whole number that is no figure of anything."""
+
+
+class _TooManyError(Exception):
+    """Aliases of aliases hold more than any memory does."""
 
 
 class _Builder:
@@ -178,6 +215,8 @@ class _Builder:
         self.open: set[int] = set()
 
     def build(self, node: yaml.Node, loc: Loc, key: yaml.Node | None) -> Any:
+        if len(self.marks) >= _MOST_VALUES:
+            raise _TooManyError
         at, key_at = node.start_mark, (key or node).start_mark
         self.marks[loc] = Mark(self.path, key_at.line + 1, key_at.column + 1, at.line + 1, at.column + 1)
         if isinstance(node, yaml.ScalarNode):
@@ -186,6 +225,8 @@ class _Builder:
             return self._complain(node, loc, "an alias may not contain itself")
         if node.tag not in _COLLECTION_TAGS:
             return self._complain(node, loc, f"tags such as {node.tag} are not supported")
+        if len(loc) >= MOST_DEPTH:
+            return self._complain(node, loc[:1], _TOO_DEEP)
         self.open.add(id(node))
         built = self._mapping(node, loc) if isinstance(node, yaml.MappingNode) else self._list(node, loc)
         self.open.remove(id(node))
@@ -215,6 +256,8 @@ class _Builder:
             return _SCALARS[kind](node.value, loc)
         except KeyError:
             return self._complain(node, loc, f"tags such as {node.tag} are not supported")
+        except _TooLongError:
+            return self._complain(node, loc, f"a number of more than {_MOST_DIGITS} digits; write a smaller")
         except ValueError:
             return self._complain(node, loc, f"'{node.value[:30]}' is not of type {kind}")
 
@@ -232,6 +275,8 @@ def _text(value: str, loc: Loc) -> Text:
 
 
 def _int(value: str, loc: Loc) -> int:
+    if len(value) > _MOST_DIGITS:
+        raise _TooLongError
     prefix = value[:2]
     return int(value, 8 if prefix == "0o" else 16) if prefix in ("0o", "0x") else int(value)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from simulator.graph.machine import MachineGraph, machine_graph
@@ -32,9 +33,13 @@ class Deployment:
 
     program: Program
     engine: Engine
-    budget: Budget
-    figures: tuple[Figure, ...]
+    figures: tuple[Figure, ...] = ()
     """Uncertain figures of the machine and the engine."""
+
+    @cached_property
+    def budget(self) -> Budget:
+        """The account of every memory the placement touches."""
+        return budget(self.program, self.engine)
 
     @property
     def host(self) -> Host:
@@ -67,8 +72,7 @@ def deploy(
     if host.host.cores is None:
         return NotPlaceable(f"host {host.host_id} does not say how many cores it has (unknown)")
     engine_figures = tuple(figure.under(f"engines.{engine_id}") for figure in engine.figures)
-    return Deployment(program, engine.record, budget(program, engine.record),
-                      graph.machine.figures + engine_figures)  # fmt: skip
+    return Deployment(program, engine.record, graph.machine.figures + engine_figures)
 
 
 def requests_of(workload: Workload, seed: int, catalogue: Catalogue) -> tuple[Request, ...]:

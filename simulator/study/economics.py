@@ -2,7 +2,7 @@
 
 A placement pays for the devices it holds. Of the host, the chassis and their power it pays the share of
 the node's accelerators that it holds; the whole of it if it computes on the host's own cores, or if there
-are no accelerators.
+are no accelerators. What a host draws above idle the placement has caused alone, and pays in full.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ from dataclasses import dataclass
 from simulator.costs.energy import energy_j
 from simulator.costs.money import capital_usd, electricity_usd
 from simulator.results.records import RunRecord
-from simulator.results.run_result import Economics
+from simulator.results.run_result import TOKENS_PER_PRICE, Economics
 from simulator.specs.hardware import Node, Power
 from simulator.specs.scenario import Cost
 from simulator.study.deploy import Deployment
-
-TOKENS_PER_PRICE = 1e6
-"""Prices are quoted for a million tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +95,9 @@ def _energy_j(part: _Part, time_s: float) -> float:
     if part.power is None:
         return 0.0
     idle_w, max_w = part.power.idle_w or 0.0, part.power.max_w or 0.0
-    return part.share * energy_j(idle_w, max(idle_w, max_w), time_s, part.busy_share * time_s)
+    busy_s = part.busy_share * time_s
+    above_idle_w = max(0.0, max_w - idle_w)
+    return part.share * idle_w * time_s + energy_j(0.0, above_idle_w, time_s, busy_s)
 
 
 def _unknown(part: _Part) -> Iterator[str]:

@@ -14,7 +14,7 @@ from simulator.errors import InputError, Problem
 from simulator.placement.memory import refusal
 from simulator.placement.placement import NotPlaceable
 from simulator.placement.strategies import STRATEGIES, Strategy
-from simulator.results.metrics import LatencyMetrics, falls_behind, is_saturated, latency_metrics
+from simulator.results.metrics import LatencyMetrics, is_saturated, latency_metrics
 from simulator.results.records import RunRecord
 from simulator.results.run_result import Band, Economics, MemoryUse, RunResult, StudyResult
 from simulator.serving.arrivals import users_of
@@ -88,8 +88,8 @@ def _check_that_one_fits(scenario: Scenario, results: Sequence[RunResult]) -> No
     if any(result.fits for result in results):
         return
     raise InputError([
-        Problem(scenario.path, None, None, f"{result.machine}, {result.placement}", None,
-                f"does not fit: {result.reason}")
+        Problem(scenario.path, key=f"{result.machine}, {result.placement}",
+                advice=f"does not fit: {result.reason}")
         for result in results
     ])  # fmt: skip
 
@@ -178,7 +178,7 @@ def _row(
         fits=True,
         fidelity=record.fidelity,
         crowded_link=record.crowded_link,
-        saturated=open_loop and is_saturated(record.in_system_at_arrivals) and falls_behind(record),
+        saturated=open_loop and is_saturated(record),
         memory=memory_use(deployment, record.peak_blocks),
         requests=_counts(record),
         tokens={

@@ -7,6 +7,7 @@ torch did. It is done in float64, where a different order of additions changes n
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simulator.errors import InputError, Problem
 from simulator.graph.shape import Chunk
 from simulator.placement.lowering import Program
 from simulator.placement.memory import split_chunks
@@ -68,7 +70,8 @@ class Verified:
     tasks: int = 0
     tokens: int = 0
     preemptions: int = 0
-    logits_difference: float = 0.0
+    logits_difference: float | None = 0.0
+    """Largest absolute difference; None where rows are missing or not numbers."""
     flops: int = 0
     link_bytes: int = 0
     mismatches: tuple[str, ...] = ()
@@ -93,7 +96,8 @@ class Simulated:
 def verify_scenario(
     path: str | Path, overrides: Sequence[str] = (), progress: Progress | None = None
 ) -> tuple[Verified, ...]:
-    """Verify every placement of a scenario file; raises InputError for files that cannot be used."""
+    """Verify every placement of a scenario file; raises InputError for files that cannot be used, and if no
+    placement could be carried out."""
     catalogue = Catalogue()
     scenario = load_scenario(path, STRATEGIES, overrides, catalogue=catalogue)
     verified = []
@@ -101,7 +105,17 @@ def verify_scenario(
         verified.append(verify_run(run, catalogue))
         if progress is not None:
             progress(done, len(scenario.runs))
+    _check_that_one_was_carried_out(path, verified)
     return tuple(verified)
+
+
+def _check_that_one_was_carried_out(path: str | Path, verified: Sequence[Verified]) -> None:
+    if any(row.status != "not placed" for row in verified):
+        return
+    raise InputError([
+        Problem(path, key=f"{row.machine}, {row.model}, {row.placement}", advice="; ".join(row.mismatches))
+        for row in verified
+    ])  # fmt: skip
 
 
 def verify_run(run: RunSpec, catalogue: Catalogue) -> Verified:
@@ -176,6 +190,8 @@ def compare(
         for recorded, chunks in zip(simulated.steps, simulated.chunks, strict=True)
     ]
     finished = {r.number: r.output_tokens for r in record.requests if r.status == "finished"}
+    if not finished:
+        return replace(blank, mismatches=("no request could be served, so there is nothing to compare",))
     prompts = {r.number: _prompt(program.model, r, seed) for r in requests if r.number in finished}
     size = engine.scheduler.kv_block_tokens
     with real.repeatable():
@@ -202,7 +218,7 @@ def compare(
         tasks=sum(len(timed.plan.template.tasks) for timed in steps),
         tokens=sum(finished.values()),
         preemptions=record.preemptions,
-        logits_difference=difference,
+        logits_difference=difference if math.isfinite(difference) else None,
         flops=sum(happened.flops.values()),
         link_bytes=sum(happened.link_bytes.values()),
         mismatches=tuple(found),

@@ -186,7 +186,7 @@ def microbatches_swapped(patch: pytest.MonkeyPatch) -> Placement:
             return template
 
         def swap(task: Task) -> Task:
-            names = {f"residual.m{m}@gpu-1<-gpu-0": f"residual.m{1 - m}@gpu-1<-gpu-0" for m in (0, 1)}
+            names = {f"residual.2.m{m}@gpu-1<-gpu-0": f"residual.2.m{1 - m}@gpu-1<-gpu-0" for m in (0, 1)}
             return replace(task, reads=tuple(names.get(name, name) for name in task.reads), frees=())
 
         return replace(template, tasks=with_frees([swap(task) for task in template.tasks], ()))

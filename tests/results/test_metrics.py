@@ -15,7 +15,7 @@ from simulator.results.metrics import (
     NOTHING_SEEN,
     QUANTILES,
     distribution,
-    is_saturated,
+    is_growing,
     weighted_distribution,
 )
 
@@ -71,26 +71,25 @@ def test_percentiles_are_ordered_and_observed(values: list[float]) -> None:
 
 
 @pytest.mark.parametrize("slope", [0.2, 1.0, 3.0])
-def test_a_queue_that_grows_steadily_is_saturated(slope: float) -> None:
-    assert is_saturated((slope * np.arange(300)).astype(np.int64))
+def test_a_queue_that_grows_steadily_is_growing(slope: float) -> None:
+    assert is_growing((slope * np.arange(300)).astype(np.int64))
 
 
 def test_a_queue_that_stays_as_long_is_not() -> None:
     noise = np.random.default_rng(1).poisson(20, 900)
-    assert not is_saturated(noise.astype(np.int64))
-    assert not is_saturated(np.full(900, 200))
+    assert not is_growing(noise.astype(np.int64))
+    assert not is_growing(np.full(900, 200))
 
 
 def test_a_queue_that_fills_up_and_stays_is_not() -> None:
-    filling = np.minimum(np.arange(900), 250)
-    assert not is_saturated(filling)
+    assert not is_growing(np.minimum(np.arange(900), 250))
 
 
 def test_few_requests_in_the_system_tell_nothing() -> None:
-    assert not is_saturated(np.repeat([1, 2, 4], 100))
-    assert not is_saturated(np.arange(20) * 100)
-    assert not is_saturated(np.array([], dtype=np.int64))
+    assert not is_growing(np.repeat([1, 2, 4], 100))
+    assert not is_growing(np.arange(20) * 100)
+    assert not is_growing(np.array([], dtype=np.int64))
 
 
 def test_a_queue_that_drains_is_not_saturated() -> None:
-    assert not is_saturated(np.arange(900)[::-1].copy())
+    assert not is_growing(np.arange(900)[::-1].copy())

@@ -96,6 +96,25 @@ def test_lognormal_lengths_have_the_median_asked() -> None:
     assert min(request.output_tokens for request in requests) == 1
 
 
+def test_lognormal_lengths_stay_within_what_a_prompt_can_be() -> None:
+    """At the widest that a file may ask for, and beyond it, where a float is no 64-bit number any more."""
+    for sigma in (5.0, 500.0):
+        wide = Lognormal.model_construct(median=1e8, sigma=sigma)
+        pair = LognormalPair(prompt=wide, output=wide)
+        requests = generate(poisson(1.0), LognormalLengths(lognormal=pair), 1000, seed=1)
+        prompts = [request.prompt_tokens for request in requests]
+        assert (min(prompts) >= 1, max(prompts)) == (True, 10**9)
+
+
+@pytest.mark.parametrize("cv", [0.01, 100.0])
+@pytest.mark.parametrize("rate", [1e-6, 1e6])
+def test_times_at_the_ends_of_what_a_file_may_ask_are_finite(cv: float, rate: float) -> None:
+    arrivals = GammaArrivals(process="gamma", rate_per_s=rate, cv=cv)
+    gaps = gaps_s(generate(arrivals, UNIFORM, 1000, seed=1))
+    assert np.isfinite(gaps).all()
+    assert (gaps >= 0).all()
+
+
 def test_histograms_keep_prompt_and_output_together() -> None:
     bins = (LengthBin(10, 19, 100, 199, 3), LengthBin(500, 599, 1, 9, 1))
     histogram = LengthHistogram(name="two kinds", bins=bins, source=Provenance(kind="assumed", ref="test"))

@@ -53,3 +53,12 @@ def test_no_block_is_held_twice_and_all_come_back(sizes: list[int]) -> None:
     for blocks in held:
         pool.give_back(blocks)
     assert sorted(pool.take(8)) == list(range(8))
+
+
+def test_a_pool_costs_what_is_used_of_it() -> None:
+    """A server's DRAM has hundreds of millions of blocks; a list of them would take gigabytes."""
+    pool = BlockPool(10**12)
+    taken = pool.take(3)
+    pool.give_back(taken)
+    assert pool.take(4) == [*taken, 3]
+    assert pool.free_count == 10**12 - 4

@@ -71,3 +71,28 @@ def test_an_unknown_id_without_a_near_one_lists_what_there_is(catalogue: Catalog
     assert line == "scenarios/engines: engine = 'zzz': no such engine; known are vllm"
     (line,) = lines_of(lambda: Catalogue(()).path("engines", "zzz"))
     assert line.endswith("there is no file in any scenarios/engines/")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("max_num_seqs: 256", f"max_num_seqs: {10**30}", "scheduler.max_num_seqs"),
+        ("max_num_batched_tokens: 2048", f"max_num_batched_tokens: {10**30}", "scheduler.max_num_batched_tokens"),
+        ("kv_block_tokens: 16", f"kv_block_tokens: {10**30}", "scheduler.kv_block_tokens"),
+        ("sampler_bytes_per_logit: 8", f"sampler_bytes_per_logit: {10**30}", "memory.sampler_bytes_per_logit"),
+    ],
+)
+def test_no_count_of_an_engine_is_without_bound(
+    catalogue: Catalogue, house: Path, old: str, new: str, expected: str
+) -> None:
+    path = house / "scenarios/engines/vllm.yaml"
+    path.write_text(path.read_text().replace(old, new))
+    (line,) = lines_of(lambda: catalogue.engine("vllm"))
+    assert f"{expected} = {10**30}: must be at most 1000000" in line
+
+
+def test_no_count_of_a_histogram_is_without_bound(catalogue: Catalogue, house: Path) -> None:
+    path = house / "scenarios/lengths/azure-conv-2023.yaml"
+    path.write_text(path.read_text().replace("[1, 10, 1, 10, 4]", f"[1, {10**30}, 1, 10, 4]"))
+    (line,) = lines_of(lambda: catalogue.histogram("azure-conv-2023"))
+    assert "whole numbers from 1 to 1,000,000,000" in line

@@ -138,6 +138,25 @@ def test_nodes_need_names_of_their_own(catalogue: Catalogue, house: Path) -> Non
     ]
 
 
+@pytest.mark.parametrize("name", ["a.b", "a b", "'-a'", "'/'"])
+def test_a_nodes_name_can_stand_before_a_dot(catalogue: Catalogue, house: Path, name: str) -> None:
+    nodes = f"{{name: n0, host: nr1, host_link: pcie4-x16}}, {{name: {name}, host: nr1, host_link: pcie4-x16}}"
+    write(house, "hardware_profiles/machines/odd.yaml", f"network: pcie4-x16\nnodes: [{nodes}]\n")
+    (line,) = lines_of(lambda: load_machine("odd", catalogue))
+    assert line.startswith(f"odd.yaml:2:62: nodes.1.name = '{name.strip(chr(39))}': write a short name of letters")
+
+
+def test_no_host_has_a_billion_devices(catalogue: Catalogue) -> None:
+    machine = {"host": "server", "devices": {"l40s": 10**9}, "host_link": "pcie4-x16"}
+    (line,) = lines_of(lambda: load_machine(machine, catalogue))
+    assert line.endswith("devices.l40s = 1000000000: must be at most 1024")
+
+
+def test_an_id_too_long_for_a_file_names_none(catalogue: Catalogue) -> None:
+    (line,) = lines_of(lambda: load_machine("x" * 300, catalogue))
+    assert "no such machine" in line
+
+
 def test_an_unknown_machine_says_what_there_is(catalogue: Catalogue) -> None:
     (line,) = lines_of(lambda: load_machine("nr1-4x-l40", catalogue))
     assert line.endswith("no such machine; did you mean 'nr1-4x-l40s'?")

@@ -122,6 +122,14 @@ def test_a_machine_may_be_written_in_place_with_axes_of_its_own(house: Path) -> 
     assert len(machine.nodes[0].devices) == 2
 
 
+def test_machines_in_place_without_a_name_are_told_apart(house: Path) -> None:
+    named = INLINE.replace("host: nr1", "name: mine, host: nr1")
+    scenario = chat(house, f"machine=[{INLINE}, {named}, {INLINE}]", "placements=[{strategy: single_device}]")
+    names = ["inline-1", "inline-1", "mine", "mine", "inline-2", "inline-2"]
+    assert [run.machine_name for run in scenario.runs] == names
+    assert [run.axes["machine"] for run in scenario.runs] == names
+
+
 def test_one_machine_in_place_needs_no_list(house: Path) -> None:
     scenario = chat(house, f"machine={INLINE}", "placements={strategy: tensor_parallel, degree: [1, 2]}")
     assert [run.axes for run in scenario.runs] == [
@@ -170,6 +178,39 @@ def test_one_machine_in_place_needs_no_list(house: Path) -> None:
         ("  lengths: {histogram: azure-conv-2023}\n", "", "10:1: workload.lengths: missing; say how long"),
         ("  requests: 1000\n", "", "10:1: workload.requests: missing; say how many"),
         ("requests: 1000", "requests: 0", "13:13: workload.requests = 0: must be at least 1"),
+        ("requests: 1000", "requests: 1e30", "13:13: workload.requests = 1e+30: write a whole number; this one is too"),
+        ("requests: 1000", f"requests: {10**30}", f"13:13: workload.requests = {10**30}: must be at most 10000000"),
+        ("requests: 1000", f"requests: '{'9' * 5000}'", "write a whole number; this one is too large"),
+        ("requests: 1000", "requests: true", "13:13: workload.requests = True: write a whole number"),
+        ("requests: 1000", "requests: .inf", "13:13: workload.requests = inf: write a finite number"),
+        ("rate: 4 req/s", "rate: 1e-300 req/s", "= '1e-300 req/s': must be at least 1e-06 and at most 1e+06"),
+        ("rate: 4 req/s", "rate: 1e7 req/s", "= '1e7 req/s': must be at least 1e-06 and at most 1e+06"),
+        ("process: poisson, rate: 4 req/s", "process: gamma, rate: 4 req/s, cv: 1e-200",
+         "workload.arrivals.cv = 1e-200: must be at least 0.01"),
+        ("process: poisson, rate: 4 req/s", "process: gamma, rate: 4 req/s, cv: 101",
+         "workload.arrivals.cv = 101: must be at most 100"),
+        ("process: poisson, rate: 4 req/s", f"process: closed, concurrency: {10**30}",
+         f"workload.arrivals.concurrency = {10**30}: must be at most"),
+        ("{histogram: azure-conv-2023}", f"{{prompt: {10**30}, output: 5}}",
+         f"12:21: workload.lengths.prompt = {10**30}: must be at most 1,000,000,000 tokens"),
+        ("{histogram: azure-conv-2023}", "{prompt: 1..2_000_000_000, output: 5}", "must be at most 1,000,000,000"),
+        ("{histogram: azure-conv-2023}", "{prompt: 1__0, output: 5}", "write a whole number of tokens"),
+        ("{histogram: azure-conv-2023}", "{prompt: ٣, output: 5}", "write a whole number of tokens"),
+        ("{histogram: azure-conv-2023}", "{lognormal: {prompt: {median: 1e9, sigma: 1}, output: 3}}",
+         "workload.lengths.lognormal.prompt.median = 1000000000.0: must be at most 100000000"),
+        ("{histogram: azure-conv-2023}", "{lognormal: {prompt: {median: 5, sigma: 6}, output: 3}}",
+         "workload.lengths.lognormal.prompt.sigma = 6: must be at most 5"),
+        ("seed: 1", f"seed: {10**30}", f"16:7: seed = {10**30}: must be less than 9223372036854775808"),
+        ("model: llama-3.1-8b", f"model: {'x' * 300}.yaml", "no such file; looked in"),
+        ("model: llama-3.1-8b", f"model: {'x' * 300}", "no such model"),
+        ("machine: [server-4x-l40s, nr1-4x-l40s]", "machine: {host: nr1, devices: {l40s: 5}, host_link: pcie4-x16}",
+         "3:22: machine.devices: 5 devices, but host nr1 takes at most 4"),
+        ("machine: [server-4x-l40s, nr1-4x-l40s]",
+         "machine: [duo, {host: nr1, devices: {l40s: [4, 9]}, host_link: pcie4-x16}]",
+         "3:28: machine.1.devices: 9 devices, but host nr1 takes at most 4"),
+        ("machine: [server-4x-l40s, nr1-4x-l40s]",
+         "machine: {network: pcie4-x16, nodes: [{name: a, host: nr1, devices: {l40s: 5}, host_link: pcie4-x16}]}",
+         "3:60: machine.nodes.0.devices: 5 devices, but host nr1 takes at most 4"),
         ("requests: 1000", "requests: 1 kB", "write a whole number"),
         ("ttft_p99: 1 s", "ttft_p98: 1 s", "14:7: slo.ttft_p98 = '1 s': unknown metric; did you mean"),
         ("ttft_p99: 1 s", "ttft_p99: 1", "14:17: slo.ttft_p99 = 1: write a number and one of: ns"),
@@ -214,6 +255,13 @@ def test_all_mistakes_come_at_once(house: Path) -> None:
         ),
         ("placements.x=1", "its entries are 0 to 2, not 'x'"),
         ("seed.x=1", "--set seed.x=1: seed is a single value and has no key 'x'"),
+        ("placements.٣.degree=1", "placements is a list; its entries are 0 to 2, not '٣'"),
+        (f"placements.{'1' * 5000}.degree=1", "placements is a list; its entries are 0 to 2, not '111"),
+        ("extends=other.yaml", "--set extends=other.yaml: extends: only a file can say what it extends; write"),
+        ("extends=", "--set extends=: extends: only a file can say what it extends; write"),
+        ("seed=", "--set seed=: seed: write a whole number"),
+        ("seed=[" + "[" * 500, "nested too deep"),
+        ("a." * 2000 + "a=1", "more than 100 keys deep"),
         ("seed=[1", "--set seed=[1: not valid YAML"),
         ("engine=vlm", "--set engine=vlm: engine = 'vlm': no such engine; did you mean 'vllm'?"),
         ("placements.1.degree=x", "placements.1.degree = 'x': write a whole number"),
@@ -275,6 +323,7 @@ def test_a_mistake_of_the_base_is_named_in_the_base(house: Path) -> None:
     ("text", "expected"),
     [
         ("extends: none.yaml", "bad.yaml:1:10: extends = 'none.yaml': no such file"),
+        (f"extends: {'x' * 300}.yaml", "bad.yaml:1:10: extends = 'xxx"),
         ("extends: [chat.yaml]", "bad.yaml:1:10: extends: write the path of one file"),
         ("extends: chain.yaml", "chain.yaml:1:10: extends: a base file may not extend another"),
         ("extends: list.yaml", "list.yaml:1:1: write a mapping"),

@@ -75,6 +75,32 @@ def test_bad_yaml_is_a_problem(text: str, expected: str) -> None:
     assert expected in lines_of(lambda: parse_document(text, "x.yaml"))[0]
 
 
+@pytest.mark.parametrize("deep", ["[" * 1_000_000, "- " * 1_000_000, "{a: " * 5000, "[" * 101 + "]" * 101])
+def test_nesting_without_end_is_a_problem(deep: str) -> None:
+    """A million levels would overflow the stack of the YAML library, which no Python code can catch."""
+    (line,) = lines_of(lambda: parse_document(deep, "x.yaml"))
+    assert line.startswith("x.yaml:1:")
+    assert line.endswith("nested too deep; write at most 100 lists or mappings inside one another")
+
+
+def test_nesting_by_aliases_is_a_problem_too() -> None:
+    levels = [f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 300)]
+    found = lines_of(lambda: parse_document("\n".join(["a0: &a0 [1]", *levels]), "x.yaml"))
+    assert "nested too deep" in found[0]
+
+
+def test_aliases_of_aliases_do_not_fill_the_memory() -> None:
+    levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    (line,) = lines_of(lambda: parse_document("\n".join(["a0: &a0 [1]", *levels]), "x.yaml"))
+    assert line == "x.yaml:1:1: holds more than 300,000 values, aliases written out"
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "0x" + "f" * 5000, "-" + "1" * 101])
+def test_a_number_of_too_many_digits_is_a_problem(number: str) -> None:
+    (line,) = lines_of(lambda: parse_document(f"a: {number}", "x.yaml"))
+    assert line == "x.yaml:1:4: a: a number of more than 100 digits; write a smaller"
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9")
     assert "no such file" in lines_of(lambda: read_document(tmp_path / "none.yaml"))[0]

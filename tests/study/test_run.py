@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from simulator.errors import InputError
+from simulator.report.verdict import verdict
 from simulator.results.run_result import StudyResult
 from simulator.study.run import run_scenario
 
@@ -177,3 +178,38 @@ def test_a_day_of_recorded_requests():
     )  # fmt: skip
     assert study.runs[0].requests == {"finished": 500, "rejected": 0, "failed": 0}
     assert study.runs[0].tokens["input"] > 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_row_over_capacity_is_saturated_whatever_the_seed(seed: int):
+    """Four L40S without peer-to-peer copies serve about 3 of 4 requests a second; one alone serves all."""
+    study = run_scenario(CHAT, ["machine=epyc-9654-4x-l40s", f"seed={seed}",
+                                "placements=[{strategy: single_device}, {strategy: tensor_parallel, degree: 4}]"])  # fmt: skip
+    assert [run.saturated for run in study.runs] == [False, True]
+
+
+def test_a_short_run_that_only_fills_up_is_not_saturated():
+    study = run_scenario(CHAT, ["machine=epyc-9654-4x-l40s", "workload.requests=100",
+                                "placements=[{strategy: single_device}]"], workers=1)  # fmt: skip
+    assert study.runs[0].saturated is False
+
+
+def test_what_fixed_overhead_costs_is_not_called_arithmetic():
+    """An 8B model over four H100: kernels are so short that most of compute is their fixed overhead."""
+    study = run_scenario(CHAT, ["machine=hgx-h100-8", "workload.requests=40",
+                                "placements=[{strategy: tensor_parallel, degree: 4}]"], workers=1)  # fmt: skip
+    metrics = study.runs[0].metrics
+    assert metrics is not None
+    assert metrics.overhead_share > 0.8 * metrics.attribution["compute"]
+    assert "what kernels cost however small they are" in " ".join(verdict(study))
+
+
+def test_a_chassis_of_unknown_price_leaves_the_cost_unknown():
+    machine = ("machine={host: epyc-9654-2s, devices: {l40s: 1}, host_link: pcie-gen4-x16, "
+               "price: {purchase: unknown}}")  # fmt: skip
+    study = run_scenario(CHAT, [machine, "workload.requests=5", "placements=[{strategy: single_device}]"], workers=1)
+    economics = study.runs[0].economics
+    assert economics is not None
+    assert economics.usd_per_million_output_tokens is None
+    assert economics.unknown == ("machines.inline.price",)

@@ -25,7 +25,8 @@ class TensorParallel(Strategy):
 
     @property
     def label(self) -> str:
-        return f"tensor_parallel {self.degree}"
+        where = f" {'+'.join(self.devices)}" if self.devices else ""
+        return f"tensor_parallel {self.degree}{where}"
 
     def place(self, model: Architecture, machine: MachineGraph) -> Placement | NotPlaceable:
         available = machine.accelerators()
@@ -35,6 +36,10 @@ class TensorParallel(Strategy):
             return NotPlaceable(f"tensor_parallel needs {self.degree} accelerators, there are {count}")
         if len(set(devices)) != len(devices):
             return NotPlaceable("tensor_parallel needs different devices; one is named twice")
+        on_cpu = [name for name in devices if name in machine.devices
+                  and machine.devices[name].device.kind == "cpu"]  # fmt: skip
+        if on_cpu:
+            return NotPlaceable(f"tensor_parallel is for accelerators; {on_cpu[0]} is a CPU, use layer_split")
         indivisible = why_not_divisible(model, self.degree)
         if indivisible:
             return NotPlaceable(indivisible)

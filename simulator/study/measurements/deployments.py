@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from simulator.errors import InputError
-from simulator.placement.memory import budget
 from simulator.placement.strategies import SingleDevice, TensorParallel
 from simulator.results.records import RunRecord
 from simulator.serving.arrivals import Request, Source
@@ -60,12 +59,12 @@ def strategy_of(degree: int) -> SingleDevice | TensorParallel:
 
 
 def with_scheduler(deployment: Deployment, settings: Mapping[str, Any]) -> Deployment:
-    """The same placement under scheduler settings of the run's own, its memories accounted anew."""
+    """The same placement under scheduler settings of the run's own."""
     engine = deployment.engine
     scheduler = engine.scheduler.model_copy(update=dict(settings))
     assert scheduler.max_num_batched_tokens >= scheduler.max_num_seqs, "a copy is not checked by itself"
     engine = engine.model_copy(update={"scheduler": scheduler})
-    return replace(deployment, engine=engine, budget=budget(deployment.program, engine))
+    return replace(deployment, engine=engine)
 
 
 def in_process(deployment: Deployment) -> Deployment:
