@@ -227,11 +227,6 @@ def format_seconds(time_s: float) -> str:
     return _format_scaled(time_s, {name: float(_TIME_UNITS[name]) for name in names})
 
 
-def format_usd(price_usd: float) -> str:
-    """Three significant digits with thousands grouped: `$28,300`, `$0.0912`."""
-    sign = "-" if price_usd < 0 else ""
-    return f"{sign}${format_number(abs(price_usd))}"
-
 
 def format_number(value: float) -> str:
     """Three significant digits, never in exponent form, thousands grouped.
