@@ -100,7 +100,7 @@ class ScenarioFile(Spec):
     """What counts as good enough."""
     cost: Cost = Cost()
     """Energy price, site overhead, life and discount."""
-    seed: Annotated[WholeNumber, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[WholeNumber, Field(ge=0, le=10**15)] = 0
     """Of every random draw."""
     fidelity: Fidelity = "step"
     """Whether each task or each step is an event on the clock."""

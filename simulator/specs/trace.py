@@ -16,7 +16,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simulator import units
 from simulator.errors import InputError, Problem
 from simulator.specs.quantities import MOST_TOKENS
 from simulator.specs.yaml_file import read_text
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 
 _MOST_PROBLEMS = 20
 
-MOST_SECONDS = 100 * units.SECONDS_PER_YEAR
-"""Longest time from the first moment of a trace to its last."""
+MOST_SECONDS = 100 * 86400.0
+"""Latest arrival: the simulated clock counts 64-bit picoseconds, which end after 106 days."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def _read(reader: "Reader", path: str | Path, requests: int | None) -> Trace:
         if rows and not found and row[0] < rows[-1][0]:
             found = [Problem(path, reader.line_num, advice="arrives before the row above; sort by arrival")]
         if rows and not found and row[0] - rows[0][0] > MOST_SECONDS:
-            found = [Problem(path, reader.line_num, advice="arrives more than 100 years after the first row")]
+            found = [Problem(path, reader.line_num, advice="arrives more than 100 days after the first row")]
         problems += found
         rows.append(row)
     if not rows:
@@ -151,7 +150,7 @@ def _columns(header: list[str], path: str | Path) -> tuple[_Column, _Column, _Co
 
 
 _WANTED = {
-    "arrival": "write a time that is not negative and at most 100 years",
+    "arrival": "write a time that is not negative and at most 100 days",
     "prompt length": f"write a whole number from 1 to {MOST_TOKENS:,}",
     "output length": f"write a whole number from 1 to {MOST_TOKENS:,}",
 }

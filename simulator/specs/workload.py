@@ -40,6 +40,26 @@ def id_or_file(ref: str, info: ValidationInfo) -> str:
     return existing_file(ref, info) if is_path(ref) else ref
 
 
+MOST_DAYS = 30
+"""Longest expected time of drawn arrivals; the simulated clock counts 64-bit picoseconds, 106 days."""
+
+
+def expected_s(arrivals: Any, requests: int) -> float:
+    """When the last of so many requests arrives, with room for unlucky draws."""
+    match arrivals:
+        case ConstantArrivals():
+            return requests / arrivals.rate_per_s
+        case PoissonArrivals():
+            return (requests + _UNLUCKY) / arrivals.rate_per_s
+        case GammaArrivals():
+            return (requests + _UNLUCKY * arrivals.cv**2) / arrivals.rate_per_s
+    return 0.0
+
+
+_UNLUCKY = 30
+"""By Bernstein's inequality a sum of n gaps of variation cv is over 3.5 (n + 30 cv^2) once in e^50 draws."""
+
+
 class BatchArrivals(Spec):
     """Every request is there at the start."""
 
@@ -213,6 +233,9 @@ class Workload(Spec):
             raise rule_broken(
                 "missing; say how many requests (only a trace has an end of its own)", "requests"
             )
+        if self.requests is not None and expected_s(self.arrivals, self.requests) > MOST_DAYS * 86400:
+            advice = f"may take longer than {MOST_DAYS} days to arrive; ask for fewer, or at a higher rate"
+            raise rule_broken(advice, "requests")
         return self
 
 

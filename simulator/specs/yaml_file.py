@@ -187,6 +187,7 @@ def _refuse_depth(text: str, path: str | Path) -> None:
             depth -= 1
         if depth > MOST_DEPTH:
             at = event.start_mark
+            assert at is not None, "the parser marks every event"
             raise InputError([Problem(path, at.line + 1, at.column + 1, advice=_TOO_DEEP)])
 
 

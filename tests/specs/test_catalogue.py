@@ -77,9 +77,17 @@ def test_an_unknown_id_without_a_near_one_lists_what_there_is(catalogue: Catalog
     ("old", "new", "expected"),
     [
         ("max_num_seqs: 256", f"max_num_seqs: {10**30}", "scheduler.max_num_seqs"),
-        ("max_num_batched_tokens: 2048", f"max_num_batched_tokens: {10**30}", "scheduler.max_num_batched_tokens"),
+        (
+            "max_num_batched_tokens: 2048",
+            f"max_num_batched_tokens: {10**30}",
+            "scheduler.max_num_batched_tokens",
+        ),
         ("kv_block_tokens: 16", f"kv_block_tokens: {10**30}", "scheduler.kv_block_tokens"),
-        ("sampler_bytes_per_logit: 8", f"sampler_bytes_per_logit: {10**30}", "memory.sampler_bytes_per_logit"),
+        (
+            "sampler_bytes_per_logit: 8",
+            f"sampler_bytes_per_logit: {10**30}",
+            "memory.sampler_bytes_per_logit",
+        ),
     ],
 )
 def test_no_count_of_an_engine_is_without_bound(

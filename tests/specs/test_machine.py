@@ -140,10 +140,14 @@ def test_nodes_need_names_of_their_own(catalogue: Catalogue, house: Path) -> Non
 
 @pytest.mark.parametrize("name", ["a.b", "a b", "'-a'", "'/'"])
 def test_a_nodes_name_can_stand_before_a_dot(catalogue: Catalogue, house: Path, name: str) -> None:
-    nodes = f"{{name: n0, host: nr1, host_link: pcie4-x16}}, {{name: {name}, host: nr1, host_link: pcie4-x16}}"
+    nodes = (
+        f"{{name: n0, host: nr1, host_link: pcie4-x16}}, {{name: {name}, host: nr1, host_link: pcie4-x16}}"
+    )
     write(house, "hardware_profiles/machines/odd.yaml", f"network: pcie4-x16\nnodes: [{nodes}]\n")
     (line,) = lines_of(lambda: load_machine("odd", catalogue))
-    assert line.startswith(f"odd.yaml:2:62: nodes.1.name = '{name.strip(chr(39))}': write a short name of letters")
+    assert line.startswith(
+        f"odd.yaml:2:61: nodes.1.name = '{name.strip(chr(39))}': write a short name of letters"
+    )
 
 
 def test_no_host_has_a_billion_devices(catalogue: Catalogue) -> None:

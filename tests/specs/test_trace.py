@@ -55,9 +55,9 @@ def test_takes_the_first_requests(tmp_path: Path) -> None:
         (HEADER + f"0,{'9' * 30},1000000001\n",
          [f"t.csv:2: prompt_tokens = '{'9' * 30}': write a whole number from 1 to 1,000,000,000",
           "t.csv:2: output_tokens"]),
-        ("timestamp_ms,input_length,output_length\n1e13,1,1\n", ["t.csv:2: timestamp_ms = '1e13'"]),
-        ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-01-01,1,1\n9023-01-01,1,1\n",
-         ["t.csv:3: arrives more than 100 years after"]),
+        ("timestamp_ms,input_length,output_length\n1e10,1,1\n", ["t.csv:2: timestamp_ms = '1e10'"]),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-01-01,1,1\n2023-04-12,1,1\n",
+         ["t.csv:3: arrives more than 100 days after"]),
         (HEADER + '0,"1,1\n', ["t.csv:2: prompt_tokens", "t.csv:2: output_tokens"]),
     ],
 )  # fmt: skip
