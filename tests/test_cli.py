@@ -209,3 +209,10 @@ def test_what_does_not_fit_says_by_how_much(placewright):
     assert refused["reason"].startswith("needs 16.1 GiB of 13.4 GiB usable on gpu-0: weights 15.0, ")
     used = {m["memory"]: m for m in refused["memory"]}["gpu-0"]
     assert sum(used["parts"].values()) == used["used_bytes"]
+
+
+def test_a_run_beyond_the_clock_is_said_as_such(placewright, monkeypatch):
+    monkeypatch.setattr("simulator.simulation.clock.LAST_LAUNCH", 10**9)
+    code, out, err = placewright("run", "scenarios/tiny-everywhere.yaml", "--set", "machine=hgx-h100-8", "--workers", "1")
+    assert (code, out) == (2, "")
+    assert "as far as its clock goes" in err

@@ -14,11 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from simpy import Environment, Event
 
+from simulator.errors import SimulatorError
 from simulator.graph.shape import StepShape
 from simulator.simulation.engine import Launched, TaskEngine
 from simulator.simulation.plan_book import Counts, Kept, PlanBook, Use
 from simulator.simulation.pricing import Durations, PricedTemplate
 from simulator.simulation.recursion import Carried, Schedule, critical_path, schedule
+from simulator.simulation.ticks import LAST_LAUNCH, seconds
+from simulator.units import SECONDS_PER_DAY
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ class StepClock(Clock):
         launch = max(int(self.env.now), self._skipped_to)
         use = self.book.use(1)
         is_chain = len(use.reduced.segments) == 1 and use.reduced.never_crowded
-        if not is_chain or self._drained_at > launch or self.step_count < self.record_steps or most < 1:
+        is_quiet = self._drained_at <= launch <= LAST_LAUNCH
+        if not (is_chain and is_quiet) or self.step_count < self.record_steps or most < 1:
             return []
         _, total, _ = use.forecast.upcoming(shape)
         makespans = total[:most] @ use.reduced.segments[0].counts
@@ -116,6 +120,12 @@ class StepClock(Clock):
 
     def run(self, shapes: tuple[StepShape, ...]) -> Event:
         now = max(int(self.env.now), self._skipped_to)
+        if now > LAST_LAUNCH:
+            days = seconds(LAST_LAUNCH) / SECONDS_PER_DAY
+            raise SimulatorError(
+                f"the run takes more than {days:.0f} simulated days, which is as far as its clock goes; "
+                "ask for fewer requests, or place the model on faster devices"
+            )
         use, durations = self.book.next_use(shapes)
         self._last = (use, shapes, durations)
         quiet = use.reduced.never_crowded and self._drained_at <= now

@@ -9,6 +9,9 @@ TICKS_PER_S = 10**12
 
 Ticks = NDArray[np.int64]
 
+LAST_LAUNCH = 2**63 - 2**59
+"""Steps launched later (100 days) could end beyond what 64 bits count."""
+
 
 def ticks(seconds: NDArray[np.float64]) -> Ticks:
     """Durations in ticks, to the nearest; a duration of less than one tick takes one.
