@@ -71,6 +71,12 @@ def generate(
     empty or too long, and for a model whose tokens are not bytes.
     """
     catalogue = Catalogue()
+    unknown = [machine for machine in machines if catalogue.find("machines", machine) is None]
+    if unknown:
+        raise InputError([
+            Problem("command line", key="--machine", value=name, advice=catalogue.advice("machines", name))
+            for name in unknown
+        ])  # fmt: skip
     model = model_of(model_ref, catalogue)
     ids = list(prompt.encode())
     _check(model, model_ref, ids, count)
