@@ -17,7 +17,7 @@ CHAT = ROOT / "scenarios/chat-on-one-node.yaml"
 
 @pytest.fixture(scope="module")
 def quick() -> StudyResult:
-    return run_scenario(CHAT, ["workload.requests=60"], workers=1)
+    return run_scenario(CHAT, ["workload.requests=25"], workers=1)
 
 
 def test_chat_on_one_node_is_the_documented_question(quick: StudyResult):
@@ -134,7 +134,7 @@ def test_golden_chat(quick: StudyResult, golden):
         {key: run.as_dict()[key] for key in ("machine", "placement", "fits", "metrics", "requests", "memory")}
         for run in quick.runs
     ]
-    golden("chat-on-one-node-60-requests", rows)
+    golden("chat-on-one-node-25-requests", rows)
 
 
 def test_nothing_that_fits_is_an_error_with_every_reason():
