@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,15 +30,13 @@ from simulator.study.deploy import (
     transitions_per_token,
 )
 from simulator.study.economics import economics
+from simulator.study.side_by_side import Progress, carry_out
 
 RECORDED_STEPS = 6
 """Steps of each run whose tasks are kept for the timeline."""
 
 SMALL_STUDY_REQUESTS = 1500
 """Up to so many simulated requests a study is done before worker processes would have started."""
-
-Progress = Callable[[int, int], None]
-"""Told after each simulation how many of how many are done."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,9 @@ def run_scenario(
         for index, run in enumerate(scenario.runs)
         for case in _cases(run, catalogue, scenario.figures)
     ]
-    rows = list(_carry_out(jobs, progress, workers))
+    requests = sum(job.run.workload.requests or SMALL_STUDY_REQUESTS for job in jobs)
+    is_small = requests <= SMALL_STUDY_REQUESTS
+    rows = list(carry_out(_simulate, jobs, is_small=is_small, progress=progress, workers=workers))
     grouped: dict[int, dict[Case, RunResult]] = {}
     numbers = {id(run): number for number, run in enumerate(scenario.runs)}
     for job, row in zip(jobs, rows, strict=True):
@@ -109,35 +106,11 @@ def _deploy(run: RunSpec, catalogue: Catalogue, case: Case) -> Deployment | NotP
     return deploy(run.machine_ref, model, run.engine, run.precision, strategy, catalogue, case)
 
 
-# -- carrying jobs out --------------------------------------------------------------------------------------
-
-
-def _carry_out(
-    jobs: Sequence[_Job], progress: Progress | None, workers: int | None
-) -> Iterator[RunResult]:
-    """Results in the order of the jobs, worked on side by side where that pays."""
-    tell = progress or (lambda done, total: None)
-    requests = sum(job.run.workload.requests or SMALL_STUDY_REQUESTS for job in jobs)
-    count = workers if workers is not None else len(os.sched_getaffinity(0))
-    if count < 2 or (workers is None and requests <= SMALL_STUDY_REQUESTS):
-        catalogue = Catalogue()
-        for done, job in enumerate(jobs, start=1):
-            yield simulate(job.run, job.cost, job.case, catalogue)
-            tell(done, len(jobs))
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(count, len(jobs)), mp_context=context) as pool:
-        futures: list[Future[RunResult]] = [pool.submit(_in_worker, job) for job in jobs]
-        for done, future in enumerate(futures, start=1):
-            yield future.result()
-            tell(done, len(jobs))
-
-
-def _in_worker(job: _Job) -> RunResult:
-    return simulate(job.run, job.cost, job.case, Catalogue())
-
-
 # -- one run ------------------------------------------------------------------------------------------------
+
+
+def _simulate(job: _Job, catalogue: Catalogue) -> RunResult:
+    return simulate(job.run, job.cost, job.case, catalogue)
 
 
 def simulate(run: RunSpec, cost: Cost, case: Case, catalogue: Catalogue) -> RunResult:

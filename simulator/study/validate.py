@@ -6,13 +6,9 @@ counted with the reason, so that the scoreboard says what it does not cover.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +17,12 @@ from simulator.results.accuracy import Accuracy, accuracy
 from simulator.specs.catalogue import Catalogue
 from simulator.study.measurements import READERS, Job, Outcome, Pair, Reading
 from simulator.study.measurements.table import SUFFIXES, count_rows, read_table
+from simulator.study.side_by_side import Progress, carry_out
 
 NO_READER = "no reader for this table yet"
 
 FEW_JOBS = 8
 """So many simulations are done before worker processes would have started."""
-
-Progress = Callable[[int, int], None]
-"""Told after each simulation how many of how many are done."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,8 @@ def validate(
     for reading in readings:
         _limit(reading, rows)
     jobs = [job for reading in readings for job in reading.jobs]
-    outcomes = list(_carry_out(jobs, catalogue, progress or (lambda done, total: None), workers))
+    is_small = len(jobs) <= FEW_JOBS
+    outcomes = list(carry_out(_predict, jobs, is_small=is_small, progress=progress, workers=workers))
     following = iter(outcomes)
     return Scoreboard(tuple(_score(*each, following) for each in zip(paths, readings, strict=True)))
 
@@ -120,29 +115,8 @@ def _limit(reading: Reading, rows: int | None) -> None:
 # -- carrying jobs out --------------------------------------------------------------------------------------
 
 
-def _carry_out(
-    jobs: Sequence[Job], catalogue: Catalogue, progress: Progress, workers: int | None
-) -> Iterator[Outcome]:
-    """Outcomes in the order of the jobs, worked on side by side where that pays."""
-    count = workers if workers is not None else len(os.sched_getaffinity(0))
-    if count < 2 or len(jobs) <= FEW_JOBS:
-        for done, job in enumerate(jobs, start=1):
-            yield job.predict(catalogue)
-            progress(done, len(jobs))
-        return
-    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for done, outcome in enumerate(pool.map(_in_worker, jobs), start=1):
-            yield outcome
-            progress(done, len(jobs))
-
-
-def _in_worker(job: Job) -> Outcome:
-    return job.predict(_workers_catalogue())
-
-
-@lru_cache
-def _workers_catalogue() -> Catalogue:
-    return Catalogue()
+def _predict(job: Job, catalogue: Catalogue) -> Outcome:
+    return job.predict(catalogue)
 
 
 # -- scores -------------------------------------------------------------------------------------------------

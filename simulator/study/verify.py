@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ from simulator.specs.model import Architecture
 from simulator.specs.scenario import PrecisionChoice, RunSpec, load_scenario
 from simulator.specs.workload import Workload
 from simulator.study.deploy import Deployment, deploy, model_of, requests_of, source_of
+from simulator.study.side_by_side import Progress
 
 if TYPE_CHECKING:
     from simulator.execution.replay import Replayed
@@ -53,8 +54,6 @@ MOST_FLAWS = 5
 """Of one kind, in a row; one mistake may show in every layer."""
 
 EXACT = PrecisionChoice(weights="fp64", activations="fp64", kv_cache="fp64")
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
