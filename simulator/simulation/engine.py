@@ -10,18 +10,13 @@ just ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from simpy import Environment, Event
 
+from simulator.simulation.events import FLOWS, after
 from simulator.simulation.flows import SharedLinks
 from simulator.simulation.pricing import Durations, PricedTemplate
-
-Action = Callable[[], None]
-
-AFTER_ENDS = 2
-"""SimPy priority of what must come after everything else of the same tick (its NORMAL is 1)."""
 
 
 @dataclass(eq=False, slots=True)
@@ -89,7 +84,7 @@ class TaskEngine:
         total = int(launched.durations.total[price_class])
         task = launched.priced.template.tasks[index]
         if not task.link_bytes:
-            self._call_in(total, lambda: self._end(running))
+            after(self.env, total, action=lambda: self._end(running))
             return
         latency = int(launched.priced.latency[price_class])
         loads, bytes_per_s = launched.priced.lone_flow(index, launched.durations)
@@ -97,7 +92,7 @@ class TaskEngine:
         def flow() -> None:
             self.links.start(loads, total - latency, bytes_per_s, lambda: self._end(running))
 
-        self._call_in(latency, flow, AFTER_ENDS)
+        after(self.env, latency, FLOWS, flow)
 
     def _end(self, running: _Running) -> None:
         launched, index = running.launched, running.index
@@ -113,12 +108,3 @@ class TaskEngine:
             launched.outcome.succeed()
         if launched.left == 0:
             launched.all_ended.succeed()
-
-    def _call_in(self, delay: int, action: Action, priority: int = 1) -> None:
-        event = Event(self.env)
-        event._ok = True
-        event._value = None
-        assert event.callbacks is not None
-        event.callbacks.append(lambda _: action())
-        self.env.schedule(event, priority=priority, delay=delay)  # type: ignore[arg-type]
-

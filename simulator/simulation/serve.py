@@ -27,6 +27,7 @@ from simulator.serving.actions import Completed, Step
 from simulator.serving.arrivals import Request, Source
 from simulator.serving.scheduler import Scheduler
 from simulator.simulation.clock import Clock, Crowded, Recorded, StepClock, TaskClock
+from simulator.simulation.events import LAST, Action, after
 from simulator.simulation.plan_book import MOST_AHEAD, PlanBook, busy_seconds, flops_total, link_totals
 from simulator.simulation.pool import Pool
 from simulator.simulation.pricing import PARTS
@@ -34,9 +35,6 @@ from simulator.simulation.ticks import seconds, tick
 from simulator.specs.engine import Engine
 
 Life = Generator[Event, Any, None]
-
-LAST = 3
-"""SimPy priority of what comes last at a tick (SimPy's NORMAL is 1, flows start at 2)."""
 
 
 @dataclass(slots=True)
@@ -182,11 +180,7 @@ class Serving:
     def _all_else_of_this_tick(self) -> Life:
         """Let everything else that happens now happen first."""
         if self.env.peek() == self.env.now:
-            event = Event(self.env)
-            event._ok = True
-            event._value = None
-            self.env.schedule(event, priority=LAST)  # type: ignore[arg-type]
-            yield event
+            yield after(self.env, 0, LAST)
 
     def _note(self, step: Step, launched: int) -> None:
         """Remember which requests the step takes up for the first time, and which it preempts."""
@@ -247,13 +241,8 @@ class Serving:
         if following is not None:
             self._at(max(life.last_received, int(self.env.now)), lambda: self._send(following))
 
-    def _at(self, when: int, action: Callable[[], None]) -> None:
-        event = Event(self.env)
-        event._ok = True
-        event._value = None
-        assert event.callbacks is not None
-        event.callbacks.append(lambda _: action())
-        self.env.schedule(event, delay=when - self.env.now)
+    def _at(self, when: int, action: Action) -> None:
+        after(self.env, when - int(self.env.now), action=action)
 
     # -- the record -----------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from simulator.graph.machine import MachineGraph, machine_graph
+from simulator.graph.machine import machine_graph
 from simulator.graph.operators import Formats
 from simulator.placement.lowering import Program
 from simulator.placement.memory import Budget, budget
@@ -20,7 +20,7 @@ from simulator.specs.catalogue import Catalogue
 from simulator.specs.engine import Engine
 from simulator.specs.hardware import Host
 from simulator.specs.machine import load_machine
-from simulator.specs.model import Architecture, load_model
+from simulator.specs.model import Architecture
 from simulator.specs.provenance import Figure
 from simulator.specs.scenario import PrecisionChoice
 from simulator.specs.trace import load_trace
@@ -90,11 +90,6 @@ def source_of(workload: Workload, requests: tuple[Request, ...]) -> Source:
     return Source(requests, users_of(workload.arrivals))
 
 
-def model_of(ref: str, catalogue: Catalogue) -> Architecture:
-    """The architecture of an id or a path."""
-    return load_model(ref, catalogue)
-
-
 def transitions_per_token(program: Program) -> dict[str, int]:
     """How often one decoded token's pass crosses from each device to each other, by `a->b`."""
     counted: dict[str, int] = {}
@@ -103,7 +98,3 @@ def transitions_per_token(program: Program) -> dict[str, int]:
             key = f"{source}->{target}"
             counted[key] = counted.get(key, 0) + 1
     return counted
-
-
-def machine_of(deployment: Deployment) -> MachineGraph:
-    return deployment.program.machine

@@ -14,9 +14,9 @@ from simulator.serving.arrivals import Request, Source
 from simulator.simulation.serve import serve
 from simulator.specs.base import Case
 from simulator.specs.catalogue import Catalogue
-from simulator.specs.model import Architecture
+from simulator.specs.model import Architecture, load_model
 from simulator.specs.scenario import PrecisionChoice
-from simulator.study.deploy import deploy, model_of
+from simulator.study.deploy import deploy
 
 DEFAULT_MACHINES = ("t4-server", "epyc-9654-4x-l40s", "nr1-4x-l40s", "hgx-h100-8")
 PRECISION = PrecisionChoice(weights="fp32", activations="fp32", kv_cache="fp32")
@@ -77,7 +77,7 @@ def generate(
             Problem("command line", key="--machine", value=name, advice=catalogue.advice("machines", name))
             for name in unknown
         ])  # fmt: skip
-    model = model_of(model_ref, catalogue)
+    model = load_model(model_ref, catalogue)
     ids = list(prompt.encode())
     _check(model, model_ref, ids, count)
     clocks: dict[str, list[float]] = {}

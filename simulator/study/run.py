@@ -18,13 +18,13 @@ from simulator.serving.arrivals import users_of
 from simulator.simulation.serve import serve
 from simulator.specs.base import Case
 from simulator.specs.catalogue import Catalogue
+from simulator.specs.model import load_model
 from simulator.specs.provenance import Figure
 from simulator.specs.scenario import Cost, RunSpec, Scenario, load_scenario
 from simulator.specs.workload import BatchArrivals, Lengths, TraceArrivals, Workload
 from simulator.study.deploy import (
     Deployment,
     deploy,
-    model_of,
     requests_of,
     source_of,
     transitions_per_token,
@@ -102,7 +102,7 @@ def _cases(run: RunSpec, catalogue: Catalogue, scenario_figures: Sequence[Figure
 def _deploy(run: RunSpec, catalogue: Catalogue, case: Case) -> Deployment | NotPlaceable:
     strategy = run.placement
     assert isinstance(strategy, Strategy)
-    model = model_of(run.model, catalogue)
+    model = load_model(run.model, catalogue)
     return deploy(run.machine_ref, model, run.engine, run.precision, strategy, catalogue, case)
 
 

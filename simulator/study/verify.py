@@ -32,10 +32,10 @@ from simulator.simulation.clock import Recorded
 from simulator.simulation.serve import Observer, Serving
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.engine import Engine
-from simulator.specs.model import Architecture
+from simulator.specs.model import Architecture, load_model
 from simulator.specs.scenario import PrecisionChoice, RunSpec, load_scenario
 from simulator.specs.workload import Workload
-from simulator.study.deploy import Deployment, deploy, model_of, requests_of, source_of
+from simulator.study.deploy import Deployment, deploy, requests_of, source_of
 from simulator.study.side_by_side import Progress
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def verify_run(run: RunSpec, catalogue: Catalogue) -> Verified:
     strategy = run.placement
     assert isinstance(strategy, Strategy)
     blank = Verified(run.machine_name, run.model, strategy.label, "not placed")
-    model = model_of(run.model, catalogue)
+    model = load_model(run.model, catalogue)
     deployment = deploy(run.machine_ref, model, run.engine, EXACT, strategy, catalogue)
     if isinstance(deployment, NotPlaceable):
         return replace(blank, mismatches=(deployment.reason,))

@@ -20,7 +20,8 @@ from simulator.placement.memory import refusal
 from simulator.placement.placement import NotPlaceable
 from simulator.serving.arrivals import Request
 from simulator.specs.catalogue import Catalogue
-from simulator.study.deploy import Deployment, deploy, model_of
+from simulator.specs.model import load_model
+from simulator.study.deploy import Deployment, deploy
 from simulator.study.measurements.deployments import (
     PRECISIONS,
     model_id,
@@ -128,7 +129,7 @@ class ClosedLoop:
 def _placed(
     catalogue: Catalogue, system: str, engine: str, model: str, precision: str, degree: int
 ) -> Deployment | NotPlaceable:
-    architecture = model_of(model, catalogue)
+    architecture = load_model(model, catalogue)
     formats = PRECISIONS[precision]
     return deploy(SYSTEMS[system], architecture, engine, formats, strategy_of(degree), catalogue)
 

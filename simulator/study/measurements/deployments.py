@@ -13,8 +13,9 @@ from simulator.serving.arrivals import Request, Source
 from simulator.simulation.serve import serve
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.engine import HostStages
+from simulator.specs.model import load_model
 from simulator.specs.scenario import PrecisionChoice
-from simulator.study.deploy import Deployment, model_of
+from simulator.study.deploy import Deployment
 
 PRECISIONS: Mapping[str, PrecisionChoice] = {
     "bf16": PrecisionChoice(weights="bf16", activations="bf16", kv_cache="bf16"),
@@ -47,7 +48,7 @@ def why_no_model(checkpoint: str, catalogue: Catalogue) -> str | None:
     if catalogue.find("models", name) is None:
         return f"model {checkpoint}: not in the catalogue yet"
     try:
-        model_of(name, catalogue)
+        load_model(name, catalogue)
     except InputError as error:
         return f"model {checkpoint}: {error.problems[0].advice}"
     return None

@@ -21,7 +21,8 @@ from simulator.placement.placement import NotPlaceable
 from simulator.results.records import RequestRecord
 from simulator.serving.arrivals import Request
 from simulator.specs.catalogue import Catalogue
-from simulator.study.deploy import deploy, model_of
+from simulator.specs.model import load_model
+from simulator.study.deploy import deploy
 from simulator.study.measurements.deployments import (
     PRECISIONS,
     in_process,
@@ -84,7 +85,7 @@ class ServedRun:
 
     def predict(self, catalogue: Catalogue) -> Outcome:
         run, count = self.run, self.row_count
-        placed = deploy(machine_of(run.gpu, run.tp) or "", model_of(model_id(run.model), catalogue), "vllm",
+        placed = deploy(machine_of(run.gpu, run.tp) or "", load_model(model_id(run.model), catalogue), "vllm",
                         PRECISIONS[run.dtype], strategy_of(run.tp), catalogue)  # fmt: skip
         if isinstance(placed, NotPlaceable):
             return Outcome(unsupported={placed.reason: count})

@@ -1,0 +1,28 @@
+"""Events that simply happen after a delay, and the order of those that happen at one tick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from simpy import Environment, Event
+
+Action = Callable[[], None]
+
+NORMAL = 1
+"""SimPy's own priority: ends of tasks, clients, the network, cores."""
+FLOWS = 2
+"""Flows start, so that none shares a link with one that ends at the same tick."""
+LAST = 3
+"""What must see all else of its tick: accounting for a step, and the decision on the next."""
+
+
+def after(env: Environment, delay: int, priority: int = NORMAL, action: Action | None = None) -> Event:
+    """An event `delay` ticks from now, which calls `action`; SimPy's Timeout has no priority."""
+    event = Event(env)
+    event._ok = True
+    event._value = None
+    if action is not None:
+        assert event.callbacks is not None
+        event.callbacks.append(lambda _: action())
+    env.schedule(event, priority=priority, delay=delay)  # type: ignore[arg-type]
+    return event
