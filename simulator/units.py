@@ -217,6 +217,19 @@ def format_rate(rate_bytes_per_s: float) -> str:
     return _format_scaled(rate_bytes_per_s, {f"{name}B/s": float(scale) for name, scale in _DECIMAL.items()})
 
 
+def format_count(count: float) -> str:
+    """Three significant digits with a word for the scale.
+
+    >>> format_count(8_030_261_248), format_count(124_439_808), format_count(1536)
+    ('8.03 billion', '124 million', '1,540')
+    """
+    scales = {"trillion": _DECIMAL["T"], "billion": _DECIMAL["G"], "million": _DECIMAL["M"]}
+    for word, scale in scales.items():
+        if count >= scale:
+            return f"{format_number(count / scale)} {word}"
+    return format_number(count)
+
+
 def format_seconds(time_s: float) -> str:
     """Three significant digits from picoseconds to days: `2.5 us`, `1.5 h`.
 

@@ -3,14 +3,15 @@
 from functools import cache
 
 from simulator.graph.machine import MachineGraph, machine_graph
-from simulator.graph.operators import Formats
-from simulator.placement.lowering import Program
+from simulator.graph.work import Formats
+from simulator.placement.program import Program
 from simulator.placement.placement import Placement, Stage, Streaming
 from simulator.serving.arrivals import Request
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.engine import Engine
 from simulator.specs.machine import load_machine
-from simulator.specs.model import Architecture, load_model
+from simulator.specs.architecture import Architecture
+from simulator.specs.model import load_model
 from simulator.specs.workload import BatchArrivals, UniformLengths, Workload
 from simulator.study.deploy import Deployment
 from simulator.study.verify import Verified, compare, made_scarce, simulate_for_replay

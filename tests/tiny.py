@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from simulator.graph.machine import MachineGraph, machine_graph
-from simulator.graph.operators import Formats
+from simulator.graph.work import Formats
 from simulator.graph.shape import Amount
-from simulator.placement.lowering import Program
+from simulator.placement.program import Program
 from simulator.placement.placement import Placement, Stage, Streaming
 from simulator.placement.plan import Task, Template, Tensor
 from simulator.results.records import RunRecord
@@ -19,7 +19,7 @@ from simulator.simulation.pricing import Durations
 from simulator.simulation.ticks import Ticks
 from simulator.specs.engine import Engine, EngineMemory, HostStages, Overheads, SchedulerSettings
 from simulator.specs.hardware import Device, Efficiency, Host, Link, Machine, Memory, Node
-from simulator.specs.model import Architecture
+from simulator.specs.architecture import Architecture
 
 NS, US = 1e-9, 1e-6
 BF16 = Formats("bf16", "bf16", "bf16")

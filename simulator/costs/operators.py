@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.graph.operators import OperatorClass
+from simulator.graph.work import OperatorClass
 from simulator.specs.hardware import ITEM_BYTES, Device, Efficiency, Precision
 
 Floats = NDArray[np.float64]

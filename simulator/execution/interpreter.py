@@ -7,6 +7,7 @@ dependency or a buffer reused too soon shows as a `Fault`, or as a wrong number.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,12 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from simulator.execution import kv
 from simulator.execution.collectives import COLLECTIVES
 from simulator.execution.network import Transformer
-from simulator.execution.operators import OPERATORS, Call
+from simulator.execution.operators import OPERATORS, Call, States
+from simulator.execution.quantised import PLAIN, pack, unpack
 from simulator.execution.stores import Fault, Stores
-from simulator.graph.operators import Parameter
 from simulator.graph.shape import Chunk
-from simulator.placement.lowering import Program
+from simulator.graph.work import Parameter
 from simulator.placement.plan import KvCopy, Plan, Task
+from simulator.specs.weight_formats import WeightFormat
+from simulator.placement.program import Program
 
 
 @dataclass
@@ -44,6 +47,9 @@ class Interpreter:
         self.model, self.machine = programs[0].model, programs[0].machine
         self.sequences, self.stores = sequences, stores
         self.dtype = next(model.parameters()).dtype
+        self.states: defaultdict[tuple[int | None, str], States] = defaultdict(States)
+        self._packed: dict[str, tuple[WeightFormat, tuple[int, ...]]] = {}
+        """Weights that are not kept in the format they are computed in, and their shapes."""
         for program in programs:
             self._load(program, dict(model.named_parameters()), block_count, block_tokens)
 
@@ -51,10 +57,15 @@ class Interpreter:
         self, program: Program, parameters: Mapping[str, Tensor], block_count: int, block_tokens: int
     ) -> None:
         for resident in program.residents():
-            tensor = _part(parameters[resident.parameter.name], resident.parameter)
-            self.stores.keep(resident.tensor.memory, resident.tensor.name, tensor)
+            part = resident.parameter
+            tensor, name = _part(parameters[part.name], part), resident.tensor.name
+            form = program.storage.format_of(part.name, part.whole_shape[-1])
+            if PLAIN.get(form.name) != self.dtype:
+                self._packed[_without_state(name)] = (form, part.shape)
+                tensor = pack(tensor, form)
+            self.stores.keep(resident.tensor.memory, name, tensor)
         for slab in program.slabs():
-            shape = (block_count, block_tokens, slab.head_count, self.model.head_dim)
+            shape = (slab.planes, block_count, block_tokens, slab.head_count, slab.width)
             self.stores.keep(slab.memory, slab.name, kv.empty_slab(*shape, self.dtype))
 
     def begin(self, plan: Plan, index: int) -> None:
@@ -93,8 +104,11 @@ class Interpreter:
             return (torch.tensor(ids, dtype=torch.int64),)
         if not task.reads:
             return ()
-        chosen = self.stores.get(task.place, task.reads[0]).tolist()
-        for chunk, token in zip(chunks, chosen, strict=True):
+        answer = self.stores.get(task.place, task.reads[0])
+        if self.model.is_encoder:
+            self._keep_rows(chunks, answer)
+            return ()
+        for chunk, token in zip(chunks, answer.tolist(), strict=True):
             if chunk.commits:
                 tokens[chunk.sequence].append(token)
         return ()
@@ -104,14 +118,28 @@ class Interpreter:
     def _compute(self, task: Task, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
         memory = self.machine.memory_of(task.place)
         tensors = [self.stores.get(memory, name) for name in task.reads]
-        weights = {_short(name): t for name, t in zip(task.reads, tensors, strict=True) if _is_weight(name)}
+        weights = {
+            _short(name): self._unpacked(name, tensor)
+            for name, tensor in zip(task.reads, tensors, strict=True)
+            if _is_weight(name)
+        }
         values = [t for name, t in zip(task.reads, tensors, strict=True) if not _is_weight(name)]
         slab = self.stores.get(memory, task.kv) if task.kv else None
         assert task.share is not None
         if task.operator == "sample":
-            self._keep_logits(chunks, values[0])
-        call = Call(self.model, task.operator, task.share, chunks, values, weights, slab)
+            self._keep_rows(chunks, values[0])
+        states = self.states[task.layer, task.place] if task.operator == "delta_rule" else None
+        call = Call(self.model, task.operator, task.layer, task.share, chunks, values, weights, slab,
+                    len(task.writes), states)  # fmt: skip
         return OPERATORS[task.operator](call)
+
+    def _unpacked(self, name: str, weight: Tensor) -> Tensor:
+        """A weight as operators compute with it."""
+        packed = self._packed.get(_without_state(name))
+        if packed is None:
+            return weight
+        form, shape = packed
+        return unpack(weight, shape, form, self.dtype)
 
     def _transfer(self, task: Task) -> Sequence[Tensor]:
         results = []
@@ -144,8 +172,9 @@ class Interpreter:
             raise Fault(f"{name} is copied, but it is nowhere")
         return found[0]
 
-    def _keep_logits(self, chunks: Sequence[Chunk], logits_rv: Tensor) -> None:
-        for chunk, row in zip(chunks, logits_rv, strict=True):
+    def _keep_rows(self, chunks: Sequence[Chunk], rows: Tensor) -> None:
+        """Keep what each answer was chosen from; of an encoder, the answer itself."""
+        for chunk, row in zip(chunks, rows, strict=True):
             if chunk.commits:
                 self.sequences.logits.setdefault(chunk.sequence, []).append(row.clone())
 
@@ -156,6 +185,11 @@ def _part(whole: Tensor, parameter: Parameter) -> Tensor:
         return whole.detach().clone()
     size = parameter.shape[parameter.axis]
     return whole.detach().narrow(parameter.axis, parameter.start, size).contiguous().clone()
+
+
+def _without_state(name: str) -> str:
+    """A weight's name and device, whether it is at home, fetched or resident."""
+    return name.replace("home-of-", "").split("#")[0]
 
 
 def _is_weight(name: str) -> bool:

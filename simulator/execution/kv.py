@@ -10,10 +10,12 @@ from torch import Tensor
 from simulator.graph.shape import Chunk
 
 
-def empty_slab(blocks: int, block_tokens: int, heads: int, head_dim: int, dtype: torch.dtype) -> Tensor:
-    """Keys and values of all blocks, `[2, blocks, block_tokens, g, d]`, full of NaN: what is read before it
-    is written shows in every logit."""
-    return torch.full((2, blocks, block_tokens, heads, head_dim), float("nan"), dtype=dtype)
+def empty_slab(
+    planes: int, blocks: int, block_tokens: int, heads: int, width: int, dtype: torch.dtype
+) -> Tensor:
+    """All blocks of one layer `[planes, blocks, block_tokens, g, d]` (keys and values, or one plane for
+    both), full of NaN: what is read before it is written shows in every logit."""
+    return torch.full((planes, blocks, block_tokens, heads, width), float("nan"), dtype=dtype)
 
 
 def slots(chunk_blocks: Sequence[int], block_tokens: int, start: int, end: int) -> tuple[Tensor, Tensor]:
@@ -23,14 +25,14 @@ def slots(chunk_blocks: Sequence[int], block_tokens: int, start: int, end: int) 
     return table[positions // block_tokens], positions % block_tokens
 
 
-def write(slab: Tensor, chunk: Chunk, k_ngd: Tensor, v_ngd: Tensor) -> None:
-    """Cache the keys and values of a chunk's new tokens."""
+def write(slab: Tensor, chunk: Chunk, *planes_ngd: Tensor) -> None:
+    """Cache what a chunk's new tokens leave behind, plane by plane."""
     block_n, offset_n = slots(chunk.blocks, slab.shape[2], chunk.context, chunk.context + chunk.new)
-    slab[0, block_n, offset_n] = k_ngd.to(slab.dtype)
-    slab[1, block_n, offset_n] = v_ngd.to(slab.dtype)
+    for plane, x_ngd in enumerate(planes_ngd):
+        slab[plane, block_n, offset_n] = x_ngd.to(slab.dtype)
 
 
-def read(slab: Tensor, blocks: Sequence[int], tokens: int) -> tuple[Tensor, Tensor]:
-    """Keys and values `[s, g, d]` of a sequence's first `tokens` tokens."""
-    block_s, offset_s = slots(blocks, slab.shape[2], 0, tokens)
-    return slab[0, block_s, offset_s], slab[1, block_s, offset_s]
+def read(slab: Tensor, blocks: Sequence[int], tokens: int, first: int = 0) -> tuple[Tensor, ...]:
+    """Each plane `[s, g, d]` of a sequence's tokens from `first` to `tokens`."""
+    block_s, offset_s = slots(blocks, slab.shape[2], first, tokens)
+    return tuple(plane[block_s, offset_s] for plane in slab)

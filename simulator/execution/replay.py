@@ -16,11 +16,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from simulator.execution.interpreter import Interpreter, Sequences
-from simulator.execution.network import Transformer, random_transformer
+from simulator.execution.network import Transformer
+from simulator.execution.random_weights import random_transformer
+from simulator.execution.quantised import round_trip
 from simulator.execution.stores import Fault, Stores
-from simulator.placement.lowering import Program
 from simulator.placement.plan import Plan
-from simulator.specs.model import Architecture
+from simulator.placement.program import Program
+from simulator.specs.architecture import Architecture
+from simulator.specs.weight_formats import WeightStorage
 
 
 @dataclass(frozen=True)
@@ -109,18 +112,27 @@ def _finish(
 def reference(
     model: Transformer, prompts: dict[int, list[int]], counts: dict[int, int]
 ) -> tuple[dict[int, list[int]], dict[int, Tensor]]:
-    """Tokens and logits of plain generation: one sequence at a time, no cache, no placement."""
+    """Tokens and logits of plain generation: one sequence at a time, no cache, no placement. Of an encoder
+    the prompts themselves, and their vectors."""
     tokens, logits = {}, {}
     with torch.no_grad():
         for number, prompt in prompts.items():
+            if model.arch.is_encoder:
+                tokens[number] = list(prompt)
+                logits[number] = model(torch.tensor(prompt)).mean(dim=0, keepdim=True)
+                continue
             generated, logits[number] = model.generate(prompt, counts[number])
             tokens[number] = [*prompt, *generated]
     return tokens, logits
 
 
-def random_model(model: Architecture, seed: int) -> Transformer:
-    """The network with random weights, in float64."""
-    return random_transformer(model, seed, torch.float64)
+def random_model(model: Architecture, seed: int, storage: WeightStorage) -> Transformer:
+    """The network with random weights in float64, each rounded to what its number format can hold."""
+    network = random_transformer(model, seed, torch.float64)
+    for name, parameter in network.named_parameters():
+        form = storage.format_of(name, parameter.shape[-1])
+        parameter.data = round_trip(parameter.data, form)
+    return network
 
 
 def largest_difference(found: Mapping[int, Sequence[Tensor]], expected: Mapping[int, Tensor]) -> float:

@@ -1,7 +1,7 @@
 """The shape of a step and the amounts that depend on it.
 
 A step is a list of *chunks*, one sequence's share each. What it costs depends on the chunks only through
-a few integer sums, the *features*. Every amount in the program (FLOPs, bytes) is an integer linear form of
+a few sums, the *features*. Every amount in the program (FLOPs, bytes) is an integer linear form of
 the features, an `Amount`: lowering is done once with forms, and a step is priced by a dot product.
 """
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from simulator.specs.architecture import Architecture
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +33,45 @@ class Chunk:
     """Where a hand-over puts its cached tokens; a chunk handed over has no new ones."""
 
 
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What of a model decides which sums a step's cost depends on."""
+
+    sliding_window: int | None = None
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+
+    @classmethod
+    def of(cls, model: Architecture) -> Traits:
+        experts = model.experts
+        if experts is None:
+            return cls(model.sliding_window)
+        return cls(model.sliding_window, experts.num_experts, experts.num_experts_per_tok)
+
+    def active_experts(self, tokens: int) -> float:
+        """Expected number of different experts of a layer that so many tokens choose, each k of n at random
+        and on its own: n (1 - (1 - k/n)^tokens).
+
+        >>> Traits(None, num_experts=8, num_experts_per_tok=2).active_experts(2)
+        3.5
+        """
+        if not self.num_experts:
+            return 0
+        missed = 1 - self.num_experts_per_tok / self.num_experts
+        return float(self.num_experts * (1 - missed**tokens))
+
+
+PLAIN = Traits()
+"""Of a dense model whose attention sees everything."""
+
+
 class StepShape(NamedTuple):
     """The sums over a step's chunks that decide what it costs. The order of the fields is the order of
-    the coefficients of an `Amount`; both are linear under joining chunk lists."""
+    the coefficients of an `Amount`.
+
+    The sums of layers with a sliding window stand beside those of full attention and are 0 for models
+    without one. All are whole numbers but `active_experts`, which is an expectation unless it was recorded.
+    """
 
     one: int = 1
     tokens: int = 0
@@ -49,38 +87,73 @@ class StepShape(NamedTuple):
     """Keys read: sum of context + new."""
     decode_tokens: int = 0
     decode_span: int = 0
+    window_pairs: int = 0
+    """As prefill_pairs, each query seeing the last `sliding_window` keys only."""
+    window_square: int = 0
+    """New tokens times window_span, summed."""
+    window_span: int = 0
+    """Keys that the chunk's queries see between them."""
+    window_decode_span: int = 0
+    window_growing: int = 0
+    """Decoding sequences that do not fill the window yet, so that their next step reads a key more. Costs
+    nothing itself."""
+    active_experts: float = 0
+    """Experts of a layer that at least one token chose; their weights are read."""
 
     @classmethod
-    def of(cls, chunks: Iterable[Chunk]) -> StepShape:
+    def of(cls, chunks: Iterable[Chunk], traits: Traits = PLAIN) -> StepShape:
         """Sum the features of `chunks`."""
-        tokens = sequences = logit_rows = 0
-        prefill_tokens = prefill_pairs = prefill_square = prefill_span = decode_tokens = decode_span = 0
+        tokens = sequences = decode_tokens = decode_span = 0
+        window_decode_span = window_growing = 0
+        prefill_tokens = prefill_pairs = prefill_square = prefill_span = 0
+        window_pairs = window_square = window_span = 0
+        window = traits.sliding_window
         for chunk in chunks:
-            span = chunk.context + chunk.new
+            new, span = chunk.new, chunk.context + chunk.new
             sequences += 1
-            tokens += chunk.new
-            logit_rows += 1
-            if chunk.new == 1:
+            tokens += new
+            if new == 1:
                 decode_tokens += 1
                 decode_span += span
-            else:
-                prefill_tokens += chunk.new
-                prefill_pairs += chunk.new * chunk.context + chunk.new * (chunk.new + 1) // 2
-                prefill_square += chunk.new * span
-                prefill_span += span
+                if window:
+                    window_decode_span += min(span, window)
+                    window_growing += span < window
+                continue
+            prefill_tokens += new
+            prefill_pairs += new * chunk.context + new * (new + 1) // 2
+            prefill_square += new * span
+            prefill_span += span
+            if window:
+                seen = min(span, new + window - 1)
+                window_pairs += _pairs_in_window(chunk.context, new, window)
+                window_square += new * seen
+                window_span += seen
         return cls(
-            1, tokens, sequences, logit_rows, prefill_tokens, prefill_pairs, prefill_square, prefill_span,
-            decode_tokens, decode_span,
+            1, tokens, sequences, sequences, prefill_tokens, prefill_pairs, prefill_square, prefill_span,
+            decode_tokens, decode_span, window_pairs, window_square, window_span, window_decode_span,
+            window_growing, traits.active_experts(tokens),
         )  # fmt: skip
 
-
-    def joined(self, other: StepShape) -> StepShape:
+    def joined(self, other: StepShape, traits: Traits = PLAIN) -> StepShape:
         """The shape of the two chunk lists together."""
-        sums = (a + b for a, b in zip(self[1:], other[1:], strict=True))
-        return StepShape(1, *sums)
+        sums = StepShape._make(a + b for a, b in zip(self, other, strict=True))
+        return sums._replace(one=1, active_experts=traits.active_experts(sums.tokens))
+
+    def grown(self, steps: int) -> StepShape:
+        """The shape so many steps later, if all its sequences go on decoding and none fills its window."""
+        return self._replace(
+            decode_span=self.decode_span + steps * self.decode_tokens,
+            window_decode_span=self.window_decode_span + steps * self.window_growing,
+        )
 
 
-FEATURE_COUNT = 10
+def _pairs_in_window(context: int, new: int, window: int) -> int:
+    """Pairs of `new` queries and the last `window` keys of each: the first few see less."""
+    short = min(max(window - 1 - context, 0), new)
+    return short * context + short * (short + 1) // 2 + (new - short) * window
+
+
+FEATURE_COUNT = len(StepShape._fields)
 ZERO = (0,) * FEATURE_COUNT
 
 
@@ -96,16 +169,11 @@ class Amount:
     coefficients: tuple[int, ...] = ZERO
 
     @classmethod
-    def of(
-        cls, *, one: int = 0, tokens: int = 0, sequences: int = 0, logit_rows: int = 0,
-        prefill_tokens: int = 0, prefill_pairs: int = 0, prefill_square: int = 0, prefill_span: int = 0,
-        decode_tokens: int = 0, decode_span: int = 0,
-    ) -> Amount:  # fmt: skip
-        """Name the coefficients that are not zero."""
-        return cls((
-            one, tokens, sequences, logit_rows, prefill_tokens, prefill_pairs, prefill_square, prefill_span,
-            decode_tokens, decode_span,
-        ))  # fmt: skip
+    def of(cls, **coefficients: int) -> Amount:
+        """Name the coefficients that are not zero, as fields of `StepShape`."""
+        unknown = coefficients.keys() - set(StepShape._fields)
+        assert not unknown, f"no feature is called {sorted(unknown)}"
+        return cls(tuple(coefficients.get(name, 0) for name in StepShape._fields))
 
     def __add__(self, other: Amount) -> Amount:
         return Amount(tuple(a + b for a, b in zip(self.coefficients, other.coefficients, strict=True)))
@@ -116,9 +184,13 @@ class Amount:
     def __bool__(self) -> bool:
         return any(self.coefficients)
 
+    def per(self, feature: str) -> int:
+        """The coefficient of one feature of `StepShape`."""
+        return self.coefficients[StepShape._fields.index(feature)]
+
     def at(self, shape: StepShape) -> int:
-        """The amount for one shape, exactly."""
-        return sum(a * b for a, b in zip(self.coefficients, shape, strict=True) if a)
+        """The amount for one shape; exact, unless it depends on an expected number of active experts."""
+        return round(sum(a * b for a, b in zip(self.coefficients, shape, strict=True) if a))
 
 
 NOTHING = Amount()

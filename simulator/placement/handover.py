@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from simulator.graph.operators import byte_amount
 from simulator.graph.shape import Amount
-from simulator.placement.lowering import Program
+from simulator.graph.work import byte_amount
 from simulator.placement.plan import KvCopy, KvSlab, Task, Template
+from simulator.placement.program import Program
 
 
 def handover_template(source: Program, target: Program) -> Template:
@@ -43,8 +43,8 @@ def _moves(sources: list[KvSlab], target: KvSlab) -> list[KvCopy]:
 
 
 def _copy_task(program: Program, move: KvCopy, number: int) -> Task:
-    machine, model = program.machine, program.model
-    elements = Amount.of(prefill_span=2 * move.head_count * model.head_dim)
+    machine, slab = program.machine, move.source
+    elements = Amount.of(prefill_span=slab.planes * move.head_count * slab.width)
     nbytes = byte_amount(elements, program.formats.kv_cache)
     route = machine.route(move.source.memory, move.target.memory)
     units = tuple(

@@ -9,127 +9,30 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
-from simulator.graph.machine import Directed, MachineGraph
-from simulator.graph.operators import (
-    TOKEN_ID_BYTES,
-    Formats,
-    Operator,
-    OperatorFactory,
-    Parameter,
-    Share,
-    byte_amount,
-)
+from simulator.graph.machine import Directed
+from simulator.graph.operators import TOKEN_ID_BYTES, OperatorFactory
 from simulator.graph.shape import Amount
-from simulator.placement.placement import Placement, Stage
-from simulator.placement.plan import KvSlab, Resident, Task, Template, Tensor, flaws, with_frees
+from simulator.graph.share import Share
+from simulator.graph.work import Operator, Parameter, byte_amount
+from simulator.placement.placed import Placed, home_name, slab_name, stage_layer, weight_name
+from simulator.placement.placement import Stage
+from simulator.placement.plan import Task, Template, Tensor, with_frees
 from simulator.placement.traffic import link_bytes, ring_link_elements
-from simulator.specs.model import Architecture
 
 IDS = Amount.of(tokens=TOKEN_ID_BYTES)
 
 
-@dataclass(frozen=True)
-class Program:
-    """A placed model: what stays in memory, and the template of each kind of step."""
-
-    model: Architecture
-    placement: Placement
-    machine: MachineGraph
-    formats: Formats
-    _templates: dict[tuple[int, bool], Template] = field(default_factory=dict, repr=False)
-
-    @property
-    def host(self) -> str:
-        """The memory of the host whose engine thread drives the placement: that of the first stage."""
-        return self.machine.host_of(self.placement.stages[0].devices[0]).name
-
-    @property
-    def engine_unit(self) -> str:
-        """The stream of the engine's own thread."""
-        return f"{self.host}.engine"
-
-    def factory(self, stage: Stage, rank: int) -> OperatorFactory:
-        return OperatorFactory(self.model, Share.of(self.model, rank, len(stage.devices)), self.formats)
-
-    def template(self, microbatches: int, warm: bool = False) -> Template:
-        """The template of a step with so many microbatches that have chunks.
-
-        warm: an earlier step has fetched the first streamed layers already.
-        """
-        key = (microbatches, warm)
-        if key not in self._templates:
-            template = _Lowering(self, microbatches, warm).template()
-            assert not flaws(template, (resident.tensor.name for resident in self.residents()))
-            self._templates[key] = template
-        return self._templates[key]
-
-    def is_streamed(self, layer: int | None) -> bool:
-        streaming = self.placement.streaming
-        return streaming is not None and layer in streaming.layers
-
-    def residents(self) -> tuple[Resident, ...]:
-        """Every weight that stays in memory, once for each memory that holds it."""
-        found: dict[str, Resident] = {}
-        for device, operator in self.operators():
-            for parameter in operator.parameters:
-                size = byte_amount(Amount.of(one=parameter.elements), self.formats.weights)
-                memory, name = self.machine.memory_of(device), weight_name(parameter.name, device)
-                if self.is_streamed(operator.layer) and self.placement.streaming:
-                    memory, name = self.placement.streaming.home, home_name(parameter.name, device)
-                found[name] = Resident(Tensor(name, memory, size, kept=True), parameter)
-        return tuple(found.values())
-
-    def slabs(self) -> tuple[KvSlab, ...]:
-        """The KV cache of each layer on each device that computes it."""
-        return tuple(
-            self._slab(device, layer, Share.of(self.model, rank, len(stage.devices)))
-            for stage in self.placement.stages
-            for layer in stage.layers
-            for rank, device in enumerate(stage.devices)
-        )
-
-    def _slab(self, device: str, layer: int, share: Share) -> KvSlab:
-        per_token = Amount.of(one=2 * share.kv_head_count * self.model.head_dim)
-        nbytes = byte_amount(per_token, self.formats.kv_cache).coefficients[0]
-        return KvSlab(slab_name(layer, device), self.machine.memory_of(device), layer,
-                      share.kv_head_start, share.kv_head_count, nbytes)  # fmt: skip
-
-    def operators(self) -> Iterator[tuple[str, Operator]]:
-        """Every operator of every rank with the device it runs on."""
-        stages = self.placement.stages
-        for stage in stages:
-            for rank, device in enumerate(stage.devices):
-                factory = self.factory(stage, rank)
-                if stage is stages[0]:
-                    yield device, factory.embed()
-                for layer in stage.layers:
-                    for operator in factory.layer(layer, has_branch=layer > stage.first_layer):
-                        yield device, operator
-                if stage is stages[-1]:
-                    for operator in factory.head():
-                        yield device, operator
-
-
-def weight_name(parameter: str, device: str) -> str:
-    return f"{parameter}@{device}"
-
-
-def home_name(parameter: str, device: str) -> str:
-    """A streamed weight where it is kept."""
-    return f"{parameter}@home-of-{device}"
-
-
-def slab_name(layer: int, device: str) -> str:
-    return f"kv.{layer}@{device}"
+def lower(placed: Placed, microbatches: int, warm: bool) -> Template:
+    """The template of a step with so many microbatches; `warm` if its first streamed layers are there."""
+    return _Lowering(placed, microbatches, warm).template()
 
 
 class _Lowering:
     """The state of one lowering: tasks so far, and which tensor holds each value where."""
 
-    def __init__(self, program: Program, microbatches: int, warm: bool) -> None:
-        self.program, self.machine, self.placement = program, program.machine, program.placement
+    def __init__(self, placed: Placed, microbatches: int, warm: bool) -> None:
+        self.placed, self.machine, self.placement = placed, placed.machine, placed.placement
         self.microbatches, self.warm = microbatches, warm
         self.tasks: list[Task] = []
         self.values: dict[tuple[int, str], dict[str, str]] = defaultdict(dict)
@@ -148,41 +51,41 @@ class _Lowering:
         for stage, following in zip(stages, (*stages[1:], None), strict=True):
             self._stage(stage, following)
         for microbatch in range(self.microbatches):
-            self._return_ids(microbatch, stages[-1])
+            self._return_answer(microbatch, stages[-1])
         outcome = len(self.tasks) - 1
         for stage in stages:
             self._prefetch_next_step(stage)
         tasks = with_frees(self.tasks, self.imports, self.discarded)
-        return Template(tasks, outcome, tuple(self.imports), self.microbatches)
+        return Template(tasks, outcome, tuple(self.imports), self.microbatches, self.placed.traits)
 
     # -- the token loop's two ends ------------------------------------------------------------------
 
     def _gather_ids(self, microbatch: int, stage: Stage) -> None:
-        host = self.program.host
+        host = self.placed.host
         ids = self._tensor(f"ids.m{microbatch}@{host}", host, IDS)
-        self._add(Task(f"gather.m{microbatch}", "host", "gather", host, (self.program.engine_unit,), (),
+        self._add(Task(f"gather.m{microbatch}", "host", "gather", host, (self.placed.engine_unit,), (),
                        (ids,), microbatch, host_work="gather"))  # fmt: skip
         self._spread("ids", ids, host, stage.devices, microbatch)
 
-    def _return_ids(self, microbatch: int, stage: Stage) -> None:
-        host, device = self.program.host, stage.devices[0]
-        sampled = self.values[microbatch, device]["next_ids"]
-        arrived = self._copy(sampled, "next_ids", device, (host,), microbatch)[0]
-        self._add(Task(f"commit.m{microbatch}", "host", "commit", host, (self.program.engine_unit,),
+    def _return_answer(self, microbatch: int, stage: Stage) -> None:
+        host, device = self.placed.host, stage.devices[0]
+        role = "embedding" if self.placed.model.is_encoder else "next_ids"
+        answer = self.values[microbatch, device][role]
+        arrived = self._copy(answer, role, device, (host,), microbatch)[0]
+        self._add(Task(f"commit.m{microbatch}", "host", "commit", host, (self.placed.engine_unit,),
                        (arrived,), (), microbatch, host_work="commit"))  # fmt: skip
 
-    def _move_on(self, microbatch: int, stage: Stage, following: Stage, closing: Operator) -> None:
+    def _move_on(self, microbatch: int, stage: Stage, following: Stage, closing: Operator | None) -> None:
         """Hand the residual stream to the next stage: rank j takes it from rank j modulo their number.
-        Ranks that nobody takes it from drop what they hold."""
+        `closing` adds an open branch first. Ranks that nobody takes it from drop what they hold."""
         count = len(stage.devices)
         sources = {rank % count for rank in range(len(following.devices))}
         for rank, device in enumerate(stage.devices):
             values = self.values[microbatch, device]
-            if rank in sources:
-                share = Share.of(self.program.model, rank, count)
-                self._compute(closing, device, share, microbatch)
-            else:
-                self.discarded += [values["residual"], values["branch"]]
+            if rank not in sources:
+                self.discarded += [values["residual"]] + ([values["branch"]] if closing else [])
+            elif closing is not None:
+                self._compute(closing, device, microbatch)
         for rank, device in enumerate(following.devices):
             source = stage.devices[rank % count]
             residual = self.values[microbatch, source]["residual"]
@@ -193,46 +96,53 @@ class _Lowering:
     # -- a stage ------------------------------------------------------------------------------------
 
     def _stage(self, stage: Stage, following: Stage | None) -> None:
-        factories = [self.program.factory(stage, rank) for rank in range(len(stage.devices))]
+        factories = [self.placed.factory(stage, rank) for rank in range(len(stage.devices))]
         if stage is self.placement.stages[0]:
             for microbatch in range(self.microbatches):
                 self._ranks(stage, [factory.embed() for factory in factories], microbatch)
         for layer, microbatch in self._order(stage):
-            shares = [factory.layer(layer, layer > stage.first_layer) for factory in factories]
-            for operators in zip(*shares, strict=True):
-                self._ranks(stage, operators, microbatch)
+            self._ranks(stage, [stage_layer(factory, stage, layer) for factory in factories], microbatch)
             if microbatch == self.microbatches - 1:
                 self._fetch_after(stage, layer)
         for microbatch in range(self.microbatches):
             if following is None:
                 self._head(stage, factories, microbatch)
             else:
-                closing = factories[0].residual_add(stage.layers[-1])
+                is_open = factories[0].leaves_branch(stage.first_layer, stage.layer_count)
+                closing = factories[0].residual_add(stage.layers[-1]) if is_open else None
                 self._move_on(microbatch, stage, following, closing)
 
     def _order(self, stage: Stage) -> Iterator[tuple[int, int]]:
         """A streamed stage does each layer for all microbatches before the next, so that a fetched layer
         serves them all; other stages finish a microbatch first, so that the next stage can start."""
-        if any(self.program.is_streamed(layer) for layer in stage.layers):
+        if any(self.placed.is_streamed(layer) for layer in stage.layers):
             return ((layer, m) for layer in stage.layers for m in range(self.microbatches))
         return ((layer, m) for m in range(self.microbatches) for layer in stage.layers)
 
     def _head(self, stage: Stage, factories: Sequence[OperatorFactory], microbatch: int) -> None:
-        for operators in zip(*(factory.head() for factory in factories), strict=True):
-            self._ranks(stage, operators, microbatch)
+        """Score and sample; of an encoder, average on every rank and take the first one's answer."""
+        has_branch = factories[0].leaves_branch(stage.first_layer, stage.layer_count)
+        if self.placed.model.is_encoder:
+            (pool,) = factories[0].head(has_branch)
+            self._compute(pool, stage.devices[0], microbatch)
+            self.discarded += [self.values[microbatch, device]["residual"] for device in stage.devices[1:]]
+            return
+        self._ranks(stage, [factory.head(has_branch) for factory in factories], microbatch)
         if len(stage.devices) > 1:
             self._gather_logits(stage, microbatch)
-        self._compute(factories[0].sample(), stage.devices[0], factories[0].share, microbatch)
+        self._compute(factories[0].sample(), stage.devices[0], microbatch)
 
-    def _ranks(self, stage: Stage, operators: Sequence[Operator], microbatch: int) -> None:
-        """One operator on every rank, and the reduction its summands need."""
-        for rank, (device, operator) in enumerate(zip(stage.devices, operators, strict=True)):
-            share = Share.of(self.program.model, rank, len(stage.devices))
-            self._compute(operator, device, share, microbatch)
-        if operators[0].partial and len(stage.devices) > 1:
-            self._all_reduce(operators[0], stage, microbatch)
+    def _ranks(self, stage: Stage, shares: Sequence[Sequence[Operator]], microbatch: int) -> None:
+        """The same operators on every rank, each with its share, and the reductions their summands need."""
+        for operators in zip(*shares, strict=True):
+            for rank, (device, operator) in enumerate(zip(stage.devices, operators, strict=True)):
+                self._compute(operator, device, microbatch, rank, len(stage.devices))
+            if operators[0].partial and len(stage.devices) > 1:
+                self._all_reduce(operators[0], stage, microbatch)
 
-    def _compute(self, operator: Operator, device: str, share: Share, microbatch: int) -> None:
+    def _compute(
+        self, operator: Operator, device: str, microbatch: int, rank: int = 0, degree: int = 1
+    ) -> None:
         values, label = self.values[microbatch, device], _label(operator)
         names = (weight_name(parameter.name, device) for parameter in operator.parameters)
         weights = tuple(self.fetched.get(name, name) for name in names)
@@ -246,7 +156,8 @@ class _Lowering:
         kv = slab_name(operator.layer, device) if operator.uses_kv and operator.layer is not None else None
         index = self._add(Task(
             f"{label}.m{microbatch}@{device}", "compute", operator.name, device, (device,), reads,
-            tuple(writes), microbatch, operator.layer, share, operator.works, operator.dense_flops, kv=kv,
+            tuple(writes), microbatch, operator.layer, Share(rank, degree), operator.works,
+            operator.dense_flops, kv=kv,
         ))  # fmt: skip
         if operator.layer is not None:
             self.last_use[device, operator.layer] = index
@@ -264,7 +175,8 @@ class _Lowering:
             writes.append(self._tensor(name, self.machine.memory_of(device), size))
             self.values[microbatch, device][role] = name
         ring = list(zip(stage.devices, (*stage.devices[1:], stage.devices[0]), strict=True))
-        per_link = ring_link_elements(self.program.model.hidden_size, len(stage.devices))
+        width = operator.writes[0].elements.per("tokens")
+        per_link = ring_link_elements(width, len(stage.devices))
         traffic = [
             (self._route(a, b), self._size(Amount.of(tokens=count)))
             for (a, b), count in zip(ring, per_link, strict=True)
@@ -279,7 +191,7 @@ class _Lowering:
         """Bring every rank's part of the logits to rank 0, in rank order."""
         root = stage.devices[0]
         reads = tuple(self.values[microbatch, device]["logits"] for device in stage.devices)
-        vocabulary = self._size(Amount.of(logit_rows=self.program.model.vocab_size))
+        vocabulary = self._size(Amount.of(logit_rows=self.placed.model.vocab_size))
         joined = self._tensor(f"logits.m{microbatch}@{root}", self.machine.memory_of(root), vocabulary)
         traffic = [
             (self._route(device, root), self.elements[name].nbytes)
@@ -295,7 +207,7 @@ class _Lowering:
     # -- weight streaming -------------------------------------------------------------------------------
 
     def _streamed(self, stage: Stage) -> list[int]:
-        return [layer for layer in stage.layers if self.program.is_streamed(layer)]
+        return [layer for layer in stage.layers if self.placed.is_streamed(layer)]
 
     def _buffer_count(self) -> int:
         return self.placement.streaming.buffers if self.placement.streaming else 0
@@ -338,7 +250,7 @@ class _Lowering:
         assert streaming is not None
         parameters = self._layer_parameters(stage, rank, layer)
         position = self._streamed(stage).index(layer) % streaming.buffers
-        sizes = [byte_amount(Amount.of(one=p.elements), self.program.formats.weights) for p in parameters]
+        sizes = [Amount.of(one=self.placed.parameter_bytes(p)) for p in parameters]
         names = [weight_name(p.name, device) for p in parameters]
         if not kept:  # a step's own copy must not share its name with the one left for the next step
             self.fetched.update({name: f"{name}#fetched" for name in names})
@@ -357,7 +269,7 @@ class _Lowering:
         ))  # fmt: skip
 
     def _layer_parameters(self, stage: Stage, rank: int, layer: int) -> list[Parameter]:
-        operators = self.program.factory(stage, rank).layer(layer, layer > stage.first_layer)
+        operators = stage_layer(self.placed.factory(stage, rank), stage, layer)
         return [parameter for operator in operators for parameter in operator.parameters]
 
     # -- copies -------------------------------------------------------------------------------------------
@@ -410,7 +322,7 @@ class _Lowering:
     def _size(self, elements: Amount, is_token_ids: bool = False) -> Amount:
         if is_token_ids:
             return elements * TOKEN_ID_BYTES
-        return byte_amount(elements, self.program.formats.activations)
+        return byte_amount(elements, self.placed.formats.activations)
 
     def _tensor(self, name: str, memory: str, nbytes: Amount) -> Tensor:
         self.elements[name] = Tensor(name, memory, nbytes)

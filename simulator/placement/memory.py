@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from simulator.graph.shape import Chunk, split_evenly
-from simulator.placement.lowering import Program
 from simulator.placement.plan import Plan
+from simulator.placement.program import Program
 from simulator.specs.engine import Engine
 from simulator.units import GIB
 
@@ -26,12 +26,15 @@ class MemoryNeed:
     """Peak of the tensors alive in the largest step, or of the sampler's warm-up if that is more."""
     engine_bytes: int
     """The runtime's own, from the engine's profile."""
+    state_bytes: int
+    """States of linear attention, one for each sequence that may run."""
     kv_block_bytes: int
 
     @property
     def room_bytes(self) -> int:
         """Left for KV blocks; negative if the rest does not fit already."""
-        return self.usable_bytes - self.weights_bytes - self.activations_bytes - self.engine_bytes
+        taken = self.weights_bytes + self.activations_bytes + self.engine_bytes + self.state_bytes
+        return self.usable_bytes - taken
 
     @property
     def kv_blocks(self) -> int | None:
@@ -45,12 +48,16 @@ class Budget:
 
     needs: tuple[MemoryNeed, ...]
     block_tokens: int
+    most_blocks: int
+    """As many as the longest sequences could fill, as many of them as may run; all that a model without a
+    KV cache is held to."""
 
     @property
     def kv_blocks(self) -> int:
         """KV blocks of the whole model: as many as the tightest memory holds."""
         counts = [need.kv_blocks for need in self.needs if need.kv_blocks is not None]
-        return min(counts) if all(need.room_bytes >= 0 for need in self.needs) else 0
+        fits = all(need.room_bytes >= 0 for need in self.needs)
+        return min(counts, default=self.most_blocks) if fits else 0
 
     def blocks_for(self, tokens: int) -> int:
         """KV blocks that a sequence of `tokens` takes."""
@@ -70,6 +77,7 @@ def budget(program: Program, engine: Engine) -> Budget:
     kv: Counter[str] = Counter()
     for slab in program.slabs():
         kv[slab.memory] += slab.bytes_per_token * engine.scheduler.kv_block_tokens
+    states = program.state_bytes()
     activations = _largest_step(program, engine)
     for device, nbytes in _sampler_bytes(program, engine).items():
         memory = program.machine.memory_of(device)
@@ -79,11 +87,14 @@ def budget(program: Program, engine: Engine) -> Budget:
         if not (weights[memory] or kv[memory] or activations[memory]):
             continue
         runtime = 0 if memory in program.machine.hosts else round(engine.memory.context_bytes)
-        taken = weights[memory] + activations[memory] + runtime
+        state = states.get(memory, 0) * engine.scheduler.max_num_seqs
+        taken = weights[memory] + activations[memory] + runtime + state
         usable = _usable(capacity, taken, engine)
         needs.append(MemoryNeed(memory, capacity, usable, weights[memory], activations[memory], runtime,
-                                kv[memory]))  # fmt: skip
-    return Budget(tuple(needs), engine.scheduler.kv_block_tokens)
+                                state, kv[memory]))  # fmt: skip
+    per_sequence = -(-program.model.max_position_embeddings // engine.scheduler.kv_block_tokens)
+    most = per_sequence * engine.scheduler.max_num_seqs
+    return Budget(tuple(needs), engine.scheduler.kv_block_tokens, most)
 
 
 def _usable(capacity: int, taken: int, engine: Engine) -> int:
@@ -156,6 +167,7 @@ def _shortage(need: MemoryNeed, blocks: int) -> str:
         "weights": need.weights_bytes,
         "KV cache": blocks * need.kv_block_bytes,
         "activations": need.activations_bytes,
+        "states": need.state_bytes,
         "engine": need.engine_bytes,
     }
     listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items() if size)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from simulator.placement.lowering import Program
 from simulator.placement.plan import Plan
+from simulator.placement.program import Program
 
 
 def standing_bytes(program: Program, block_count: int, block_tokens: int) -> Counter[str]:

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
-from simulator.graph.operators import Parameter, Share, Work
-from simulator.graph.shape import NOTHING, Amount, Chunk, StepShape, total
+from simulator.graph.shape import NOTHING, PLAIN, Amount, Chunk, StepShape, Traits, total
+from simulator.graph.share import Share
+from simulator.graph.work import Parameter, Work
 
 TaskKind = Literal["compute", "transfer", "collective", "host"]
 HostWork = Literal["gather", "commit"]
@@ -46,13 +47,16 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class KvSlab:
-    """The KV blocks of one layer in one memory: `heads` of the model's KV heads from `head_start`."""
+    """The KV blocks of one layer in one memory: `head_count` of its KV heads from `head_start`, each with
+    `planes` (keys and values, or one vector for both) of `width` numbers."""
 
     name: str
     memory: str
     layer: int
     head_start: int
     head_count: int
+    planes: int
+    width: int
     bytes_per_token: int
 
 
@@ -111,6 +115,8 @@ class Template:
     imports: tuple[str, ...] = ()
     """Kept tensors that an earlier plan wrote and this one reads."""
     microbatch_count: int = 1
+    traits: Traits = PLAIN
+    """Of the model, which decide the features of a step."""
 
     @cached_property
     def needs(self) -> tuple[tuple[int, ...], ...]:
@@ -148,7 +154,8 @@ class Plan:
     shapes: tuple[StepShape, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shapes", tuple(StepShape.of(chunks) for chunks in self.chunks))
+        traits = self.template.traits
+        object.__setattr__(self, "shapes", tuple(StepShape.of(chunks, traits) for chunks in self.chunks))
 
     def amount(self, task: Task, amount: Amount) -> int:
         """`amount` for the microbatch of `task`."""
@@ -200,8 +207,8 @@ def flaws(template: Template, resident: Iterable[str]) -> list[str]:
                 found.append(f"{task.name} writes {tensor.name} a second time")
             written.add(tensor.name)
             alive.add(tensor.name)
-        multiplied = [work.flops for work in task.works if work.operator_class == "matmul"]
-        if multiplied and total(multiplied) != task.dense_flops:
+        attends = any(work.operator_class.startswith("attention") for work in task.works)
+        if not attends and total(work.flops for work in task.works) != task.dense_flops:
             found.append(f"{task.name} is priced for other FLOPs than it does")
         found += [f"{task.name} frees {name}, which is not there" for name in task.frees if name not in alive]
         read.update(tensor.name for tensor in task.writes if tensor.name in task.frees)

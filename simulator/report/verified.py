@@ -10,7 +10,7 @@ from rich.text import Text
 
 from simulator.study.verify import LOGITS_TOLERANCE, Verified
 
-HEADERS = ("machine", "model", "placement", "status", "steps", "tasks", "tokens", "preempted",
+HEADERS = ("machine", "model", "placement", "status", "weights", "steps", "tasks", "tokens", "preempted",
            "logits differ by", "FLOPs", "bytes over links")  # fmt: skip
 
 
@@ -18,7 +18,7 @@ def print_verified(rows: Sequence[Verified], console: Console) -> None:
     """A row for each placement, then what differs, then the count of mismatches."""
     table = Table(box=None, pad_edge=False)
     for header in HEADERS:
-        is_text = header in HEADERS[:4]
+        is_text = header in HEADERS[:5]
         table.add_column(Text(header), no_wrap=True, justify="left" if is_text else "right")
     for row in rows:
         style = {"ok": "green", "mismatch": "bold red"}.get(row.status, "yellow")
@@ -26,6 +26,7 @@ def print_verified(rows: Sequence[Verified], console: Console) -> None:
         difference = "-" if row.logits_difference is None else f"{row.logits_difference:.1e}"
         table.add_row(
             Text(row.machine), Text(row.model), Text(row.placement), Text(row.status, style),
+            Text(row.weights),
             *(Text(f"{count:,}") for count in counts), Text(difference), Text(f"{row.flops:,}"),
             Text(f"{row.link_bytes:,}"),
         )  # fmt: skip

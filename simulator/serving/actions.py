@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator.graph.shape import Chunk, StepShape
+from simulator.graph.shape import Chunk, StepShape, Traits
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +32,27 @@ class Step:
     prefills: tuple[Prefill, ...] = ()
     preempted: tuple[int, ...] = ()
     """Sequences that lost their blocks to make room for this step."""
+    window_decode_span: int = 0
+    """Of the keys read by decoding sequences those inside the model's sliding window; 0 without one."""
+    window_growing: int = 0
+    """Decoding sequences that do not fill the window yet."""
 
     @property
     def token_count(self) -> int:
         return self.decode_count + sum(prefill.new for prefill in self.prefills)
 
-    @property
-    def shape(self) -> StepShape:
+    def shape(self, traits: Traits) -> StepShape:
         """The sums that decide the step's cost."""
         decodes = self.decode_count
-        decoding = StepShape(1, decodes, decodes, decodes, 0, 0, 0, 0, decodes, self.decode_span)
+        decoding = StepShape(
+            tokens=decodes, sequences=decodes, logit_rows=decodes, decode_tokens=decodes,
+            decode_span=self.decode_span, window_decode_span=self.window_decode_span,
+            window_growing=self.window_growing, active_experts=traits.active_experts(decodes),
+        )  # fmt: skip
         if not self.prefills:
             return decoding
-        pieces = StepShape.of(Chunk(p.sequence, p.context, p.new, p.commits) for p in self.prefills)
-        return decoding.joined(pieces)
+        pieces = (Chunk(p.sequence, p.context, p.new, p.commits) for p in self.prefills)
+        return decoding.joined(StepShape.of(pieces, traits), traits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ needs a block are those of one residue class modulo the block's length.
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 
 from simulator.graph.shape import Chunk
@@ -44,11 +44,54 @@ class _Sequence:
     epoch: int = 0
 
 
+class _DecodeWindow:
+    """Keys inside the sliding window that decoding sequences read in the coming round, kept by increments:
+    the round in which a sequence fills the window is known when it joins."""
+
+    def __init__(self, length: int | None) -> None:
+        self._length = length or 0
+        self.span = 0
+        self.growing = 0
+        """Sequences that read fewer keys than the window holds."""
+        self._filled: Counter[int] = Counter()
+        """By round, the sequences that read a whole window for the first time."""
+
+    def join(self, now: int, cached: int) -> None:
+        """A sequence with so many cached tokens decodes from round `now` on."""
+        self._change(now, cached, 1)
+
+    def leave(self, now: int, cached: int) -> None:
+        """A sequence that now has so many cached tokens decodes no more."""
+        self._change(now, cached, -1)
+
+    def _change(self, now: int, cached: int, sign: int) -> None:
+        if self._length:
+            missing = self._length - (cached + 1)
+            self.span += sign * min(cached + 1, self._length)
+            if missing > 0:
+                self.growing += sign
+                self._filled[now + missing] += sign
+
+    def advance(self, now: int) -> None:
+        """Round `now` begins: every sequence caches one token more than in the one before."""
+        self.span += self.growing
+        self.growing -= self._filled.pop(now, 0)
+
+    def unchanged_rounds(self, now: int, most: int) -> int:
+        """For how many rounds, this one first and at most `most`, as many sequences grow as now."""
+        if not self.growing:
+            return most
+        return next((ahead for ahead in range(1, most) if self._filled.get(now + ahead)), most)
+
+
 class Scheduler:
     """The state machine: `add` requests, `decide` on a step, `complete` it."""
 
-    def __init__(self, settings: SchedulerSettings, block_count: int) -> None:
+    def __init__(
+        self, settings: SchedulerSettings, block_count: int, sliding_window: int | None = None
+    ) -> None:
         self.settings = settings
+        self._window = _DecodeWindow(sliding_window)
         self.pool = BlockPool(block_count)
         self.preemptions = 0
         self._block_tokens = settings.kv_block_tokens
@@ -100,7 +143,10 @@ class Scheduler:
         if not self._decode_count and not prefills:
             return None
         span = self._decode_context + self._decode_count
-        self._pending = Step(self._decode_count, span, tuple(prefills), tuple(self._preempted))
+        self._pending = Step(
+            self._decode_count, span, tuple(prefills), tuple(self._preempted), self._window.span,
+            self._window.growing,
+        )  # fmt: skip
         return self._pending
 
     def chunks(self) -> tuple[Chunk, ...]:
@@ -120,6 +166,7 @@ class Scheduler:
         tokens = step.decode_count
         self._round += 1
         self._decode_context += step.decode_count
+        self._window.advance(self._round)
         finished = self._finish_decodes()
         started: list[int] = []
         resumed: list[int] = []
@@ -150,6 +197,7 @@ class Scheduler:
             return 0
         self._forget_stale_finishes()
         rounds = min(most, self._finishes[0][0] - self._round - 1)
+        rounds = min(rounds, self._window.unchanged_rounds(self._round, rounds))
         free = self.pool.free_count
         for ahead in range(1, rounds + 1):
             free -= len(self._takers.get((self._round + ahead) % self._block_tokens, ()))
@@ -163,8 +211,12 @@ class Scheduler:
         for _ in range(count):
             self._round += 1
             self._decode_context += self._decode_count
+            self._window.advance(self._round)
             self._grow_decodes()
-        self._pending = Step(self._decode_count, self._decode_context + self._decode_count)
+        self._pending = Step(
+            self._decode_count, self._decode_context + self._decode_count,
+            window_decode_span=self._window.span, window_growing=self._window.growing,
+        )  # fmt: skip
         return self._pending
 
     # -- decoding ---------------------------------------------------------------------------------------
@@ -173,6 +225,7 @@ class Scheduler:
         sequence.joined_round = self._round
         self._decode_count += 1
         self._decode_context += sequence.cached
+        self._window.join(self._round, sequence.cached)
         left = sequence.output_tokens - sequence.generated
         sequence.epoch += 1
         entry = (self._round + left, sequence.order, sequence.epoch, sequence)
@@ -190,6 +243,7 @@ class Scheduler:
         sequence.epoch += 1
         self._decode_count -= 1
         self._decode_context -= sequence.cached
+        self._window.leave(self._round, sequence.cached)
 
     def _residue(self, sequence: _Sequence) -> int:
         """Rounds of this residue are those before which the sequence's blocks are full."""

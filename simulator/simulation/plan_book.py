@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.graph.shape import FEATURE_COUNT, StepShape
-from simulator.placement.lowering import Program
+from simulator.placement.program import Program
 from simulator.simulation.pricing import PARTS, Durations, PricedTemplate
 from simulator.simulation.reduced import reduce
 from simulator.simulation.ticks import Ticks, seconds
@@ -96,8 +96,9 @@ class Forecast:
         if not goes_on or self._next == len(self._total):
             many = min(max(self._came_true, FEWEST_AHEAD), MOST_AHEAD)
             self._came_true = self._came_true if goes_on else 0
-            growth = np.array(StepShape(one=0, decode_span=shape.decode_tokens), dtype=np.float64)
-            self._features = np.array(shape, dtype=np.float64) + np.outer(np.arange(many), growth)
+            first = np.array(shape, dtype=np.float64)
+            growth = np.array(shape.grown(1), dtype=np.float64) - first
+            self._features = first + np.outer(np.arange(many), growth)
             self._total, self._lone_s = self._priced.durations_of_many(self._features)
             self._next, self._expected = 0, shape
         return self._features[self._next :], self._total[self._next :], self._lone_s[self._next :]
@@ -106,7 +107,7 @@ class Forecast:
         """Go on by `count` of the upcoming steps, the first of which has `shape`."""
         self._next += count
         self._came_true += count
-        self._expected = shape._replace(decode_span=shape.decode_span + count * shape.decode_tokens)
+        self._expected = shape.grown(count)
 
     def take(self, shape: StepShape) -> Durations:
         """The price of a decode step."""

@@ -20,8 +20,8 @@ from simulator.costs.operators import blended_terms, kernel_rates
 from simulator.costs.transfers import collective_bytes_per_s, collective_latency_s, copy_latency_s
 from simulator.graph.machine import Directed
 from simulator.graph.shape import FEATURE_COUNT, Amount, StepShape
-from simulator.placement.lowering import Program
 from simulator.placement.plan import Task, Template
+from simulator.placement.program import Program
 from simulator.simulation.ticks import Ticks, tick, ticks
 from simulator.specs.engine import Engine
 

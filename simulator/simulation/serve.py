@@ -20,8 +20,8 @@ from simpy import Environment, Event
 
 from simulator.costs.host import PROMPT_BYTES_PER_TOKEN, STREAMED_BYTES_PER_TOKEN, deliver_s, receive_s
 from simulator.graph.shape import StepShape
-from simulator.placement.lowering import Program
 from simulator.placement.memory import split_chunks
+from simulator.placement.program import Program
 from simulator.results.records import RequestRecord, RunRecord, Span, Status
 from simulator.serving.actions import Completed, Step
 from simulator.serving.arrivals import Request, Source
@@ -74,7 +74,7 @@ class Serving:
     ) -> None:  # fmt: skip
         self.program, self.engine, self.source, self.fidelity = program, engine, source, fidelity
         self.env = Environment()
-        self.scheduler = Scheduler(engine.scheduler, block_count)
+        self.scheduler = Scheduler(engine.scheduler, block_count, program.model.sliding_window)
         self.book = PlanBook(program, engine)
         clock_type = TaskClock if fidelity == "task" else StepClock
         self.clock: Clock = clock_type(self.env, self.book, record_steps)
@@ -133,8 +133,9 @@ class Serving:
     def _enqueue(self, life: _Life) -> None:
         life.queued = int(self.env.now)
         self._in_system.append(self._live)
-        request = life.request
-        known = request.prompt_tokens + request.output_tokens <= self.program.model.max_position_embeddings
+        request, model = life.request, self.program.model
+        answer = 0 if model.is_encoder else request.output_tokens
+        known = request.prompt_tokens + answer <= model.max_position_embeddings
         if not (known and self.scheduler.add(request.number, request.prompt_tokens, request.output_tokens)):
             life.status = "rejected"
             self._leave(life)
@@ -168,11 +169,12 @@ class Serving:
             return step
         horizon = self.env.peek()
         while True:
-            ends = self.clock.ends_ahead(step.shape, self.scheduler.rounds_ahead(MOST_AHEAD))
+            shape = step.shape(self.program.traits)
+            ends = self.clock.ends_ahead(shape, self.scheduler.rounds_ahead(MOST_AHEAD))
             untouched = [end for end in ends if end < horizon]
             if not untouched:
                 return step
-            self.clock.skip(step.shape, untouched, step.decode_count)
+            self.clock.skip(shape, untouched, step.decode_count)
             for end in untouched:
                 self._deliver(end, step.decode_count)
             step = self.scheduler.skip(len(untouched))
@@ -196,9 +198,9 @@ class Serving:
 
     def _shapes(self, step: Step) -> tuple[StepShape, ...]:
         if self.program.placement.microbatches == 1:
-            return (step.shape,)
+            return (step.shape(self.program.traits),)
         parts = split_chunks(self.scheduler.chunks(), self.program.placement.microbatches)
-        return tuple(StepShape.of(part) for part in parts)
+        return tuple(StepShape.of(part, self.program.traits) for part in parts)
 
     # -- the way out ----------------------------------------------------------------------------------
 

@@ -58,6 +58,17 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Alibi:
+    """Scores fall linearly with distance, each head at its own slope (Press et al. 2022,
+    arXiv 2108.12409)."""
+
+    scale: float = 1.0
+    """Multiplies the slopes."""
+    in_bfloat16: bool = False
+    """Whether slopes, and their products with positions, are rounded to bfloat16, as Falcon's are."""
+
+
+@dataclass(frozen=True)
 class Attention:
     """Softmax attention, queries sharing keys and values in groups."""
 
@@ -69,8 +80,7 @@ class Attention:
     qkv_bias: bool = False
     output_bias: bool = False
     rope: Rope | None = None
-    alibi: bool = False
-    """Scores fall linearly with distance, by head (Press et al. 2022, arXiv 2108.12409)."""
+    alibi: Alibi | None = None
     qk_norm: bool = False
     """Each head of queries and keys is normalised to unit root mean square before it is rotated."""
     sliding_window: int | None = None

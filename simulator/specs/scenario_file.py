@@ -3,7 +3,7 @@
 from itertools import product
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema
 
 from simulator import units
 from simulator.errors import did_you_mean
@@ -11,6 +11,7 @@ from simulator.specs.base import Spec, rule_broken
 from simulator.specs.hardware import Precision
 from simulator.specs.machine import ClusterFile, NodeFile, is_cluster
 from simulator.specs.quantities import Quantity, Seconds, SharePerYear, UsdPerKwh, WholeNumber
+from simulator.specs.weight_formats import WEIGHT_CHOICES
 from simulator.specs.workload import Workload, id_or_file
 
 Fidelity = Literal["task", "step"]
@@ -51,11 +52,23 @@ MachineRef = Annotated[
 ]
 
 
+def _weight_choice(choice: str) -> str:
+    if choice not in WEIGHT_CHOICES:
+        raise rule_broken(f"not one of: {', '.join(WEIGHT_CHOICES)}{did_you_mean(choice, WEIGHT_CHOICES)}")
+    return choice
+
+
+WeightChoice = Annotated[
+    str, AfterValidator(_weight_choice), WithJsonSchema({"type": "string", "enum": list(WEIGHT_CHOICES)})
+]
+
+
 class PrecisionChoice(Spec):
     """The number format of what a run keeps and computes."""
 
-    weights: Precision
-    """In memory."""
+    weights: WeightChoice
+    """In memory: a plain format, one of quantised checkpoints (fp8, int4 ...), or a file type of llama.cpp
+    (q4_k_m ...)."""
     activations: Precision
     """Between operators, and what they compute in unless weights allow less."""
     kv_cache: Precision

@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from simulator.errors import InputError, Problem
 from simulator.graph.machine import machine_graph
-from simulator.graph.operators import Formats
-from simulator.placement.lowering import Program
+from simulator.graph.work import Formats
 from simulator.placement.memory import Budget, budget
 from simulator.placement.placement import NotPlaceable
+from simulator.placement.program import Program
 from simulator.placement.strategies import Strategy
 from simulator.serving.arrivals import Request, Source, from_trace, generate, users_of
+from simulator.specs.architecture import Architecture
 from simulator.specs.base import Case
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.engine import Engine
 from simulator.specs.hardware import Host
 from simulator.specs.machine import load_machine
-from simulator.specs.model import Architecture
 from simulator.specs.provenance import Figure
 from simulator.specs.scenario import PrecisionChoice
 from simulator.specs.trace import load_trace
@@ -68,15 +69,39 @@ def deploy(
         return placement
     formats = Formats(precision.weights, precision.activations, precision.kv_cache)
     program = Program(model, placement, graph, formats)
+    cut = program.why_not_cut()
+    if cut is not None:
+        return NotPlaceable(cut)
     host = graph.hosts[program.host]
     if host.host.cores is None:
         return NotPlaceable(f"host {host.host_id} does not say how many cores it has (unknown)")
     engine_figures = tuple(figure.under(f"engines.{engine_id}") for figure in engine.figures)
-    return Deployment(program, engine.record, graph.machine.figures + engine_figures)
+    return Deployment(program, _for_model(engine.record, model), graph.machine.figures + engine_figures)
 
 
-def requests_of(workload: Workload, seed: int, catalogue: Catalogue) -> tuple[Request, ...]:
-    """The requests of a workload; the same for every placement."""
+def _for_model(engine: Engine, model: Architecture) -> Engine:
+    """The engine as it serves this model: an encoder's tokens see each other, so its prompts go whole."""
+    if not model.is_encoder:
+        return engine
+    scheduler = engine.scheduler.model_copy(update={"chunked_prefill": False})
+    return engine.model_copy(update={"scheduler": scheduler})
+
+
+def requests_of(
+    workload: Workload, seed: int, catalogue: Catalogue, model: Architecture
+) -> tuple[Request, ...]:
+    """The requests of a workload; the same for every placement. Raises InputError where an encoder is asked
+    for more than its one answer."""
+    requests = _requests_of(workload, seed, catalogue)
+    most = max(request.output_tokens for request in requests)
+    if model.is_encoder and most > 1:
+        advice = (f"{model.name} is an encoder: it answers each request once, with a vector; "
+                  "ask for an output of 1")  # fmt: skip
+        raise InputError([Problem("scenario", key="workload.lengths.output", value=most, advice=advice)])
+    return requests
+
+
+def _requests_of(workload: Workload, seed: int, catalogue: Catalogue) -> tuple[Request, ...]:
     if isinstance(workload.arrivals, TraceArrivals):
         return from_trace(load_trace(workload.arrivals.file, workload.requests))
     lengths = workload.lengths

@@ -12,9 +12,10 @@ from simulator.placement.placement import NotPlaceable
 from simulator.placement.strategies import SingleDevice
 from simulator.serving.arrivals import Request, Source
 from simulator.simulation.serve import serve
+from simulator.specs.architecture import Architecture
 from simulator.specs.base import Case
 from simulator.specs.catalogue import Catalogue
-from simulator.specs.model import Architecture, load_model
+from simulator.specs.model import load_model
 from simulator.specs.scenario import PrecisionChoice
 from simulator.study.deploy import deploy
 

@@ -124,7 +124,7 @@ def simulate(run: RunSpec, cost: Cost, case: Case, catalogue: Catalogue) -> RunR
     deployment = _deploy(run, catalogue, case)
     if isinstance(deployment, NotPlaceable):
         return replace(blank, reason=deployment.reason)
-    requests = requests_of(run.workload, run.seed, catalogue)
+    requests = requests_of(run.workload, run.seed, catalogue, deployment.program.model)
     smallest = min(request.prompt_tokens + request.output_tokens for request in requests)
     reason = refusal(deployment.budget, smallest)
     memory = memory_use(deployment, deployment.budget.blocks_for(smallest))

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from simulator.errors import InputError, Problem, did_you_mean
+from simulator.graph.model_graph import kv_bytes_per_token, parameter_count
+from simulator.graph.work import Formats
 from simulator.placement.strategies import STRATEGIES
 from simulator.specs.catalogue import SINGULAR, Catalogue, Kind
 from simulator.specs.machine import load_machine
@@ -17,7 +19,7 @@ from simulator.specs.model import load_model
 from simulator.specs.scenario import load_scenario
 from simulator.specs.schema import schemas
 from simulator.specs.yaml_file import Document, Loc, dotted, plain
-from simulator.units import format_bytes, format_rate, format_seconds
+from simulator.units import format_bytes, format_count, format_rate, format_seconds
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,12 @@ def _machine(name: str, catalogue: Catalogue) -> tuple[str, str]:
 
 def _model(name: str, catalogue: Catalogue) -> tuple[str, str]:
     model = load_model(name, catalogue)
-    heads = f"{model.num_attention_heads}/{model.num_key_value_heads} heads"
-    return model.name, f"{model.family}, {model.num_hidden_layers} layers of {model.hidden_size}, {heads}"
+    formats = Formats("bf16", "bf16", "bf16")
+    parameters = format_count(parameter_count(model, formats))
+    cached = format_bytes(kv_bytes_per_token(model, formats))
+    kind = "encoder" if model.is_encoder else f"{cached} a token in bf16"
+    layers = f"{model.num_hidden_layers} layers of {model.hidden_size}"
+    return model.name, f"{model.family}, {parameters} parameters, {layers}, {kind}"
 
 
 def _engine(name: str, catalogue: Catalogue) -> tuple[str, str]:

@@ -18,11 +18,11 @@ import numpy as np
 
 from simulator.errors import InputError, Problem
 from simulator.graph.shape import Chunk
-from simulator.placement.lowering import Program
 from simulator.placement.memory import split_chunks
 from simulator.placement.occupancy import peak_occupancy, standing_bytes
 from simulator.placement.placement import NotPlaceable
 from simulator.placement.plan import Plan, flaws
+from simulator.placement.program import Program
 from simulator.placement.strategies import STRATEGIES, Strategy
 from simulator.results.records import RunRecord
 from simulator.serving.actions import Step
@@ -30,11 +30,13 @@ from simulator.serving.arrivals import Request
 from simulator.serving.scheduler import Scheduler
 from simulator.simulation.clock import Recorded
 from simulator.simulation.serve import Observer, Serving
+from simulator.specs.architecture import Architecture
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.engine import Engine
-from simulator.specs.model import Architecture, load_model
+from simulator.specs.model import load_model
 from simulator.specs.scenario import PrecisionChoice, RunSpec, load_scenario
 from simulator.specs.workload import Workload
+from simulator.specs.weight_formats import WEIGHT_FORMATS
 from simulator.study.deploy import Deployment, deploy, requests_of, source_of
 from simulator.study.side_by_side import Progress
 
@@ -53,7 +55,12 @@ SMALL_BLOCK_TOKENS = 4
 MOST_FLAWS = 5
 """Of one kind, in a row; one mistake may show in every layer."""
 
-EXACT = PrecisionChoice(weights="fp64", activations="fp64", kv_cache="fp64")
+def exact(precision: PrecisionChoice) -> PrecisionChoice:
+    """What a run is carried out in: weights quantised as it asks, if execution knows how; else float64."""
+    known = {"q8_0", *(name for name, form in WEIGHT_FORMATS.items() if form.executed and form.scale_bytes)}
+    weights = precision.weights if precision.weights in known else "fp64"
+    return PrecisionChoice(weights=weights, activations="fp64", kv_cache="fp64")
+
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ class Verified:
     placement: str
     status: str
     """`ok`, `mismatch`, or `not placed`."""
+    weights: str = "fp64"
+    """Number format that the weights really were in."""
     steps: int = 0
     tasks: int = 0
     tokens: int = 0
@@ -123,10 +132,10 @@ def verify_run(run: RunSpec, catalogue: Catalogue) -> Verified:
     assert isinstance(strategy, Strategy)
     blank = Verified(run.machine_name, run.model, strategy.label, "not placed")
     model = load_model(run.model, catalogue)
-    deployment = deploy(run.machine_ref, model, run.engine, EXACT, strategy, catalogue)
+    deployment = deploy(run.machine_ref, model, run.engine, exact(run.precision), strategy, catalogue)
     if isinstance(deployment, NotPlaceable):
         return replace(blank, mismatches=(deployment.reason,))
-    requests = requests_of(run.workload, run.seed, catalogue)
+    requests = requests_of(run.workload, run.seed, catalogue, model)
     too_large = _too_large(deployment)
     if too_large:
         return replace(blank, mismatches=(too_large,))
@@ -194,7 +203,7 @@ def compare(
     prompts = {r.number: _prompt(program.model, r, seed) for r in requests if r.number in finished}
     size = engine.scheduler.kv_block_tokens
     with real.repeatable():
-        network = real.random_model(program.model, seed)
+        network = real.random_model(program.model, seed, program.storage)
         happened = real.replay([program], network, prompts, steps, blocks, size)
         tokens, logits = real.reference(network, prompts, finished)
     difference = real.largest_difference(happened.logits, logits)
@@ -213,6 +222,7 @@ def compare(
     return replace(
         blank,
         status="mismatch" if found else "ok",
+        weights=program.formats.weights,
         steps=len(steps),
         tasks=sum(len(timed.plan.template.tasks) for timed in steps),
         tokens=sum(finished.values()),

@@ -9,8 +9,8 @@ import pytest
 from simpy import Environment
 
 from simulator.graph.machine import machine_graph
-from simulator.graph.operators import Formats
-from simulator.placement.lowering import Program
+from simulator.graph.work import Formats
+from simulator.placement.program import Program
 from simulator.placement.memory import budget
 from simulator.placement.strategies import LayerSplit, SingleDevice, Strategy, TensorParallel
 from simulator.serving.arrivals import Source, generate

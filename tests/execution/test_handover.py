@@ -6,7 +6,7 @@ from simpy import Environment
 from simulator.execution.replay import Replayed, TimedPlan, random_model, reference, replay
 from simulator.graph.shape import Chunk, StepShape
 from simulator.placement.handover import handover_template
-from simulator.placement.lowering import Program
+from simulator.placement.program import Program
 from simulator.placement.placement import Placement, Stage
 from simulator.placement.plan import Plan
 from simulator.simulation.engine import TaskEngine

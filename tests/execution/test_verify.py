@@ -9,7 +9,7 @@ import torch
 from simulator.execution import interpreter, kv, operators
 from simulator.graph.operators import Operator, OperatorFactory, Parameter
 from simulator.graph.shape import Chunk
-from simulator.placement.lowering import Program
+from simulator.placement.program import Program
 from simulator.placement.placement import Placement
 from simulator.placement.plan import Resident, Task, Template, with_frees
 from simulator.serving.scheduler import Scheduler

@@ -27,7 +27,8 @@ from simulator.graph.operators import (
 )
 from simulator.graph.shape import Amount, Chunk, StepShape
 from simulator.specs.catalogue import Catalogue
-from simulator.specs.model import Architecture, load_model
+from simulator.specs.architecture import Architecture
+from simulator.specs.model import load_model
 from tests import tiny
 
 CATALOGUE = Catalogue()

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.graph.machine import machine_graph
-from simulator.graph.operators import Formats
+from simulator.graph.work import Formats
 from simulator.graph.shape import Chunk
-from simulator.placement.lowering import Program
+from simulator.placement.program import Program
 from simulator.placement.memory import budget, refusal, split_chunks
 from simulator.placement.placement import Placement
 from simulator.placement.strategies import LayerSplit, SingleDevice, Strategy, TensorParallel

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.graph.machine import MachineGraph
-from simulator.placement.lowering import Program
+from simulator.placement.program import Program
 from simulator.placement.placement import Placement, Stage, Streaming
 from simulator.results.metrics import CATEGORIES, latency_metrics
 from simulator.results.records import RunRecord

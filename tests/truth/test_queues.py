@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from simulator.graph.operators import Formats
+from simulator.graph.work import Formats
 from simulator.placement.placement import Placement, Stage
 from simulator.results.records import RequestRecord, RunRecord
 from simulator.serving.arrivals import Request
 from simulator.simulation.serve import serve
 from simulator.simulation.ticks import tick
-from simulator.specs.model import Architecture
+from simulator.specs.architecture import Architecture
 from tests import tiny
 
 # Only matmuls cost time: they run in fp8 at a finite rate, everything else in bf16 at no cost to speak of.

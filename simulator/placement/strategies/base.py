@@ -6,8 +6,8 @@ from difflib import get_close_matches
 
 from simulator.graph.machine import MachineGraph
 from simulator.placement.placement import NotPlaceable, Placement
+from simulator.specs.architecture import Architecture
 from simulator.specs.base import Spec
-from simulator.specs.model import Architecture
 
 
 class Strategy(Spec):

@@ -10,7 +10,7 @@ from simulator.graph.machine import MachineGraph
 from simulator.graph.shape import split_evenly, starts_of
 from simulator.placement.placement import NotPlaceable, Placement, Stage
 from simulator.placement.strategies.base import Strategy, missing_devices
-from simulator.specs.model import Architecture
+from simulator.specs.architecture import Architecture
 
 
 class LayerSplit(Strategy):

@@ -7,7 +7,7 @@ from typing import Literal
 from simulator.graph.machine import MachineGraph
 from simulator.placement.placement import NotPlaceable, Placement, Stage
 from simulator.placement.strategies.base import Strategy, missing_devices
-from simulator.specs.model import Architecture
+from simulator.specs.architecture import Architecture
 
 
 class SingleDevice(Strategy):

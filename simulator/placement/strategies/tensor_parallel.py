@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from simulator.graph.machine import MachineGraph
-from simulator.graph.operators import why_not_divisible
+from simulator.graph.share import why_not_divisible
 from simulator.placement.placement import NotPlaceable, Placement, Stage
 from simulator.placement.strategies.base import Strategy, missing_devices
-from simulator.specs.model import Architecture
+from simulator.specs.architecture import Architecture
 
 
 class TensorParallel(Strategy):

@@ -1,0 +1,107 @@
+"""What all builders of operators share: a model's cut, its number formats, and the arithmetic of a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from simulator.graph.shape import NOTHING, Amount
+from simulator.graph.share import Part, Share
+from simulator.graph.work import Formats, Operator, OperatorClass, Parameter, Value, Work, byte_amount
+from simulator.specs.architecture import Architecture, Attention
+from simulator.specs.hardware import Precision
+from simulator.specs.weight_formats import WeightStorage
+
+PER_TOKEN = Amount.of(tokens=1)
+
+
+def weight_storage(model: Architecture, formats: Formats) -> WeightStorage:
+    """How the parameters of a model lie in memory."""
+    experts = model.experts
+    heads = next((layer.attention for layer in model.layers if isinstance(layer.attention, Attention)), None)
+    return WeightStorage(
+        formats.weights, formats.activations, model.num_hidden_layers, model.tie_word_embeddings,
+        0 if experts is None else experts.num_experts,
+        1 if heads is None else heads.num_attention_heads // heads.num_key_value_heads,
+    )  # fmt: skip
+
+
+def parameter_bytes(storage: WeightStorage, parameter: Parameter) -> int:
+    """Bytes that the part of a parameter takes."""
+    return storage.parameter_bytes(parameter.name, parameter.shape, parameter.whole_shape[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One rank's share of a model in given number formats, and how its kernels are counted."""
+
+    model: Architecture
+    share: Share
+    formats: Formats
+
+    @property
+    def hidden(self) -> Amount:
+        """The residual stream of all tokens."""
+        return Amount.of(tokens=self.model.hidden_size)
+
+    def bytes(self, elements: Amount) -> Amount:
+        """Of so many activations."""
+        return byte_amount(elements, self.formats.activations)
+
+    def cached_bytes(self, elements: Amount) -> Amount:
+        """Of so many numbers in the KV cache."""
+        return byte_amount(elements, self.formats.kv_cache)
+
+    @property
+    def storage(self) -> WeightStorage:
+        """How the model's parameters lie in memory."""
+        return weight_storage(self.model, self.formats)
+
+    def weight_bytes(self, parameters: Sequence[Parameter]) -> Amount:
+        """Of parameters read once."""
+        storage = self.storage
+        return Amount.of(one=sum(parameter_bytes(storage, parameter) for parameter in parameters))
+
+    def multiplies_in(self, matrix: Parameter) -> tuple[Precision, ...]:
+        """The formats a product by `matrix` may run in, best first: its own where products of it are
+        defined and the device can, else the activations', to which it is widened first."""
+        own = self.storage.format_of(matrix.name, matrix.whole_shape[-1]).computes_in
+        activations = self.formats.activations
+        return (activations,) if own in (None, activations) else (own, activations)
+
+    def elementwise(
+        self, elements: Amount, parameters: Sequence[Parameter] = (),
+        operator_class: OperatorClass = "elementwise",
+    ) -> Work:  # fmt: skip
+        """A kernel that reads and writes so many activations, and reads `parameters`."""
+        moved = self.bytes(elements) + self.weight_bytes(parameters)
+        return Work(operator_class, (self.formats.activations,), NOTHING, moved)
+
+    def matmul(
+        self, name: str, layer: int | None, source: str, rows: Amount, parameters: tuple[Parameter, ...],
+        inner: int, output: Value, partial: bool = False,
+    ) -> Operator:  # fmt: skip
+        """A projection of `rows` vectors of `inner` numbers by the matrices among `parameters`."""
+        matrices = [parameter for parameter in parameters if len(parameter.shape) == 2]
+        flops = rows * (2 * sum(matrix.elements for matrix in matrices))
+        moved = self.weight_bytes(parameters) + self.bytes(rows * inner + output.elements)
+        work = Work("matmul", self.multiplies_in(matrices[0]), flops, moved)
+        return Operator(name, layer, (source,), (output,), (work,), flops, parameters, partial=partial)
+
+    def columns(self, prefix: str, part: Part, inner: int, bias: bool) -> tuple[Parameter, ...]:
+        """A projection whose outputs are shared out, and with them its bias."""
+        weight = Parameter.cut(f"{prefix}.weight", (part.count, inner), 0, part)
+        return (weight, Parameter.cut(f"{prefix}.bias", (part.count,), 0, part)) if bias else (weight,)
+
+    def rows(self, prefix: str, part: Part, bias: bool) -> tuple[Parameter, ...]:
+        """A projection to the hidden size whose inputs are shared out: ranks hold summands of its output,
+        and the first one adds the bias."""
+        hidden = self.model.hidden_size
+        weight = Parameter.cut(f"{prefix}.weight", (hidden, part.count), 1, part)
+        has_bias = bias and self.share.rank == 0
+        return (weight, Parameter(f"{prefix}.bias", (hidden,))) if has_bias else (weight,)
+
+    def norm_parameters(self, prefix: str, width: int) -> tuple[Parameter, ...]:
+        """The weight, and for a layer norm the bias, of one normalisation."""
+        kinds = ("weight", "bias") if self.model.norm == "layer" else ("weight",)
+        return tuple(Parameter(f"{prefix}.{kind}", (width,)) for kind in kinds)
