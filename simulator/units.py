@@ -222,10 +222,12 @@ def format_count(count: float) -> str:
 
     >>> format_count(8_030_261_248), format_count(124_439_808), format_count(1536)
     ('8.03 billion', '124 million', '1,540')
+    >>> format_count(999_885_952)
+    '1 billion'
     """
     scales = {"trillion": _DECIMAL["T"], "billion": _DECIMAL["G"], "million": _DECIMAL["M"]}
     for word, scale in scales.items():
-        if count >= scale:
+        if round(count / scale, 3) >= 1:
             return f"{format_number(count / scale)} {word}"
     return format_number(count)
 

@@ -3,33 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from simulator.graph.machine import MachineGraph, machine_graph
-from simulator.graph.work import Formats
 from simulator.graph.shape import Amount
-from simulator.placement.program import Program
+from simulator.graph.work import Formats
 from simulator.placement.placement import Placement, Stage, Streaming
 from simulator.placement.plan import Task, Template, Tensor
+from simulator.placement.program import Program
 from simulator.results.records import RunRecord
 from simulator.serving.arrivals import Request, Source
 from simulator.simulation.pricing import Durations
 from simulator.simulation.ticks import Ticks
+from simulator.specs.architecture import Architecture, Attention, Experts, LayerSpec, Mlp, Rope, Router
 from simulator.specs.engine import Engine, EngineMemory, HostStages, Overheads, SchedulerSettings
 from simulator.specs.hardware import Device, Efficiency, Host, Link, Machine, Memory, Node
-from simulator.specs.architecture import Architecture
 
 NS, US = 1e-9, 1e-6
 BF16 = Formats("bf16", "bf16", "bf16")
 ONE_BYTE = Amount.of(one=1)
 
+ATTENTION = Attention(
+    num_attention_heads=4, num_key_value_heads=2, head_dim=6, scale=6**-0.5, rope=Rope(10_000.0, 6)
+)
+MLP = Mlp(40, "silu", gated=True)
 LLAMA = Architecture(
-    name="tiny", family="llama", hidden_size=24, num_hidden_layers=4, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=6, intermediate_size=40, vocab_size=97, max_position_embeddings=10**8,
-    norm="rms", norm_eps=1e-5, activation="silu", gated_mlp=True, positions="rope", rope_theta=10_000.0,
-    rope_scaling=None, qkv_bias=False, output_bias=False, mlp_bias=False, tie_word_embeddings=False,
+    name="tiny", family="llama", hidden_size=24, vocab_size=97, max_position_embeddings=10**8,
+    layers=(LayerSpec(ATTENTION, MLP),) * 4, norm="rms", norm_eps=1e-5,
+)  # fmt: skip
+
+
+def altered(
+    model: Architecture, attention: Mapping[str, Any] | None = None, mlp: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> Architecture:  # fmt: skip
+    """A model with some fields changed: of the attention and feed-forward part of every layer, and its own."""
+    layers = tuple(
+        LayerSpec(
+            replace(layer.attention, **attention or {}) if layer.attention else None,
+            replace(layer.mlp, **mlp or {}) if layer.mlp else None,
+        )
+        for layer in model.layers
+    )
+    return replace(model, **({"layers": layers} | fields))
+
+
+def biased(model: Architecture, **fields: Any) -> Architecture:
+    """With a bias in every projection of its layers."""
+    return altered(model, {"qkv_bias": True, "output_bias": True}, {"bias": True}, **fields)
+
+
+WINDOWED = replace(
+    LLAMA, name="windowed",
+    layers=(LayerSpec(replace(ATTENTION, sliding_window=7), MLP), LayerSpec(ATTENTION, MLP)) * 2,
+)  # fmt: skip
+"""Every other layer sees seven tokens only."""
+MIXTURE = replace(
+    LLAMA, name="mixture",
+    layers=(LayerSpec(ATTENTION, Experts(5, 2, replace(MLP, intermediate_size=16), Router("softmax"))),) * 4,
 )  # fmt: skip
 
 # --- hardware -----------------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ from simulator.execution.stores import Fault, Stores
 from simulator.graph.shape import Chunk
 from simulator.graph.work import Parameter
 from simulator.placement.plan import KvCopy, Plan, Task
-from simulator.specs.weight_formats import WeightFormat
 from simulator.placement.program import Program
+from simulator.specs.weight_formats import WeightFormat
 
 
 @dataclass

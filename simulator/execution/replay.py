@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from simulator.execution.interpreter import Interpreter, Sequences
 from simulator.execution.network import Transformer
-from simulator.execution.random_weights import random_transformer
 from simulator.execution.quantised import round_trip
+from simulator.execution.random_weights import random_transformer
 from simulator.execution.stores import Fault, Stores
 from simulator.placement.plan import Plan
 from simulator.placement.program import Program

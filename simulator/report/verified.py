@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from simulator.specs.weight_formats import WEIGHT_FORMATS
 from simulator.study.verify import LOGITS_TOLERANCE, Verified
 
 HEADERS = ("machine", "model", "placement", "status", "weights", "steps", "tasks", "tokens", "preempted",
@@ -26,7 +27,7 @@ def print_verified(rows: Sequence[Verified], console: Console) -> None:
         difference = "-" if row.logits_difference is None else f"{row.logits_difference:.1e}"
         table.add_row(
             Text(row.machine), Text(row.model), Text(row.placement), Text(row.status, style),
-            Text(row.weights),
+            Text(_weights(row)),
             *(Text(f"{count:,}") for count in counts), Text(difference), Text(f"{row.flops:,}"),
             Text(f"{row.link_bytes:,}"),
         )  # fmt: skip
@@ -35,6 +36,14 @@ def print_verified(rows: Sequence[Verified], console: Console) -> None:
         for mismatch in row.mismatches:
             console.print(Text(f"{row.machine}, {row.model}, {row.placement}: {mismatch}"))
     console.print(Text(summary(rows)))
+
+
+def _weights(row: Verified) -> str:
+    """What the weights were in, and what it stands for where quantised ones are known by size only."""
+    form = WEIGHT_FORMATS.get(row.weights_asked)
+    is_plain = form is not None and not form.scale_bytes
+    stands_for_itself = is_plain or row.weights == row.weights_asked
+    return row.weights if stands_for_itself else f"{row.weights} for {row.weights_asked}"
 
 
 def summary(rows: Sequence[Verified]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from simulator.errors import InputError, Problem
+from simulator.errors import InputError, Problem, SimulatorError
 from simulator.graph.machine import machine_graph
 from simulator.graph.work import Formats
 from simulator.placement.memory import Budget, budget
@@ -69,14 +69,22 @@ def deploy(
         return placement
     formats = Formats(precision.weights, precision.activations, precision.kv_cache)
     program = Program(model, placement, graph, formats)
-    cut = program.why_not_cut()
-    if cut is not None:
-        return NotPlaceable(cut)
+    unstorable = _why_not_storable(program)
+    if unstorable is not None:
+        return NotPlaceable(unstorable)
     host = graph.hosts[program.host]
     if host.host.cores is None:
         return NotPlaceable(f"host {host.host_id} does not say how many cores it has (unknown)")
     engine_figures = tuple(figure.under(f"engines.{engine_id}") for figure in engine.figures)
     return Deployment(program, _for_model(engine.record, model), graph.machine.figures + engine_figures)
+
+
+def _why_not_storable(program: Program) -> str | None:
+    """What stops some parameter from being kept in the number format that was chosen, whole or cut."""
+    try:
+        return program.why_not_cut()
+    except SimulatorError as error:
+        return str(error)
 
 
 def _for_model(engine: Engine, model: Architecture) -> Engine:

@@ -35,10 +35,10 @@ from simulator.specs.catalogue import Catalogue
 from simulator.specs.engine import Engine
 from simulator.specs.model import load_model
 from simulator.specs.scenario import PrecisionChoice, RunSpec, load_scenario
-from simulator.specs.workload import Workload
 from simulator.specs.weight_formats import WEIGHT_FORMATS
+from simulator.specs.workload import Workload
 from simulator.study.deploy import Deployment, deploy, requests_of, source_of
-from simulator.study.side_by_side import Progress
+from simulator.study.side_by_side import Progress, carry_out
 
 if TYPE_CHECKING:
     from simulator.execution.replay import Replayed
@@ -48,6 +48,9 @@ LOGITS_TOLERANCE = 1e-9
 
 MOST_PARAMETERS = 50_000_000
 """Larger models are not carried out: plain generation in float64 would take hours."""
+
+FEW_PLACEMENTS = 4
+"""So many are done before other processes would have loaded torch."""
 
 SMALL_BLOCK_TOKENS = 4
 """KV blocks are made small, so that small sequences take several."""
@@ -72,8 +75,10 @@ class Verified:
     placement: str
     status: str
     """`ok`, `mismatch`, or `not placed`."""
+    weights_asked: str = "fp64"
+    """Number format of the weights in the scenario."""
     weights: str = "fp64"
-    """Number format that the weights really were in."""
+    """What they really were in: fp64 where the format is plain, or known by its size only."""
     steps: int = 0
     tasks: int = 0
     tokens: int = 0
@@ -106,13 +111,9 @@ def verify_scenario(
 ) -> tuple[Verified, ...]:
     """Verify every placement of a scenario file; raises InputError for files that cannot be used, and if no
     placement could be carried out."""
-    catalogue = Catalogue()
-    scenario = load_scenario(path, STRATEGIES, overrides, catalogue=catalogue)
-    verified = []
-    for done, run in enumerate(scenario.runs, start=1):
-        verified.append(verify_run(run, catalogue))
-        if progress is not None:
-            progress(done, len(scenario.runs))
+    runs = load_scenario(path, STRATEGIES, overrides).runs
+    is_small = len(runs) <= FEW_PLACEMENTS
+    verified = list(carry_out(verify_run, runs, is_small=is_small, progress=progress))
     _check_that_one_was_carried_out(path, verified)
     return tuple(verified)
 
@@ -130,7 +131,8 @@ def verify_run(run: RunSpec, catalogue: Catalogue) -> Verified:
     """Simulate one placement and carry it out."""
     strategy = run.placement
     assert isinstance(strategy, Strategy)
-    blank = Verified(run.machine_name, run.model, strategy.label, "not placed")
+    blank = Verified(run.machine_name, run.model, strategy.label, "not placed",
+                     run.precision.weights, exact(run.precision).weights)  # fmt: skip
     model = load_model(run.model, catalogue)
     deployment = deploy(run.machine_ref, model, run.engine, exact(run.precision), strategy, catalogue)
     if isinstance(deployment, NotPlaceable):

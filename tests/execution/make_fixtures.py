@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     BertConfig,
-    BertModel,
     BloomConfig,
     DeepseekV2Config,
     DeepseekV3Config,
@@ -42,9 +42,7 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3NextConfig,
     RobertaConfig,
-    RobertaModel,
     XLMRobertaConfig,
-    XLMRobertaModel,
 )
 from transformers.models.llama.modeling_llama import LlamaAttention
 
@@ -232,9 +230,9 @@ MIXTURES = {
     ),
 }
 ENCODERS = {
-    "bert": (BertModel, BertConfig(**BERT)),
-    "roberta": (RobertaModel, RobertaConfig(**BERT, type_vocab_size=1)),
-    "xlm-roberta": (XLMRobertaModel, XLMRobertaConfig(**BERT, type_vocab_size=1)),
+    "bert": BertConfig(**BERT),
+    "roberta": RobertaConfig(**BERT, type_vocab_size=1),
+    "xlm-roberta": XLMRobertaConfig(**BERT, type_vocab_size=1),
 }
 DECODERS = LLAMAS | GEMMAS | GPTS | MIXTURES
 DECILM_KEY_VALUE_HEADS = (4, 2, 1)
@@ -244,23 +242,21 @@ NAMES = (*DECODERS, "decilm", *ENCODERS)
 def build(name: str) -> tuple[PreTrainedModel, dict[str, object]]:
     """A tiny random model, and its configuration as a published `config.json` spells it."""
     torch.manual_seed(1)
-    if name in ENCODERS:
-        kind, config = ENCODERS[name]
-        config._attn_implementation = "eager"
-        model = kind(config, add_pooling_layer=False)
-        published = published_config(model)
-    elif name == "decilm":
-        model = decilm()
-        published = decilm_config(model)
-    else:
-        # Eager attention of Falcon with alibi adds it twice in transformers 5.23: itself, and with the mask.
-        attention = "sdpa" if name == "falcon-rw-style" else "eager"
-        model = AutoModelForCausalLM.from_config(
-            DECODERS[name], attn_implementation=attention, experts_implementation="eager"
-        )
-        published = published_config(model)
+    model = unfilled(name)
     randomise(model)
-    return model.float().eval(), published
+    return model.float().eval(), decilm_config(model) if name == "decilm" else published_config(model)
+
+
+def unfilled(name: str) -> PreTrainedModel:
+    if name == "decilm":
+        return decilm()
+    if name in ENCODERS:
+        return AutoModel.from_config(ENCODERS[name], attn_implementation="eager", add_pooling_layer=False)
+    # Eager attention of Falcon with alibi adds it twice in transformers 5.23: itself, and with the mask.
+    attention = "sdpa" if name == "falcon-rw-style" else "eager"
+    return AutoModelForCausalLM.from_config(
+        DECODERS[name], attn_implementation=attention, experts_implementation="eager"
+    )
 
 
 def published_config(model: PreTrainedModel) -> dict[str, object]:
@@ -283,15 +279,14 @@ def decilm() -> PreTrainedModel:
 
 def decilm_config(model: PreTrainedModel) -> dict[str, object]:
     """In the spelling of the code on the hub, older than transformers 5."""
-    fields = published_config(model)
-    for key in ("num_key_value_heads", "head_dim"):
-        del fields[key]
-    return fields | {
+    fields = published_config(model) | {
         "architectures": ["DeciLMForCausalLM"],
         "model_type": "deci",
         "num_key_value_heads_per_layer": list(DECILM_KEY_VALUE_HEADS),
-        "rope_theta": fields.pop("rope_parameters")["rope_theta"],
+        "rope_theta": model.config.rope_parameters["rope_theta"],
     }
+    absent = ("num_key_value_heads", "head_dim", "rope_parameters")
+    return {key: value for key, value in fields.items() if key not in absent}
 
 
 def randomise(model: PreTrainedModel) -> None:
@@ -356,7 +351,7 @@ def exactly(model: PreTrainedModel, ids: Tensor) -> Tensor:
 def chosen_experts(model: PreTrainedModel, ids: Tensor, noise: float) -> list[Tensor]:
     """Which experts each layer chooses when routers see their input with some noise."""
     chosen = []
-    routers = [module for name, module in model.named_modules() if type(module).__name__.endswith("Router")]
+    routers = [module for module in model.modules() if type(module).__name__.endswith("Router")]
     hooks = [
         router.register_forward_pre_hook(lambda _, args: (args[0] + noise * torch.randn_like(args[0]),))
         for router in routers

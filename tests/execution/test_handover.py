@@ -3,6 +3,7 @@
 import pytest
 from simpy import Environment
 
+from simulator.execution.network import Transformer
 from simulator.execution.replay import Replayed, TimedPlan, random_model, reference, replay
 from simulator.graph.shape import Chunk, StepShape
 from simulator.placement.handover import handover_template
@@ -29,6 +30,10 @@ PAIRS = [
 
 def placed(parts: tuple[Stage, ...], name: str) -> Program:
     return Program(model("tiny-llama"), Placement(name, parts), machine(), FLOAT64)
+
+
+def network_of(program: Program) -> Transformer:
+    return random_model(program.model, seed=5, storage=program.storage)
 
 
 def plans(source: Program, target: Program) -> list[tuple[Program, Plan]]:
@@ -66,7 +71,7 @@ def carried_out(source: Program, target: Program, actions: list[tuple[Program, P
         TimedPlan(plan, tuple(launched.starts), tuple(launched.ends))
         for (_, plan), launched in zip(actions, timed, strict=True)
     ]
-    network = random_model(source.model, seed=5)
+    network = network_of(source)
     return replay([source, target], network, PROMPTS, steps, block_count=6, block_tokens=BLOCK_TOKENS)
 
 
@@ -75,7 +80,7 @@ def test_decoding_goes_on_elsewhere_with_the_same_tokens(before, after):
     source, target = placed(before, "source"), placed(after, "target")
     actions = plans(source, target)
     happened = carried_out(source, target, actions)
-    tokens, _ = reference(random_model(source.model, seed=5), PROMPTS, dict.fromkeys(PROMPTS, DECODED + 1))
+    tokens, _ = reference(network_of(source), PROMPTS, dict.fromkeys(PROMPTS, DECODED + 1))
     assert happened.fault is None
     assert happened.wrong_flops == []
     assert happened.tokens == tokens
@@ -91,7 +96,7 @@ def test_bytes_are_those_of_the_cached_tokens(before, after):
     crossed = sum(nbytes for task in handed.template.tasks for _, nbytes in handed.link_bytes(task))
     on_cpu = sum(len(stage.layers) for stage in before if stage.devices == ("cpu",))
     assert crossed == per_layer * (2 * (4 - on_cpu) + on_cpu)
-    assert handed.shapes == (StepShape(1, 0, 2, 2, 0, 0, 0, 8, 0, 0),)
+    assert handed.shapes == (StepShape(sequences=2, logit_rows=2, prefill_span=8),)
 
 
 def test_a_forgotten_layer_shows():
@@ -104,5 +109,5 @@ def test_a_forgotten_layer_shows():
         len(kept) - 1,
     )
     actions[1] = (program, Plan(shorter, handed.chunks))
-    tokens, _ = reference(random_model(source.model, seed=5), PROMPTS, dict.fromkeys(PROMPTS, DECODED + 1))
+    tokens, _ = reference(network_of(source), PROMPTS, dict.fromkeys(PROMPTS, DECODED + 1))
     assert carried_out(source, target, actions).tokens != tokens

@@ -7,10 +7,11 @@ import copy
 import importlib.util
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,6 +186,64 @@ def test_every_weight_matters(name):
         parameter.mul_(1.2).add_(0.02)
         assert (network(given.ids) - given.logits).abs().max() > 1e-4, parameter_name
         parameter.copy_(kept)
+
+
+WRONG = [
+    ("bert", "norm_eps", 1e-2),
+    ("bert", "layers.attention.causal", True),
+    ("bloom", "layers.attention.alibi", None),
+    ("deepseek-v2", "layers.attention.scale", 24**-0.5),
+    ("deepseek-v2", "layers.attention.rope.interleaved", False),
+    ("deepseek-v2", "layers.mlp.router.kept_groups", 3),
+    ("deepseek-v2", "layers.mlp.router.scale", 1.0),
+    ("deepseek-v3", "layers.attention.rope.scaling.attention_factor", 1.0),
+    ("deepseek-v3", "layers.mlp.router.group_score", "best"),
+    ("deepseek-v3", "layers.mlp.router.normalise", False),
+    ("falcon-rw-style", "layers.attention.alibi.in_bfloat16", False),
+    ("falcon-rw-style", "layers.attention.alibi.scale", 1.0),
+    ("gemma", "embed_scale", None),
+    ("gemma2", "layers.attention.scale", 8**-0.5),
+    ("gemma2", "layers.attention.softcap", None),
+    ("gemma2", "logit_softcap", None),
+    ("gemma3", "layers.attention.sliding_window", 6),
+    ("gemma3", "layers.attention.rope.theta", 10_000.0),
+    ("gpt-neox", "layers.attention.rope.rotary_dim", 2),
+    ("gpt-neox", "layers.mlp.activation", "gelu_new"),
+    ("gpt-neox", "residual", "sequential"),
+    ("gpt-oss", "layers.attention.rope.scaling.beta_fast", 16.0),
+    ("gpt-oss", "layers.attention.rope.scaling.truncate", True),
+    ("gpt-oss", "layers.mlp.swiglu_limit", 7.0),
+    ("gpt2", "layers.mlp.activation", "gelu"),
+    ("gptj", "layers.attention.rope.interleaved", False),
+    ("llama-grouped-llama3-rope", "layers.attention.rope.scaling", None),
+    ("llama-linear-rope", "layers.attention.rope.scaling", None),
+    ("llama-yarn", "layers.attention.rope.scaling.attention_factor", 1.0),
+    ("llama-yarn", "layers.attention.rope.scaling.beta_slow", 2.0),
+    ("mistral", "layers.attention.sliding_window", 7),
+    ("mixtral", "layers.mlp.router.normalise", False),
+    ("qwen2-moe", "layers.mlp.router.normalise", True),
+    ("qwen2-sliding", "layers.attention.sliding_window", None),
+    ("roberta", "positions.offset", 0),
+]
+
+
+@pytest.mark.parametrize(("name", "field", "wrong"), WRONG)
+def test_a_wrong_field_is_noticed(name, field, wrong):
+    given = fixture(name)
+    arch = with_field(given.arch, field, wrong)
+    assert arch != given.arch
+    network = load_hugging_face_state(arch, given.state)
+    assert (network(given.ids) - given.logits).abs().max() > 1e-4
+
+
+def with_field(record: Any, path: str, value: object) -> Any:
+    """A copy with one field changed, in all layers that have it."""
+    name, _, rest = path.partition(".")
+    if isinstance(record, tuple):
+        return tuple(with_field(each, path, value) for each in record)
+    if not hasattr(record, name):
+        return record
+    return replace(record, **{name: with_field(getattr(record, name), rest, value) if rest else value})
 
 
 def turns_keys(arch: Architecture) -> bool:

@@ -53,9 +53,9 @@ token types and the projections of their width; a head that is the table of embe
 def main() -> None:
     found: dict[str, Any] = {"left_out": {}}
     for path in sorted((ROOT / "models").glob("*.yaml")):
-        fields = json.loads(json.dumps(read_document(path).data["config"]))
         if path.stem.startswith("tiny"):
             continue
+        fields = json.loads(json.dumps(read_document(path).data["config"]))
         if fields["model_type"] not in CONFIG_MAPPING:
             found["left_out"][path.stem] = f"transformers has no class for model_type {fields['model_type']}"
             continue
@@ -73,13 +73,11 @@ def build(fields: dict[str, Any]) -> PreTrainedModel:
     """
     fields = {key: value for key, value in fields.items() if key != "quantization_config"}
     config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields).get_text_config(decoder=True)
+    is_encoder = config.model_type in ENCODERS
+    kind, options = (AutoModel, {"add_pooling_layer": False}) if is_encoder else (AutoModelForCausalLM, {})
     with torch.device("meta"):
-        if config.model_type in ENCODERS:
-            config._attn_implementation = "eager"
-            return AutoModel.from_config(config, dtype=torch.bfloat16, add_pooling_layer=False).eval()
-        return AutoModelForCausalLM.from_config(
-            config, dtype=torch.bfloat16, attn_implementation="eager"
-        ).eval()
+        model = kind.from_config(config, dtype=torch.bfloat16, attn_implementation="eager", **options)
+    return model.eval()
 
 
 def counts(model: PreTrainedModel) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class Bookkeeper:
         self.check_prefills(prefills)
         self.check_limits(step, chunks)
         self.check_blocks(chunks)
-        assert step.shape == StepShape.of(chunks)
+        assert step.shape(self.traits) == StepShape.of(chunks, self.traits)
         assert step.decode_span == sum(chunk.context + chunk.new for chunk in decodes)
         assert step.token_count == sum(chunk.new for chunk in chunks)
         assert self.scheduler.running_count == len(self.running)

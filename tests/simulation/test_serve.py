@@ -326,7 +326,7 @@ def test_counted_work_is_that_of_the_steps() -> None:
     shapes: list[Any] = []
 
     def note(scheduler: Scheduler, step: Step, _: int) -> None:
-        shapes.append(step.shape)
+        shapes.append(step.shape(program.traits))
 
     program = PROGRAMS["layer_split"]
     source = Source(requests_of([(0, 20, 4), (50, 9, 6), (10, 30, 2)]))

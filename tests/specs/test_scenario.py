@@ -142,7 +142,7 @@ def test_one_machine_in_place_needs_no_list(house: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("model: llama-3.1-8b", "model: llama-3-8b", "2:8: model = 'llama-3-8b': no such model; did you mean"),
+        ("model: llama-3.1-8b", "model: llama-3.2-8b", "2:8: model = 'llama-3.2-8b': no such model; did you mean"),
         ("engine: vllm", "engine: vlm", "4:9: engine = 'vlm': no such engine; did you mean 'vllm'?"),
         ("nr1-4x-l40s", "nr2-4x-l40s", "3:27: machine.1 = 'nr2-4x-l40s': no such machine; did you mean"),
         ("machine: [server-4x-l40s, nr1-4x-l40s]", "machine: {host: nr2, host_link: pcie4-x16}",

@@ -12,15 +12,13 @@ from simulator.results.records import RequestRecord, RunRecord
 from simulator.serving.arrivals import Request
 from simulator.simulation.serve import serve
 from simulator.simulation.ticks import tick
-from simulator.specs.architecture import Architecture
+from simulator.specs.architecture import Architecture, Attention, LayerSpec, Mlp
 from tests import tiny
 
 # Only matmuls cost time: they run in fp8 at a finite rate, everything else in bf16 at no cost to speak of.
 MODEL = Architecture(
-    name="linear", family="llama", hidden_size=2, num_hidden_layers=1, num_attention_heads=1,
-    num_key_value_heads=1, head_dim=2, intermediate_size=2, vocab_size=1, max_position_embeddings=10**9,
-    norm="rms", norm_eps=1e-5, activation="silu", gated_mlp=True, positions="rope", rope_theta=10_000.0,
-    rope_scaling=None, qkv_bias=False, output_bias=False, mlp_bias=False, tie_word_embeddings=False,
+    name="linear", family="llama", hidden_size=2, vocab_size=1, max_position_embeddings=10**9,
+    layers=(LayerSpec(Attention(1, 1, 2, scale=1.0), Mlp(2, "silu", gated=True)),), norm="rms", norm_eps=1e-5,
 )  # fmt: skip
 FLOPS_PER_TOKEN = 2 * (3 * 2 * 2 + 2 * 2 + 2 * 2 * 2 + 2 * 2)  # qkv, o, gate and up, down
 FREE = 1e30

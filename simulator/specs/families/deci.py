@@ -23,7 +23,6 @@ _NOT_MODELLED = {
 
 def read_deci(fields: ConfigFields, name: str) -> Architecture:
     """DeciLM: Llama with a number of key and value heads for each layer."""
-    fields.refuse_unless("num_key_value_heads", None, "write num_key_value_heads_per_layer instead")
     attention = with_biases(rotary_attention(fields), fields.flag("attention_bias", default=False))
     mlp = gated_mlp(fields, bias=fields.flag("mlp_bias", default=False))
     key, heads = "num_key_value_heads_per_layer", attention.num_attention_heads

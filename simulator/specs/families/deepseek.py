@@ -97,14 +97,14 @@ def _experts(fields: ConfigFields, router: Router) -> Experts:
 def _grouped(fields: ConfigFields, router: Router) -> Router:
     """Equal groups, of which those kept must hold enough experts."""
     groups, kept = fields.size("n_group"), fields.size("topk_group")
+    count, chosen = fields.size("n_routed_experts"), fields.size("num_experts_per_tok")
     fields.must_divide("n_routed_experts", groups, "n_group")
     if not fields.is_right("n_routed_experts", "num_experts_per_tok", "n_group", "topk_group"):
         return router
-    size, chosen = fields.size("n_routed_experts") // groups, fields.size("num_experts_per_tok")
+    size = count // groups
     if kept > groups or kept * size < chosen:
-        fields.complain(
-            "topk_group", f"must keep at least {chosen} experts in at most {groups} groups of {size}"
-        )
+        advice = f"must keep at least {chosen} experts in at most {groups} groups of {size}"
+        fields.complain("topk_group", advice)
     if size < 2 and router.group_score == "best_two":
         fields.complain("n_group", "must leave two experts or more to a group")
     return replace(router, groups=groups, kept_groups=kept)

@@ -12,8 +12,8 @@ def read_bloom(fields: ConfigFields, name: str) -> Architecture:
     """Alibi, a norm on embeddings, biases everywhere. Files differ in the names of the sizes."""
     fields.refuse_unless("apply_residual_connection_post_layernorm", False, _POST_NORM_RESIDUAL)
     hidden_key = "n_embed" if fields.get("n_embed") is not None else "hidden_size"
-    heads_key = "n_head" if fields.get("n_head") is not None else "num_attention_heads"
-    layers_key = "n_layer" if fields.get("n_layer") is not None else "num_hidden_layers"
+    heads_key = "n_head" if fields.get("num_attention_heads") is None else "num_attention_heads"
+    layers_key = "n_layer" if fields.get("num_hidden_layers") is None else "num_hidden_layers"
     hidden, heads = fields.size(hidden_key), fields.size(heads_key)
     head_dim = equal_heads(fields, hidden_key, heads_key)
     fields.refuse_unless("n_inner", 4 * hidden, "transformers makes it four times the hidden size")

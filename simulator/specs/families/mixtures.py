@@ -27,6 +27,7 @@ from simulator.specs.families.common import (
     windowed_layers,
     with_biases,
 )
+from simulator.specs.families.rope import rope_settings
 
 _DISAGREE = "releases of transformers disagree on which layers of this family have a window"
 
@@ -68,6 +69,8 @@ def read_qwen3_moe(fields: ConfigFields, name: str) -> Architecture:
 def read_gpt_oss(fields: ConfigFields, name: str) -> Architecture:
     """Sinks, biases throughout, and a window on every other layer, from the first."""
     fields.refuse_unless("swiglu_alpha", 1.702, "another gain of the clamped SwiGLU is not modelled")
+    if not rope_settings(fields).data and fields.is_right("rope_scaling"):
+        fields.complain("rope_scaling", "missing; this field is needed")
     fields.size("head_dim")
     attention = with_biases(
         rotary_attention(fields, theta=150_000.0), fields.flag("attention_bias", default=True)

@@ -28,6 +28,10 @@ def read_rope(
     settings = rope_settings(fields)
     if any(isinstance(value, dict) for value in settings.data.values()):
         settings.complain("full_attention", "settings by kind of layer are not modelled for this family")
+    original = "original_max_position_embeddings"
+    fields.refuse_unless(
+        original, settings.get(original), "transformers would prefer it to that of rope_scaling"
+    )
     theta = fields.number("rope_theta", default=theta)
     rotary_dim = _rotary_dim(fields, settings, head_dim, share)
     return rope_from(settings, rotary_dim, theta=theta, interleaved=interleaved)
