@@ -70,7 +70,8 @@ def _is_left_out(arch: Architecture, name: str) -> bool:
     layer = LAYER.match(name)
     beyond = layer is not None and int(layer[1]) >= arch.num_hidden_layers
     second_copy = arch.tie_word_embeddings and re.sub(r".*\.", "", name.removesuffix(".weight")) in HEADS
-    other_task = arch.is_encoder and name.startswith(("pooler.", "bert.pooler.", "cls.", "lm_head."))
+    part = name.removeprefix("bert.").removeprefix("roberta.")
+    other_task = arch.is_encoder and part.startswith(("pooler.", "cls.", "lm_head."))
     return name.endswith(buffers) or beyond or second_copy or other_task or name.startswith("mtp.")
 
 

@@ -105,6 +105,8 @@ def _usable(capacity: int, taken: int, engine: Engine) -> int:
 
 
 def _sampler_bytes(program: Program, engine: Engine) -> dict[str, int]:
+    if program.model.is_encoder:
+        return {}
     scheduler, stage = engine.scheduler, program.placement.stages[-1]
     rows = min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
     per_rank = -(-program.model.vocab_size // len(stage.devices))

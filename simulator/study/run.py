@@ -185,6 +185,8 @@ def memory_use(deployment: Deployment, blocks: int) -> tuple[MemoryUse, ...]:
             "activations": need.activations_bytes,
             "engine": need.engine_bytes,
         }
+        if need.state_bytes:
+            parts["states"] = need.state_bytes
         rows.append(MemoryUse(need.memory, sum(parts.values()), need.capacity_bytes, parts))
     return tuple(rows)
 

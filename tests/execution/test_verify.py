@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from simulator.execution import interpreter, kv, operators
-from simulator.graph.operators import Operator, OperatorFactory, Parameter
+from simulator.graph.bench import Bench
 from simulator.graph.shape import Chunk
-from simulator.placement.program import Program
+from simulator.graph.share import Part, Share
+from simulator.graph.work import Parameter
 from simulator.placement.placement import Placement
 from simulator.placement.plan import Resident, Task, Template, with_frees
+from simulator.placement.program import Program
 from simulator.serving.scheduler import Scheduler
 from tests.placed import PLACEMENTS, stages, streaming, verified
 
@@ -139,16 +141,12 @@ def position_off_by_one(patch: pytest.MonkeyPatch) -> Placement:
 
 def unsliced_bias(patch: pytest.MonkeyPatch) -> Placement:
     """Every rank adds the whole bias of a projection whose summands are added up afterwards."""
-    sound = OperatorFactory._row_parallel
+    sound = Bench.rows
 
-    def row_parallel(self: OperatorFactory, name: str, layer: int, *rest: object) -> Operator:
-        operator = sound(self, name, layer, *rest)  # type: ignore[arg-type]
-        if self.share.rank == 0:
-            return operator
-        bias = Parameter(f"layers.{layer}.{name}.bias", (self.model.hidden_size,))
-        return replace(operator, parameters=(*operator.parameters, bias))
+    def rows(self: Bench, prefix: str, part: Part, bias: bool) -> tuple[Parameter, ...]:
+        return sound(replace(self, share=Share(0, self.share.degree)), prefix, part, bias)
 
-    patch.setattr(OperatorFactory, "_row_parallel", row_parallel)
+    patch.setattr(Bench, "rows", rows)
     return RANKS
 
 

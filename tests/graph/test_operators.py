@@ -1,94 +1,48 @@
-"""The work graph against the network torch builds, and shards against the whole."""
+"""What operators are counted to do under the causal mask, shards against the whole, and the graph they form."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import Counter
 
 import networkx as nx
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode
 
-from simulator.execution.network import unfilled_transformer
-from simulator.graph.operators import (
-    Formats,
-    OperatorFactory,
-    Parameter,
-    Share,
-    byte_amount,
-    kv_bytes_per_token,
-    model_operators,
-    parameter_count,
-    parameters_of,
-    why_not_divisible,
-    work_graph,
-)
-from simulator.graph.shape import Amount, Chunk, StepShape
+from simulator.graph.attention import cached
+from simulator.graph.model_graph import kv_bytes_per_token, model_operators, parameters_of, work_graph
+from simulator.graph.operators import OperatorFactory
+from simulator.graph.shape import Amount, Chunk, StepShape, Traits
+from simulator.graph.share import Share, why_not_divisible
+from simulator.graph.work import Formats, Operator, Parameter, byte_amount
+from simulator.specs.architecture import Architecture, Attention
 from simulator.specs.catalogue import Catalogue
-from simulator.specs.architecture import Architecture
 from simulator.specs.model import load_model
 from tests import tiny
 
 CATALOGUE = Catalogue()
 MODELS = sorted(path.stem for path in CATALOGUE.path("models", "tiny-llama").parent.glob("*.yaml"))
-SMALL = ["tiny-llama", "tiny-gpt2"]
-BIASED = replace(tiny.LLAMA, qkv_bias=True, output_bias=True, mlp_bias=True, tie_word_embeddings=True)
+TINY = [name for name in MODELS if name.startswith("tiny-")]
 
 
 def model_of(name: str) -> Architecture:
     return load_model(name, CATALOGUE)
 
 
+def shape_of(model: Architecture, chunks: list[Chunk]) -> StepShape:
+    return StepShape.of(chunks, Traits.of(model))
+
+
 def dense_flops(model: Architecture, chunks: list[Chunk]) -> int:
-    shape = StepShape.of(chunks)
+    shape = shape_of(model, chunks)
     return sum(operator.dense_flops.at(shape) for operator in model_operators(model, tiny.BF16))
 
 
 def causal_flops(model: Architecture, chunks: list[Chunk]) -> int:
-    shape = StepShape.of(chunks)
+    shape = shape_of(model, chunks)
     works = (work for operator in model_operators(model, tiny.BF16) for work in operator.works)
     return sum(work.flops.at(shape) for work in works)
-
-
-# --- against torch ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_parameters_are_those_of_the_module(name: str) -> None:
-    model = model_of(name)
-    network = unfilled_transformer(model)
-    assert parameter_count(model, tiny.BF16) == sum(each.numel() for each in network.parameters())
-    ours = {each.name: each.shape for each in parameters_of(model, tiny.BF16).values()}
-    assert ours == {key: tuple(each.shape) for key, each in network.named_parameters()}
-
-
-@pytest.mark.parametrize("model", [tiny.LLAMA, BIASED, replace(BIASED, norm="layer", gated_mlp=False)])
-def test_parameters_of_other_shapes_are_those_of_the_module(model: Architecture) -> None:
-    network = unfilled_transformer(model)
-    ours = {each.name: each.shape for each in parameters_of(model, tiny.BF16).values()}
-    assert ours == {key: tuple(each.shape) for key, each in network.named_parameters()}
-
-
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("tokens", [1, 2, 50, 501])
-def test_dense_flops_are_those_torch_counts(name: str, tokens: int) -> None:
-    model = model_of(name)
-    with FlopCounterMode(display=False) as counter:
-        unfilled_transformer(model)(torch.empty(tokens, dtype=torch.int64, device="meta"), logits=1)
-    assert dense_flops(model, [Chunk(0, 0, tokens, True)]) == counter.get_total_flops()
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_dense_flops_of_a_cached_continuation_are_the_rectangle(name: str) -> None:
-    """A prompt in two pieces: torch's count of the whole, but for the keys the first piece never saw."""
-    model = model_of(name)
-    pieces = [[Chunk(0, 0, 30, False)], [Chunk(0, 30, 20, True)]]
-    head = 2 * model.hidden_size * model.vocab_size  # each piece scores its last row
-    unseen = model.num_hidden_layers * 4 * model.num_attention_heads * model.head_dim * 30 * 20
-    apart = sum(dense_flops(model, piece) for piece in pieces)
-    assert apart == dense_flops(model, [Chunk(0, 0, 50, True)]) + head - unseen
 
 
 # --- causal work --------------------------------------------------------------------------------------------
@@ -104,7 +58,7 @@ def test_causal_flops_are_the_summed_mask(rows: list[tuple[int, int]]) -> None:
         mask = torch.ones(new, context + new, dtype=torch.bool).tril(context)
         visible += int(mask.sum())
         hidden += int((~mask).sum())
-    channels = model.num_hidden_layers * model.num_attention_heads * model.head_dim
+    channels = model.num_hidden_layers * tiny.ATTENTION.num_attention_heads * tiny.ATTENTION.head_dim
     assert dense_flops(model, chunks) - causal_flops(model, chunks) == 4 * channels * hidden
     attention = [op for op in model_operators(model, tiny.BF16) if op.name == "attention"]
     shape = StepShape.of(chunks)
@@ -114,13 +68,14 @@ def test_causal_flops_are_the_summed_mask(rows: list[tuple[int, int]]) -> None:
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 40)), min_size=1, max_size=4))
 def test_causal_work_never_exceeds_the_dense_count(rows: list[tuple[int, int]]) -> None:
     chunks = [Chunk(number, *row, True) for number, row in enumerate(rows)]
-    assert causal_flops(tiny.LLAMA, chunks) <= dense_flops(tiny.LLAMA, chunks)
+    for model in (tiny.LLAMA, tiny.WINDOWED, tiny.MIXTURE):
+        assert causal_flops(model, chunks) <= dense_flops(model, chunks)
 
 
-def test_chunks_of_a_prompt_do_the_causal_work_of_the_whole() -> None:
+@pytest.mark.parametrize("model", [tiny.LLAMA, tiny.WINDOWED, tiny.MIXTURE], ids=lambda model: model.name)
+def test_chunks_of_a_prompt_do_the_causal_work_of_the_whole(model: Architecture) -> None:
     """However a prompt is cut into pieces, every visible pair is computed once; only the head is scored
     for each piece."""
-    model = tiny.LLAMA
     head = 2 * model.hidden_size * model.vocab_size
     whole = causal_flops(model, [Chunk(0, 0, 37, True)])
     for cuts in ([1, 36], [10, 10, 17], [36, 1], [1] * 37):
@@ -132,61 +87,87 @@ def test_chunks_of_a_prompt_do_the_causal_work_of_the_whole() -> None:
 # --- shards -------------------------------------------------------------------------------------------------
 
 
-def rank_factories(model: Architecture, degree: int) -> list[OperatorFactory]:
-    return [OperatorFactory(model, Share.of(model, rank, degree), tiny.BF16) for rank in range(degree)]
+def rank_operators(model: Architecture, degree: int) -> list[tuple[Operator, ...]]:
+    """The operators of each rank."""
+    ranks = []
+    for rank in range(degree):
+        factory = OperatorFactory(model, Share(rank, degree), tiny.BF16)
+        layers = (
+            operator
+            for index in range(model.num_hidden_layers)
+            for operator in factory.layer(index, factory.leaves_branch(0, index))
+        )
+        head = factory.head(factory.leaves_branch(0, model.num_hidden_layers))
+        ranks.append((*factory.embed(), *layers, *head))
+    return ranks
 
 
-def rank_operators(factory: OperatorFactory) -> list:  # type: ignore[type-arg]
-    layers = [op for i in range(factory.model.num_hidden_layers) for op in factory.layer(i, i > 0)]
-    return [factory.embed(), *layers, *factory.head()]
+WIDE = tiny.altered(
+    tiny.LLAMA, {"num_attention_heads": 8, "num_key_value_heads": 4}, {"intermediate_size": 41}, vocab_size=101
+)
+EVERY_RANK_DOES_ALL = {"latent_proj", "router", "shared_gate", "project_in", "project_out"}
+"""Products whose weights are not cut."""
+SHARED_OUT = [WIDE, tiny.biased(WIDE, name="biased"), *map(model_of, TINY)]
 
 
-WIDE = replace(tiny.LLAMA, num_attention_heads=8, num_key_value_heads=4, intermediate_size=41, vocab_size=101)
+def fits_without_copies(model: Architecture, degree: int) -> bool:
+    heads = [layer.attention.num_key_value_heads for layer in model.layers
+             if isinstance(layer.attention, Attention)]  # fmt: skip
+    return why_not_divisible(model, degree) is None and all(count % degree == 0 for count in heads)
 
 
-@pytest.mark.parametrize("model", [WIDE, replace(WIDE, qkv_bias=True, output_bias=True, mlp_bias=True)])
+@pytest.mark.parametrize("model", SHARED_OUT, ids=lambda model: model.name)
 @pytest.mark.parametrize("degree", [1, 2, 4])
 def test_shards_add_up_to_the_whole(model: Architecture, degree: int) -> None:
-    """Uneven columns and rows of the vocabulary included; norms are held by every rank."""
-    shape = StepShape.of([Chunk(0, 3, 9, True), Chunk(1, 20, 1, True)])
-    ranks = [rank_operators(factory) for factory in rank_factories(model, degree)]
-    for shards in zip(*ranks, strict=True):
-        whole = next(op for op in model_operators(model, tiny.BF16)
-                     if (op.name, op.layer) == (shards[0].name, shards[0].layer))  # fmt: skip
-        assert sum(op.dense_flops.at(shape) for op in shards) == whole.dense_flops.at(shape)
-        held: dict[str, int] = {}
-        for operator in shards:
-            for parameter in operator.parameters:
-                held[parameter.name] = held.get(parameter.name, 0) + parameter.elements
-        copies = degree if whole.name.endswith("norm") else 1
-        assert held == {each.name: copies * each.elements for each in whole.parameters}
+    """Uneven columns and rows of the vocabulary included; what is not cut is held by every rank, or by the
+    first alone."""
+    if not fits_without_copies(model, degree):
+        pytest.skip("key-value heads would be copied")
+    shape = shape_of(model, [Chunk(0, 3, 9, True), Chunk(1, 20, 1, True)])
+    wholes = {op.node: op for op in model_operators(model, tiny.BF16)}
+    for shards in zip(*rank_operators(model, degree), strict=True):
+        whole = wholes[shards[0].node]
+        repeated = degree if whole.name in EVERY_RANK_DOES_ALL else 1
+        assert sum(op.dense_flops.at(shape) for op in shards) == repeated * whole.dense_flops.at(shape)
+        held = Counter[str]()
+        for parameter in (parameter for op in shards for parameter in op.parameters):
+            held[parameter.name] += parameter.elements
+        for parameter in whole.parameters:
+            is_cut = any(each.axis is not None for op in shards for each in op.parameters
+                         if each.name == parameter.name)  # fmt: skip
+            counts = {parameter.elements} if is_cut else {parameter.elements, degree * parameter.elements}
+            assert held.pop(parameter.name) in counts, parameter.name
+        assert not held
 
 
+@pytest.mark.parametrize("model", SHARED_OUT, ids=lambda model: model.name)
 @pytest.mark.parametrize("degree", [1, 2, 4])
-def test_cut_parameters_cover_every_row_once(degree: int) -> None:
-    model = replace(WIDE, qkv_bias=True)
+def test_cut_parameters_cover_every_row_once(model: Architecture, degree: int) -> None:
+    if not fits_without_copies(model, degree):
+        pytest.skip("key-value heads would be copied")
     parts: dict[str, list[Parameter]] = {}
-    for factory in rank_factories(model, degree):
-        for operator in rank_operators(factory):
-            for parameter in operator.parameters:
-                if parameter.axis is not None:
-                    parts.setdefault(parameter.name, []).append(parameter)
+    for parameter in (each for ops in rank_operators(model, degree) for op in ops for each in op.parameters):
+        if parameter.axis is not None:
+            parts.setdefault(parameter.name, []).append(parameter)
+    if model.tie_word_embeddings:
+        parts["embed.weight"] = parts["embed.weight"][::2]  # each rank looks up and scores with the same rows
     whole = parameters_of(model, tiny.BF16)
     for name, found in parts.items():
         axis = found[0].axis
         assert axis is not None
         covered = [row for each in found for row in range(each.start, each.start + each.shape[axis])]
-        assert covered == list(range(whole[name].shape[axis])), name
+        copies = degree if ".router." in name else 1
+        assert sorted(covered) == sorted(list(range(whole[name].shape[axis])) * copies), name
 
 
 def test_more_ranks_than_kv_heads_copy_them() -> None:
     """8 ranks of 8 query heads over 4 KV heads: queries are shared out, each KV head is there twice."""
-    whole = 2 * WIDE.head_dim * WIDE.num_key_value_heads * WIDE.hidden_size
-    shares = [Share.of(WIDE, rank, 8) for rank in range(8)]
-    assert [share.kv_head_start for share in shares] == [0, 0, 1, 1, 2, 2, 3, 3]
+    whole = 2 * tiny.ATTENTION.head_dim * 4 * WIDE.hidden_size
+    kept = [cached(WIDE.layers[0], Share(rank, 8)) for rank in range(8)]
+    assert [each.heads.start for each in kept if each] == [0, 0, 1, 1, 2, 2, 3, 3]
     kv = 0
-    for factory in rank_factories(WIDE, 8):
-        projection = next(op for op in factory.layer(0, False) if op.name == "qkv_proj")
+    for operators in rank_operators(WIDE, 8):
+        projection = next(op for op in operators if op.name == "qkv_proj")
         kv += sum(p.elements for p in projection.parameters if "q_proj" not in p.name)
     assert kv == 2 * whole
 
@@ -196,7 +177,7 @@ def test_more_ranks_than_kv_heads_copy_them() -> None:
     [(8, 4, 2, True), (8, 4, 8, True), (8, 4, 3, False), (12, 4, 6, False), (12, 4, 12, True)],
 )
 def test_which_degrees_a_model_can_be_cut_into(heads: int, kv_heads: int, degree: int, fits: bool) -> None:
-    model = replace(WIDE, num_attention_heads=heads, num_key_value_heads=kv_heads)
+    model = tiny.altered(WIDE, {"num_attention_heads": heads, "num_key_value_heads": kv_heads})
     assert (why_not_divisible(model, degree) is None) == fits
 
 
@@ -210,6 +191,11 @@ def test_kv_bytes_of_a_token(precision: str, nbytes: int) -> None:
     assert kv_bytes_per_token(model_of("llama-3.1-8b"), formats) == 2 * 32 * 8 * 128 * nbytes
 
 
+def test_kv_bytes_of_a_token_of_latent_attention() -> None:
+    """DeepSeek-V3: 512 + 64 numbers in each of 61 layers (DeepSeek-AI 2024, arXiv 2412.19437, section 2.1.1)."""
+    assert kv_bytes_per_token(model_of("deepseek-v3"), tiny.BF16) == 61 * (512 + 64) * 2
+
+
 def test_half_bytes_round_up() -> None:
     assert byte_amount(Amount.of(one=3, tokens=4), "int4") == Amount.of(one=2, tokens=2)
 
@@ -219,11 +205,20 @@ def test_half_bytes_round_up() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_work_graph_is_one_loop_over_the_tokens(name: str) -> None:
+    """From the ids to the next ids, or to an encoder's vector; every operator has a part in it."""
     model = model_of(name)
     graph = work_graph(model, tiny.BF16)
-    assert graph.edges["sample", "embed"]["role"] == "next_ids"
-    graph.remove_edge("sample", "embed")
+    last = "pool" if model.is_encoder else "sample"
+    if not model.is_encoder:
+        assert graph.edges["sample", "embed"]["role"] == "next_ids"
+        graph.remove_edge("sample", "embed")
     assert nx.is_directed_acyclic_graph(graph)
     assert set(graph) - {"embed"} == nx.descendants(graph, "embed")
-    assert set(graph) - {"sample"} == nx.ancestors(graph, "sample")
-    assert len(graph) == 9 * model.num_hidden_layers + 4
+    assert set(graph) - {last} == nx.ancestors(graph, last)
+    assert len(graph) == len(model_operators(model, tiny.BF16))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-3.1-8b"])
+def test_a_dense_layer_is_nine_operators(name: str) -> None:
+    graph = work_graph(model_of(name), tiny.BF16)
+    assert len(graph) == 9 * model_of(name).num_hidden_layers + 4
