@@ -38,6 +38,12 @@ class Bench:
     model: Architecture
     share: Share
     formats: Formats
+    storage: WeightStorage
+    """How the model's parameters lie in memory."""
+
+    @classmethod
+    def of(cls, model: Architecture, share: Share, formats: Formats) -> Bench:
+        return cls(model, share, formats, weight_storage(model, formats))
 
     @property
     def hidden(self) -> Amount:
@@ -52,15 +58,9 @@ class Bench:
         """Of so many numbers in the KV cache."""
         return byte_amount(elements, self.formats.kv_cache)
 
-    @property
-    def storage(self) -> WeightStorage:
-        """How the model's parameters lie in memory."""
-        return weight_storage(self.model, self.formats)
-
     def weight_bytes(self, parameters: Sequence[Parameter]) -> Amount:
         """Of parameters read once."""
-        storage = self.storage
-        return Amount.of(one=sum(parameter_bytes(storage, parameter) for parameter in parameters))
+        return Amount.of(one=sum(parameter_bytes(self.storage, parameter) for parameter in parameters))
 
     def multiplies_in(self, matrix: Parameter) -> tuple[Precision, ...]:
         """The formats a product by `matrix` may run in, best first: its own where products of it are

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import networkx as nx
 
-from simulator.graph.attention import cached, state_elements
+from simulator.graph.attention import cached
+from simulator.graph.delta import state_elements
 from simulator.graph.operators import OperatorFactory
 from simulator.graph.shape import Amount
 from simulator.graph.share import Share

@@ -28,7 +28,7 @@ class OperatorFactory:
 
     def __init__(self, model: Architecture, share: Share, formats: Formats) -> None:
         self.model, self.share = model, share
-        self.bench = Bench(model, share, formats)
+        self.bench = Bench.of(model, share, formats)
         self.hidden = self.bench.hidden
 
     # -- both ends --------------------------------------------------------------------------------------

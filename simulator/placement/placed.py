@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from simulator.graph.attention import cached, state_elements
+from simulator.graph.attention import cached
 from simulator.graph.bench import parameter_bytes, weight_storage
+from simulator.graph.delta import state_elements
 from simulator.graph.machine import MachineGraph
 from simulator.graph.operators import OperatorFactory
 from simulator.graph.shape import Amount, Traits

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import combinations, product
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +16,7 @@ from simulator.graph.shape import (
     Amount,
     Chunk,
     StepShape,
+    Traits,
     split_evenly,
     starts_of,
     total,
@@ -18,42 +24,116 @@ from simulator.graph.shape import (
 
 chunk = st.builds(Chunk, st.integers(0, 9), st.integers(0, 40), st.integers(1, 12), st.booleans())
 chunks = st.lists(chunk, max_size=6)
+windows = st.sampled_from([None, *range(1, 20), 60])
 amount = st.lists(st.integers(-50, 50), min_size=FEATURE_COUNT, max_size=FEATURE_COUNT).map(
     lambda numbers: Amount(tuple(numbers))
 )
 
 
-def counted(batch: list[Chunk]) -> StepShape:
+def counted(batch: Iterable[Chunk], window: int | None = None) -> StepShape:
     """Every sum by looking at each query and each key."""
     prefills = [each for each in batch if each.new > 1]
     decodes = [each for each in batch if each.new == 1]
 
-    def pairs(each: Chunk, masked: bool) -> int:
+    def pairs(each: Chunk, masked: bool = True, window: int | None = None) -> list[tuple[int, int]]:
         keys, queries = range(each.context + each.new), range(each.context, each.context + each.new)
-        return sum(1 for query in queries for key in keys if key <= query or not masked)
+        return [
+            (query, key)
+            for query in queries
+            for key in keys
+            if (key <= query or not masked) and (window is None or query - key < window)
+        ]
 
-    return StepShape(
+    def seen(each: Chunk) -> int:
+        return len({key for _, key in pairs(each, window=window)})
+
+    full = StepShape(
         one=1,
         tokens=sum(len(range(each.new)) for each in batch),
-        sequences=len(batch),
-        logit_rows=len(batch),
+        sequences=len(prefills + decodes),
+        logit_rows=len(prefills + decodes),
         prefill_tokens=sum(each.new for each in prefills),
-        prefill_pairs=sum(pairs(each, masked=True) for each in prefills),
-        prefill_square=sum(pairs(each, masked=False) for each in prefills),
+        prefill_pairs=sum(len(pairs(each)) for each in prefills),
+        prefill_square=sum(len(pairs(each, masked=False)) for each in prefills),
         prefill_span=sum(len(range(each.context + each.new)) for each in prefills),
         decode_tokens=len(decodes),
-        decode_span=sum(pairs(each, masked=True) for each in decodes),
+        decode_span=sum(len(pairs(each)) for each in decodes),
+    )
+    if window is None:
+        return full
+    return full._replace(
+        window_pairs=sum(len(pairs(each, window=window)) for each in prefills),
+        window_square=sum(each.new * seen(each) for each in prefills),
+        window_span=sum(map(seen, prefills)),
+        window_decode_span=sum(map(seen, decodes)),
+        window_growing=sum(seen(each) < seen(replace(each, context=each.context + 1)) for each in decodes),
     )
 
 
+@given(chunks, windows)
+def test_the_sums_are_those_counted_pair_by_pair(batch: list[Chunk], window: int | None) -> None:
+    assert StepShape.of(batch, Traits(window)) == counted(batch, window)
+
+
+@given(chunks, windows)
+def test_a_window_that_holds_everything_changes_nothing(batch: list[Chunk], window: int | None) -> None:
+    shape = StepShape.of(batch, Traits(10**6))
+    assert shape[10:14] == (shape.prefill_pairs, shape.prefill_square, shape.prefill_span, shape.decode_span)
+    narrow = StepShape.of(batch, Traits(window))
+    assert all(few <= many for few, many in zip(narrow[10:14], shape[10:14], strict=True))
+
+
+@given(chunks, chunks, st.builds(Traits, windows, st.just(8), st.integers(1, 8)))
+def test_joined_batches_have_joined_shapes(first: list[Chunk], second: list[Chunk], traits: Traits) -> None:
+    both = StepShape.of(first + second, traits)
+    assert StepShape.of(first, traits).joined(StepShape.of(second, traits), traits) == both
+
+
+@given(st.lists(st.integers(0, 40), max_size=6), windows, st.integers(0, 50))
+def test_grown_shapes_are_those_of_later_steps(contexts: list[int], window: int | None, steps: int) -> None:
+    """Until a sequence fills the window: then the sums still hold, but one sequence fewer grows."""
+
+    def later(steps: int) -> StepShape:
+        return StepShape.of([Chunk(0, context + steps, 1, True) for context in contexts], Traits(window))
+
+    missing = [window - (context + 1) for context in contexts if window and context + 1 < window]
+    allowed = min(steps, min(missing, default=steps))
+    grown = later(0).grown(allowed)
+    assert grown._replace(window_growing=0) == later(allowed)._replace(window_growing=0)
+    assert (grown == later(allowed)) == (allowed not in missing)
+
+
+# --- experts ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("experts", "chosen", "tokens"),
+    [(1, 1, 3), (3, 1, 4), (3, 2, 4), (4, 2, 3), (5, 2, 3), (5, 3, 3), (5, 5, 2), (6, 1, 3), (4, 3, 0)],
+)
+def test_active_experts_are_the_mean_over_all_choices(experts: int, chosen: int, tokens: int) -> None:
+    choices = list(combinations(range(experts), chosen))
+    sizes = [len(set().union(*each)) for each in product(choices, repeat=tokens)]
+    expected = sum(sizes) / len(sizes)
+    assert Traits(None, experts, chosen).active_experts(tokens) == pytest.approx(expected, rel=1e-12)
+
+
+@given(st.integers(1, 300), st.data())
+def test_more_tokens_or_choices_never_activate_fewer_experts(experts: int, data: st.DataObject) -> None:
+    chosen = data.draw(st.integers(1, experts))
+    tokens = data.draw(st.integers(1, 4000))
+    active = Traits(None, experts, chosen).active_experts(tokens)
+    assert active == pytest.approx(chosen) if tokens == 1 else active >= chosen * (1 - 1e-12)
+    assert active <= min(experts, chosen * tokens) * (1 + 1e-12)
+    assert active <= Traits(None, experts, chosen).active_experts(tokens + 1)
+    assert active <= Traits(None, experts, min(chosen + 1, experts)).active_experts(tokens)
+
+
 @given(chunks)
-def test_the_sums_are_those_counted_pair_by_pair(batch: list[Chunk]) -> None:
-    assert StepShape.of(batch) == counted(batch)
+def test_a_dense_model_has_no_experts(batch: list[Chunk]) -> None:
+    assert StepShape.of(batch).active_experts == 0
 
 
-@given(chunks, chunks)
-def test_joined_batches_have_joined_shapes(first: list[Chunk], second: list[Chunk]) -> None:
-    assert StepShape.of(first).joined(StepShape.of(second)) == StepShape.of(first + second)
+# --- batches and amounts ------------------------------------------------------------------------------------
 
 
 @given(chunks)
