@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from simulator.execution import kv
+from simulator.execution.call import Call, States
 from simulator.execution.collectives import COLLECTIVES
 from simulator.execution.network import Transformer
-from simulator.execution.operators import OPERATORS, Call, States
+from simulator.execution.operators import OPERATORS
 from simulator.execution.quantised import PLAIN, pack, unpack
 from simulator.execution.stores import Fault, Stores
 from simulator.graph.shape import Chunk

@@ -124,7 +124,7 @@ def wrong_precision(patch: pytest.MonkeyPatch) -> Placement:
     def rounded(slab: torch.Tensor, chunk: Chunk, k: torch.Tensor, v: torch.Tensor) -> None:
         write(slab, chunk, k.float(), v.float())
 
-    patch.setattr(operators.kv, "write", rounded)
+    patch.setattr(kv, "write", rounded)
     return SINGLE
 
 

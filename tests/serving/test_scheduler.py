@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.graph.shape import Chunk, StepShape
+from simulator.graph.shape import PLAIN, Chunk, StepShape, Traits
 from simulator.serving.actions import Completed, Prefill, Step
 from simulator.serving.scheduler import Scheduler
 from simulator.specs.engine import SchedulerSettings
@@ -33,6 +33,7 @@ class Bookkeeper:
 
     scheduler: Scheduler
     asked: Sequence[Asked]
+    traits: Traits = PLAIN
     cached: dict[int, int] = field(default_factory=dict)
     committed: dict[int, int] = field(default_factory=dict)
     goal: dict[int, int] = field(default_factory=dict)
@@ -191,8 +192,9 @@ class Bookkeeper:
         self.finished += finished
 
 
-def bookkeeper(rows: Sequence[Asked], blocks: int, **rules: Any) -> Bookkeeper:
-    followed = Bookkeeper(Scheduler(tiny.scheduler_settings(**rules), blocks), rows)
+def bookkeeper(rows: Sequence[Asked], blocks: int, window: int | None = None, **rules: Any) -> Bookkeeper:
+    scheduler = Scheduler(tiny.scheduler_settings(**rules), blocks, window)
+    followed = Bookkeeper(scheduler, rows, Traits(window, num_experts=8, num_experts_per_tok=2))
     followed.run()
     return followed
 
@@ -212,14 +214,17 @@ def rules(draw: st.DrawFn) -> dict[str, Any]:
 
 asked = st.builds(Asked, st.integers(0, 12), st.integers(1, 20), st.integers(1, 12))
 workload = st.lists(asked, max_size=10)
+windows = st.sampled_from([None, 1, 2, 5, 8, 13, 40])
 
 
 @settings(max_examples=400)
-@given(rules=rules(), rows=workload, blocks=st.integers(1, 30))
-def test_every_step_obeys_the_rules(rules: dict[str, Any], rows: list[Asked], blocks: int) -> None:
+@given(rules=rules(), rows=workload, blocks=st.integers(1, 30), window=windows)
+def test_every_step_obeys_the_rules(
+    rules: dict[str, Any], rows: list[Asked], blocks: int, window: int | None
+) -> None:
     """Whatever the capacity and the workload: the bookkeeper checks each step, and in the end every request
     is finished or refused, all its tokens are there and all blocks are back."""
-    followed = bookkeeper(rows, blocks, **rules)
+    followed = bookkeeper(rows, blocks, window, **rules)
     assert sorted(followed.finished + followed.refused) == list(range(len(rows)))
     assert all(followed.committed[number] == rows[number].output for number in followed.finished)
     assert all(followed.committed[number] == 0 for number in followed.refused)
@@ -227,11 +232,11 @@ def test_every_step_obeys_the_rules(rules: dict[str, Any], rows: list[Asked], bl
 
 
 @settings(max_examples=100)
-@given(rows=st.lists(asked, min_size=3, max_size=8), spare=st.integers(0, 3))
-def test_scarce_blocks_end_no_request(rows: list[Asked], spare: int) -> None:
+@given(rows=st.lists(asked, min_size=3, max_size=8), spare=st.integers(0, 3), window=windows)
+def test_scarce_blocks_end_no_request(rows: list[Asked], spare: int, window: int | None) -> None:
     """Hardly more blocks than the largest request needs: preemption all the time, and still an end."""
     largest = max(-(-(row.prompt + row.output) // 2) for row in rows)
-    followed = bookkeeper(rows, largest + spare, max_num_seqs=8, kv_block_tokens=2)
+    followed = bookkeeper(rows, largest + spare, window, max_num_seqs=8, kv_block_tokens=2)
     assert sorted(followed.finished) == list(range(len(rows)))
 
 
@@ -242,6 +247,49 @@ def test_the_bookkeeper_has_seen_preemption() -> None:
     assert followed.preemptions > 0
     reserved = bookkeeper(rows, 9, kv_block_tokens=2, full_reservation=True)
     assert reserved.preemptions == 0
+
+
+@settings(max_examples=200)
+@given(rules=rules(), rows=workload, blocks=st.integers(4, 30), window=windows, data=st.data())
+def test_rounds_skipped_are_rounds_carried_out(
+    rules: dict[str, Any], rows: list[Asked], blocks: int, window: int | None, data: st.DataObject
+) -> None:
+    """A twin that completes every step sees the shapes that were foretold, and the same afterwards."""
+    traits = Traits(window)
+    leaping, walking = (Scheduler(tiny.scheduler_settings(**rules), blocks, window) for _ in range(2))
+    for scheduler in (leaping, walking):
+        for number, row in enumerate(rows):
+            scheduler.add(number, row.prompt, row.output)
+    while (step := leaping.decide()) is not None:
+        walked, foretold = walking.decide(), step.shape(traits)
+        skipped = data.draw(st.integers(0, leaping.rounds_ahead(data.draw(st.integers(1, 20)))))
+        for ahead in range(skipped):
+            assert walked is not None
+            assert walked.shape(traits) == foretold.grown(ahead)
+            assert walking.complete(walked) == Completed((), (), (), walked.decode_count)
+            walked = walking.decide()
+        step = leaping.skip(skipped) if skipped else step
+        assert walked == step
+        assert walking.chunks() == leaping.chunks()
+        assert step.shape(traits) == StepShape.of(leaping.chunks(), traits)
+        assert walking.complete(walked) == leaping.complete(step)
+    assert walking.decide() is None
+
+
+def test_steps_are_foretold_up_to_the_one_that_fills_a_window() -> None:
+    """A prompt of 3 and a window of 6: decode steps read 4, 5 and 6 keys, and 6 from then on."""
+    scheduler = Scheduler(tiny.scheduler_settings(kv_block_tokens=100), 1, sliding_window=6)
+    scheduler.add(0, 3, 20)
+    first = scheduler.decide()
+    assert first is not None
+    scheduler.complete(first)
+    step = scheduler.decide()
+    assert step is not None
+    assert (step.window_decode_span, step.window_growing) == (4, 1)
+    assert scheduler.rounds_ahead(100) == 2
+    step = scheduler.skip(2)
+    assert (step.window_decode_span, step.window_growing) == (6, 0)
+    assert scheduler.rounds_ahead(100) == 16
 
 
 # --- schedules by hand --------------------------------------------------------------------------------------

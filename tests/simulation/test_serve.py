@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.graph.machine import MachineGraph
-from simulator.placement.program import Program
 from simulator.placement.placement import Placement, Stage, Streaming
+from simulator.placement.program import Program
 from simulator.results.metrics import CATEGORIES, latency_metrics
 from simulator.results.records import RunRecord
 from simulator.serving.actions import Step
@@ -21,6 +21,7 @@ from simulator.serving.arrivals import Request, Source
 from simulator.serving.scheduler import Scheduler
 from simulator.simulation.serve import Observer, Serving, serve
 from simulator.simulation.ticks import tick
+from simulator.specs.architecture import Architecture
 from simulator.specs.engine import Engine
 from tests import tiny
 
@@ -52,6 +53,13 @@ def program_of(name: str) -> Program:
 
 
 PROGRAMS = {name: program_of(name) for name in CERTIFIED}
+OTHER_MODELS = {
+    "windowed": tiny.program(tiny.single(), fabric(), tiny.WINDOWED),
+    "windowed_pipeline": tiny.program(tiny.stages(microbatches=2), fabric(), tiny.WINDOWED),
+    "mixture": tiny.program(tiny.tensor_parallel(2), fabric(), tiny.MIXTURE),
+    "mixture_streamed": tiny.program(tiny.streamed(across_steps=True), fabric(), tiny.MIXTURE),
+}
+"""Models whose steps have sums of their own: keys inside a window, experts that are read."""
 
 
 def engine(**changes: Any) -> Engine:
@@ -80,16 +88,17 @@ def run(
 # --- the law ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CERTIFIED)
+@pytest.mark.parametrize("name", [*CERTIFIED, *OTHER_MODELS])
 def test_both_fidelities_give_the_same_record(name: str) -> None:
     """Every clock reading, count and attributed second of a whole run, with `==`."""
     preempted: list[int] = []
+    program = (PROGRAMS | OTHER_MODELS)[name]
 
     @settings(max_examples=20)
     @given(rows=workloads, users=loops, cores=st.integers(1, 2))
     def check(rows: list[tuple[int, int, int]], users: int | None, cores: int) -> None:
-        by_step = run(PROGRAMS[name], rows, "step", users, cores)
-        by_task = run(PROGRAMS[name], rows, "task", users, cores)
+        by_step = run(program, rows, "step", users, cores)
+        by_task = run(program, rows, "task", users, cores)
         assert (by_step.fidelity, by_task.fidelity) == ("step", "task"), by_step.crowded_link
         assert tiny.facts(by_step) == tiny.facts(by_task)
         preempted.append(by_step.preemptions)
@@ -321,14 +330,15 @@ def test_a_closed_loop_has_no_more_users_than_asked(rows: list[tuple[int, int, i
 # --- amounts ------------------------------------------------------------------------------------------------
 
 
-def test_counted_work_is_that_of_the_steps() -> None:
+@pytest.mark.parametrize("model", [tiny.LLAMA, tiny.WINDOWED, tiny.MIXTURE], ids=lambda model: model.name)
+def test_counted_work_is_that_of_the_steps(model: Architecture) -> None:
     """FLOPs and bytes over links, summed step by step from the shapes that the scheduler decided."""
     shapes: list[Any] = []
 
     def note(scheduler: Scheduler, step: Step, _: int) -> None:
         shapes.append(step.shape(program.traits))
 
-    program = PROGRAMS["layer_split"]
+    program = tiny.program(CERTIFIED["layer_split"], fabric(), model)
     source = Source(requests_of([(0, 20, 4), (50, 9, 6), (10, 30, 2)]))
     record = Serving(program, engine(), BLOCKS, source, "step", 1, observer=Observer(note)).run()
     tasks = program.template(1).tasks
