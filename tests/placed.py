@@ -4,13 +4,13 @@ from functools import cache
 
 from simulator.graph.machine import MachineGraph, machine_graph
 from simulator.graph.work import Formats
-from simulator.placement.program import Program
 from simulator.placement.placement import Placement, Stage, Streaming
+from simulator.placement.program import Program
 from simulator.serving.arrivals import Request
+from simulator.specs.architecture import Architecture
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.engine import Engine
 from simulator.specs.machine import load_machine
-from simulator.specs.architecture import Architecture
 from simulator.specs.model import load_model
 from simulator.specs.workload import BatchArrivals, UniformLengths, Workload
 from simulator.study.deploy import Deployment

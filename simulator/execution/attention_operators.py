@@ -115,15 +115,18 @@ def _attn_gate(call: Call) -> Outputs:
 
 
 def _delta_rule(call: Call) -> Outputs:
-    linear, states = call.attention, call.states
+    linear, slab, eps = call.attention, call.cache(), call.model.norm_eps
     assert isinstance(linear, LinearAttention)
-    assert states is not None
     names = ("q_conv", "k_conv", "v_conv", "a_log", "dt_bias", "linear_norm")
-    weights, eps = delta.Weights(*(call.weight(name) for name in names)), call.model.norm_eps
+    weights = delta.Weights(*(call.weight(name) for name in names))
     empty, outputs = delta.empty_state(linear, call.values[0], call.share.degree), []
+    sizes, shapes = [part.numel() for part in empty], [part.shape for part in empty]
     for chunk, mixed_nx in zip(call.chunks, call.values[0].split(call.sizes), strict=True):
-        out_nx, *state = delta.gated_delta_net(linear, mixed_nx, weights, eps, *states.before(chunk, empty))
-        states.keep(chunk, tuple(state))
+        row = slab[call.slot_of[chunk.sequence]]
+        kept = (part.view(shape) for part, shape in zip(row.clone().split(sizes), shapes, strict=True))
+        before = kept if chunk.context else empty
+        out_nx, *after = delta.gated_delta_net(linear, mixed_nx, weights, eps, *before)
+        row.copy_(torch.cat([part.flatten() for part in after]))
         outputs.append(out_nx)
     return (torch.cat(outputs),)
 

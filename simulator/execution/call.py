@@ -24,20 +24,6 @@ from simulator.specs.architecture import (
 Outputs = Sequence[Tensor]
 
 
-class States:
-    """What each sequence's tokens leave behind in one layer of linear attention on one device."""
-
-    def __init__(self) -> None:
-        self._of: dict[int, tuple[Tensor, ...]] = {}
-
-    def before(self, chunk: Chunk, empty: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """A sequence's state before a chunk; the empty one if nothing of it was computed."""
-        return self._of[chunk.sequence] if chunk.context else empty
-
-    def keep(self, chunk: Chunk, state: tuple[Tensor, ...]) -> None:
-        self._of[chunk.sequence] = state
-
-
 @dataclass(frozen=True)
 class Call:
     """What an operator's implementation sees: values and weights of its own memory only."""
@@ -50,8 +36,10 @@ class Call:
     values: Sequence[Tensor]
     weights: Mapping[str, Tensor]
     slab: Tensor | None
+    """What the layer keeps of sequences in this memory: KV blocks, or states."""
     output_count: int
-    states: States | None = None
+    slot_of: Mapping[int, int]
+    """Row of each sequence in a slab of states."""
 
     @cached_property
     def sizes(self) -> list[int]:

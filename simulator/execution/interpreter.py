@@ -7,7 +7,6 @@ dependency or a buffer reused too soon shows as a `Fault`, or as a wrong number.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from simulator.execution import kv
-from simulator.execution.call import Call, States
+from simulator.execution.call import Call
 from simulator.execution.collectives import COLLECTIVES
 from simulator.execution.network import Transformer
 from simulator.execution.operators import OPERATORS
@@ -48,7 +47,7 @@ class Interpreter:
         self.model, self.machine = programs[0].model, programs[0].machine
         self.sequences, self.stores = sequences, stores
         self.dtype = next(model.parameters()).dtype
-        self.states: defaultdict[tuple[int | None, str], States] = defaultdict(States)
+        self._slot_of = {number: slot for slot, number in enumerate(sequences.tokens)}
         self._packed: dict[str, tuple[WeightFormat, tuple[int, ...]]] = {}
         """Weights that are not kept in the format they are computed in, and their shapes."""
         for program in programs:
@@ -68,6 +67,9 @@ class Interpreter:
         for slab in program.slabs():
             shape = (slab.planes, block_count, block_tokens, slab.head_count, slab.width)
             self.stores.keep(slab.memory, slab.name, kv.empty_slab(*shape, self.dtype))
+        for state in program.state_slabs():
+            rows = torch.full((len(self._slot_of), state.elements), float("nan"), dtype=self.dtype)
+            self.stores.keep(state.memory, state.name, rows)
 
     def begin(self, plan: Plan, index: int) -> None:
         """Reserve what a task will write."""
@@ -129,9 +131,8 @@ class Interpreter:
         assert task.share is not None
         if task.operator == "sample":
             self._keep_rows(chunks, values[0])
-        states = self.states[task.layer, task.place] if task.operator == "delta_rule" else None
         call = Call(self.model, task.operator, task.layer, task.share, chunks, values, weights, slab,
-                    len(task.writes), states)  # fmt: skip
+                    len(task.writes), self._slot_of)  # fmt: skip
         return OPERATORS[task.operator](call)
 
     def _unpacked(self, name: str, weight: Tensor) -> Tensor:

@@ -70,5 +70,5 @@ def _delta_rule(
                   Amount.of(decode_tokens=passed + state_bytes))  # fmt: skip
     return Operator(
         "delta_rule", layer, ("mixed",), (Value("context", Amount.of(tokens=context)),), (prefill, decode),
-        Amount.of(tokens=per_token), parameters,
+        Amount.of(tokens=per_token), parameters, uses_kv=True,
     )  # fmt: skip

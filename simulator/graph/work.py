@@ -97,6 +97,7 @@ class Operator:
     dense_flops: Amount = NOTHING
     parameters: tuple[Parameter, ...] = ()
     uses_kv: bool = False
+    """Reads or writes in place what the layer keeps of sequences: KV blocks, or states."""
     partial: bool = False
     """Each rank holds a summand of the output, which a reduction must add up."""
 

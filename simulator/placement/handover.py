@@ -15,6 +15,7 @@ def handover_template(source: Program, target: Program) -> Template:
     `target_blocks`. Where a head has copies (more ranks than KV heads), the first one is the source.
     Both programs are of one model on one machine, and serve on the same host.
     """
+    assert not source.model.has_linear_attention, "states of linear attention cannot be handed over yet"
     held: dict[int, list[KvSlab]] = {}
     for slab in source.slabs():
         held.setdefault(slab.layer, []).append(slab)

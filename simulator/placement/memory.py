@@ -77,7 +77,9 @@ def budget(program: Program, engine: Engine) -> Budget:
     kv: Counter[str] = Counter()
     for slab in program.slabs():
         kv[slab.memory] += slab.bytes_per_token * engine.scheduler.kv_block_tokens
-    states = program.state_bytes()
+    states: Counter[str] = Counter()
+    for state in program.state_slabs():
+        states[state.memory] += state.bytes_per_sequence * engine.scheduler.max_num_seqs
     activations = _largest_step(program, engine)
     for device, nbytes in _sampler_bytes(program, engine).items():
         memory = program.machine.memory_of(device)
@@ -87,11 +89,10 @@ def budget(program: Program, engine: Engine) -> Budget:
         if not (weights[memory] or kv[memory] or activations[memory]):
             continue
         runtime = 0 if memory in program.machine.hosts else round(engine.memory.context_bytes)
-        state = states.get(memory, 0) * engine.scheduler.max_num_seqs
-        taken = weights[memory] + activations[memory] + runtime + state
+        taken = weights[memory] + activations[memory] + runtime + states[memory]
         usable = _usable(capacity, taken, engine)
         needs.append(MemoryNeed(memory, capacity, usable, weights[memory], activations[memory], runtime,
-                                state, kv[memory]))  # fmt: skip
+                                states[memory], kv[memory]))  # fmt: skip
     per_sequence = -(-program.model.max_position_embeddings // engine.scheduler.kv_block_tokens)
     most = per_sequence * engine.scheduler.max_num_seqs
     return Budget(tuple(needs), engine.scheduler.kv_block_tokens, most)

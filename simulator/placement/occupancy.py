@@ -9,13 +9,17 @@ from simulator.placement.plan import Plan
 from simulator.placement.program import Program
 
 
-def standing_bytes(program: Program, block_count: int, block_tokens: int) -> Counter[str]:
-    """Bytes of weights and KV blocks in each memory."""
+def standing_bytes(
+    program: Program, block_count: int, block_tokens: int, sequence_count: int
+) -> Counter[str]:
+    """Bytes of weights, KV blocks and sequences' states in each memory."""
     standing: Counter[str] = Counter()
     for resident in program.residents():
         standing[resident.tensor.memory] += resident.tensor.nbytes.coefficients[0]
     for slab in program.slabs():
         standing[slab.memory] += slab.bytes_per_token * block_count * block_tokens
+    for state in program.state_slabs():
+        standing[state.memory] += state.bytes_per_sequence * sequence_count
     return standing
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 from simulator.graph.attention import cached
 from simulator.graph.bench import parameter_bytes, weight_storage
@@ -15,7 +16,7 @@ from simulator.graph.shape import Amount, Traits
 from simulator.graph.share import Share
 from simulator.graph.work import Formats, Operator, Parameter, byte_amount
 from simulator.placement.placement import Placement, Stage
-from simulator.placement.plan import KvSlab, Resident, Tensor
+from simulator.placement.plan import KvSlab, Resident, StateSlab, Tensor
 from simulator.specs.architecture import Architecture
 from simulator.specs.weight_formats import WeightStorage
 
@@ -101,16 +102,16 @@ class Placed:
         return KvSlab(slab_name(layer, device), self.machine.memory_of(device), layer, kept.heads.start,
                       kept.heads.count, kept.planes, kept.width, nbytes)  # fmt: skip
 
-    def state_bytes(self) -> dict[str, int]:
-        """Bytes that each memory holds of every sequence served, whatever its length."""
-        found: dict[str, int] = {}
+    def state_slabs(self) -> tuple[StateSlab, ...]:
+        """The states of each layer of linear attention on each device that computes it."""
+        slabs = []
         for stage in self.placement.stages:
-            for rank, device in enumerate(stage.devices):
-                share, memory = Share(rank, len(stage.devices)), self.machine.memory_of(device)
-                elements = sum(state_elements(self.model.layers[layer], share) for layer in stage.layers)
+            for layer, (rank, device) in product(stage.layers, enumerate(stage.devices)):
+                elements = state_elements(self.model.layers[layer], Share(rank, len(stage.devices)))
                 nbytes = byte_amount(Amount.of(one=elements), self.formats.activations).per("one")
-                found[memory] = found.get(memory, 0) + nbytes
-        return found
+                memory = self.machine.memory_of(device)
+                slabs.append(StateSlab(slab_name(layer, device), memory, layer, elements, nbytes))
+        return tuple(slab for slab in slabs if slab.elements)
 
     def operators(self) -> Iterator[tuple[str, Operator]]:
         """Every operator of every rank with the device it runs on."""

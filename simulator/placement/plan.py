@@ -61,6 +61,17 @@ class KvSlab:
 
 
 @dataclass(frozen=True, slots=True)
+class StateSlab:
+    """The states of one layer of linear attention in one memory: as many numbers for every sequence."""
+
+    name: str
+    memory: str
+    layer: int
+    elements: int
+    bytes_per_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
 class KvCopy:
     """Some heads of one layer's cached tokens, from one slab to another."""
 
@@ -97,7 +108,7 @@ class Task:
     after: tuple[int, ...] = ()
     frees: tuple[str, ...] = ()
     kv: str | None = None
-    """The KV slab read or written in place; streams keep its uses in order."""
+    """The slab of KV blocks or states read or written in place; streams keep its uses in order."""
     kv_copy: KvCopy | None = None
     host_work: HostWork | None = None
     crossings: tuple[tuple[str, str], ...] = ()

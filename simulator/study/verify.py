@@ -219,7 +219,7 @@ def compare(
     if wrong:
         found.append(f"tokens of sequences {wrong} differ from plain generation's")
     if not happened.fault:
-        standing = standing_bytes(program, blocks, size)
+        standing = standing_bytes(program, blocks, size, len(prompts))
         found += _accounts(happened, record, [timed.plan for timed in steps], standing, real.moments(steps))
     return replace(
         blank,

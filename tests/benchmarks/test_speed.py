@@ -10,8 +10,8 @@ from simpy import Environment
 
 from simulator.graph.machine import machine_graph
 from simulator.graph.work import Formats
-from simulator.placement.program import Program
 from simulator.placement.memory import budget
+from simulator.placement.program import Program
 from simulator.placement.strategies import LayerSplit, SingleDevice, Strategy, TensorParallel
 from simulator.serving.arrivals import Source, generate
 from simulator.simulation.serve import serve

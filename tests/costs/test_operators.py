@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.costs.operators import CLASS_DEFAULTS, arithmetic, blended_terms, efficiency_of, kernel_rates
-from simulator.graph.work import OperatorClass
 from simulator.graph.shape import Chunk, StepShape
+from simulator.graph.work import OperatorClass
 from simulator.simulation.pricing import PricedTemplate
 from simulator.simulation.ticks import seconds, tick, ticks
 from simulator.specs.hardware import OPERATOR_CLASSES, Device, Efficiency, Precision

@@ -7,9 +7,9 @@ from simulator.execution.network import Transformer
 from simulator.execution.replay import Replayed, TimedPlan, random_model, reference, replay
 from simulator.graph.shape import Chunk, StepShape
 from simulator.placement.handover import handover_template
-from simulator.placement.program import Program
 from simulator.placement.placement import Placement, Stage
 from simulator.placement.plan import Plan
+from simulator.placement.program import Program
 from simulator.simulation.engine import TaskEngine
 from simulator.simulation.pricing import PricedTemplate
 from tests.placed import FLOAT64, engine, machine, model, stages

@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.graph.machine import machine_graph
-from simulator.graph.work import Formats
 from simulator.graph.shape import Chunk
-from simulator.placement.program import Program
+from simulator.graph.work import Formats
 from simulator.placement.memory import budget, refusal, split_chunks
 from simulator.placement.placement import Placement
+from simulator.placement.program import Program
 from simulator.placement.strategies import LayerSplit, SingleDevice, Strategy, TensorParallel
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.machine import load_machine
