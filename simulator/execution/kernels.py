@@ -119,6 +119,7 @@ def attend(
     (n, h, _), (s, g, _) = q_nhd.shape, k_sgd.shape
     first = rules.first_key(context)
     assert first + s == context + n, f"{s} keys from {first} for {context} older and {n} new tokens"
+    assert rules.alibi is None or sink_h is None, "slopes are told from the first key, which a sink has not"
     r = h // g
     q_gmd = q_nhd.unflatten(1, (g, r)).permute(1, 2, 0, 3).flatten(1, 2)
     scores_hns = (q_gmd @ k_sgd.permute(1, 2, 0) * rules.scale).view(h, n, s)

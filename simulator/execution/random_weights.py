@@ -34,7 +34,8 @@ def _random_tensor(arch: Architecture, name: str, shape: torch.Size, generator: 
     if name.endswith("norm.weight"):
         return (1 + 0.3 * normal) * (0.5 if name == "embed_norm.weight" else 1)
     if name == "embed.weight":
-        return 0.1 * normal / (arch.embed_scale or 1)
+        strength = 0.1 if arch.tie_word_embeddings or arch.norm == "rms" else 0.5
+        return strength * normal / (arch.embed_scale or 1)
     if name.endswith("bias") or name == "token_types.weight":
         return 0.1 * normal
     if name.endswith(("o_proj.weight", "down_proj.weight")) and arch.residual.startswith("parallel"):
