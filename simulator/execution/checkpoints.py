@@ -135,8 +135,8 @@ def _attention(arch: Architecture, layer: int) -> Attention:
 
 
 def _by_thirds(arch: Architecture, layer: int, path: str, tensor: Tensor) -> Named:
-    """GPT-2: queries, keys and values side by side, stored as [in, out]."""
-    whole = tensor.t() if tensor.ndim == 2 else tensor
+    """Queries, keys and values one after the other: rows of the first Qwen's, columns of GPT-2's."""
+    whole = tensor.t() if arch.family == "gpt2" and tensor.ndim == 2 else tensor
     for name, part in zip(("q_proj", "k_proj", "v_proj"), whole.chunk(3), strict=True):
         yield f"attention.{name}", part.contiguous()
 
@@ -220,6 +220,7 @@ OUTSIDE = {
     "norm": "final_norm",
     "ln_f": "final_norm",
     "final_layer_norm": "final_norm",
+    "final_layernorm": "final_norm",
     "decoder.final_layer_norm": "final_norm",
     "embed_out": "lm_head",
 }
@@ -251,6 +252,7 @@ PARTS = {
     "attention.output.dense": "attention.o_proj",
     "attention.dense": "attention.o_proj",
     "self_attention.dense": "attention.o_proj",
+    "self_attn.dense": "attention.o_proj",
     "attn.c_proj": "attention.o_proj",
     "attn.out_proj": "attention.o_proj",
     "self_attn.out_proj": "attention.o_proj",
@@ -270,11 +272,15 @@ PARTS = {
     "mlp.c_fc": "mlp.up_proj",
     "mlp.fc_in": "mlp.up_proj",
     "fc1": "mlp.up_proj",
+    "mlp.fc1": "mlp.up_proj",
+    "mlp.w1": "mlp.up_proj",
+    "mlp.w2": "mlp.gate_proj",
     "mlp.dense_h_to_4h": "mlp.up_proj",
     "intermediate.dense": "mlp.up_proj",
     "mlp.c_proj": "mlp.down_proj",
     "mlp.fc_out": "mlp.down_proj",
     "fc2": "mlp.down_proj",
+    "mlp.fc2": "mlp.down_proj",
     "mlp.dense_4h_to_h": "mlp.down_proj",
     "output.dense": "mlp.down_proj",
     # experts

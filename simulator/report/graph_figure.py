@@ -21,8 +21,8 @@ from simulator.report.graph_layout import (
     Wire,
     laid_out,
 )
-from simulator.report.model_sheet import format_flops, step_text
-from simulator.study.folded_graph import FoldedGraph, Node
+from simulator.report.model_sheet import format_flops, layers_text, step_text
+from simulator.study.folded_graph import FoldedGraph
 from simulator.study.show_model import Amounts
 from simulator.units import format_bytes
 
@@ -42,22 +42,134 @@ _LINES = {
     "next layer": ("#7A7A7A", 1.4, (0, (4, 2))),
     "token loop": ("#8C510A", 1.6, "-"),
 }
-_TITLE, _LEGEND, _MARGIN = 0.95, 0.85, 0.1
-_LEAST_WIDTH = 6.0
-"""Inches."""
-_DPI = 150
+_LEAST_WIDTH, _LINE, _COLUMN = 6.0, 0.17, 1.9
+"""Of the figure; a line of its heading or legend, a column of its legend. Inches."""
+_DPI = 120
 
 
 def model_graph(graph: FoldedGraph) -> Figure:
     """Draw a model's operators and the values between them, from the token ids to the next ones."""
     layout = laid_out(graph, _LEAST_WIDTH)
-    height = _TITLE + layout.height + _LEGEND
-    figure = Figure(figsize=(layout.width, height))
+    title, handles, columns = _title(graph), _legend(graph), int(layout.width / _COLUMN)
+    above = _LINE * (len(title) + 2)
+    below = _LINE * (2 + -(-len(handles) // columns))
+    figure = Figure(figsize=(layout.width, above + layout.height + below))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, layout.width), ylim=(layout.height + _LEGEND, -_TITLE))
+    axes.set(xlim=(0, layout.width), ylim=(layout.height + below, -above))
     axes.axis("off")
-    _title(axes, graph, layout)
+    middle = layout.width / 2
+    axes.text(middle, _LINE * 1.2 - above, graph.name, ha="center", va="center", fontsize=11, weight="bold")
+    for number, line in enumerate(title):
+        axes.text(middle, _LINE * (number + 2.4) - above, line, ha="center", va="center", fontsize=7.5)
     _draw(axes, graph, layout)
-    columns = max(3, int(layout.width / 2))
-    figure.legend(handles=_legend(graph), loc="lower center", ncols=columns, fontsize=7, frameon=False)
+    figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=7, frameon=False)
     return figure
+
+
+def figure_bytes(figure: Figure, suffix: str) -> bytes:
+    """The file of a figure, the same bytes for the same figure; `suffix` is one of SUFFIXES."""
+    buffer = io.BytesIO()
+    metadata = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[suffix]
+    with mpl.rc_context({"svg.hashsalt": "placewright"}):
+        figure.savefig(buffer, format=suffix.removeprefix("."), dpi=_DPI, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _title(graph: FoldedGraph) -> list[str]:
+    lines = [f"{step.name}: {step_text(step)}" for step in graph.steps]
+    lines.append(f"in each box: FLOPs and bytes moved, of one layer; weights in {graph.weights}")
+    if len(graph.blocks) > 1:
+        lines.append("layers follow one another by number; each is of one of the kinds side by side")
+    return lines
+
+
+def _draw(axes: Axes, graph: FoldedGraph, layout: Layout) -> None:
+    for frame in layout.frames:
+        _draw_frame(axes, frame)
+    for wire in layout.wires:
+        _draw_wire(axes, wire)
+    for label in layout.labels:
+        _draw_label(axes, label)
+    for placed in layout.nodes:
+        _draw_node(axes, placed, [step.name for step in graph.steps])
+
+
+def _draw_frame(axes: Axes, frame: Frame) -> None:
+    width, height = frame.right - frame.left, frame.bottom - frame.top
+    corner = (frame.left, frame.top)
+    style = "round,pad=0,rounding_size=0.08"
+    axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, fc="#FAFAFA", ec="#999999", lw=1.0, zorder=0))
+    axes.add_patch(FancyBboxPatch(corner, width, HEADER, boxstyle=style, fc="#E3E6EA", ec="#999999", lw=1.0, zorder=0.5))
+    for number, (line, size, weight) in enumerate(_frame_lines(frame)):
+        y = frame.top + 0.15 + 0.18 * number
+        axes.text((frame.left + frame.right) / 2, y, line, ha="center", va="center", fontsize=size, weight=weight)
+
+
+def _frame_lines(frame: Frame) -> list[tuple[str, float, str]]:
+    block = frame.block
+    count = len(block.layers)
+    which = f"{'layers' if count > 1 else 'layer'} {layers_text(block.layers, most=3)}"
+    drawn = f"; sizes differ, shown is layer {block.layers[-1]}" if block.differ_in_size else ""
+    repeated = f"{count} x: {which}" if count > 1 else which
+    return [(repeated, 8.0, "bold"), (f"attention: {block.attention}{drawn}", 7.0, "normal"),
+            (f"feed-forward: {block.feed_forward}", 7.0, "normal")]  # fmt: skip
+
+
+def _draw_wire(axes: Axes, wire: Wire) -> None:
+    colour, width, style = _LINES[wire.kind]
+    xs, ys = zip(*wire.points, strict=True)
+    axes.plot(xs, ys, color=colour, linewidth=width, linestyle=style, solid_capstyle="butt", zorder=1)
+    if wire.has_arrow:
+        arrow = {"arrowstyle": "-|>", "color": colour, "lw": width, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}
+        (x0, y0), (x1, y1) = wire.points[-2:]
+        length = abs(x1 - x0) + abs(y1 - y0)
+        near = (x1 - (x1 - x0) / length * 0.05, y1 - (y1 - y0) / length * 0.05)
+        axes.annotate("", (x1, y1), near, arrowprops=arrow, zorder=1)
+
+
+def _draw_label(axes: Axes, label: Label) -> None:
+    axes.text(
+        label.x, label.y, label.text, fontsize=6.5, color="#444444", style="italic", va="center",
+        ha="center" if label.is_centred else "left", rotation=90 if label.is_rotated else 0, zorder=3,
+    )  # fmt: skip
+
+
+def _draw_node(axes: Axes, placed: PlacedNode, steps: list[str]) -> None:
+    node = placed.node
+    fill, edge = _FILLS[node.node_class]
+    corner = (placed.x - NODE_WIDTH / 2, placed.y - NODE_HEIGHT / 2)
+    axes.add_patch(FancyBboxPatch(corner, NODE_WIDTH, NODE_HEIGHT, boxstyle="round,pad=0,rounding_size=0.05",
+                                  fc=fill, ec=edge, lw=1.0, zorder=2))  # fmt: skip
+    lines = [f"{step}: {_work(work)}" for step, work in zip(steps, node.work, strict=True)]
+    top = placed.y - (0.075 * len(lines))
+    axes.text(placed.x, top, node.name, ha="center", va="center", fontsize=8, weight="bold", zorder=3)
+    for number, line in enumerate(lines, start=1):
+        axes.text(placed.x, top + 0.15 * number, line, ha="center", va="center", fontsize=6.5, zorder=3)
+    if node.keeps:
+        axes.text(placed.x + NODE_WIDTH / 2 - 0.05, top, node.keeps, ha="right", va="center", fontsize=6,
+                  color="white", zorder=3, bbox={"boxstyle": "round,pad=0.15", "fc": "#333333", "ec": "none"})  # fmt: skip
+
+
+def _work(work: Amounts) -> str:
+    moved = format_bytes(work.moved_bytes)
+    return f"{format_flops(work.flops)}, {moved}" if work.flops else moved
+
+
+def _legend(graph: FoldedGraph) -> list[Patch | Line2D]:
+    """What is drawn, and only that."""
+    nodes = [*graph.before, *graph.after, *(node for block in graph.blocks for node in block.nodes)]
+    classes = {node.node_class for node in nodes}
+    patches = [Patch(fc=fill, ec=edge, label=name) for name, (fill, edge) in _FILLS.items() if name in classes]
+    kinds = {"residual": "residual stream", "value": "other values", "next layer": "to the next layer"}
+    if graph.is_loop:
+        kinds["token loop"] = "the token loop"
+    lines = [_line(kind, text) for kind, text in kinds.items()]
+    meanings = {"KV": "KV: uses the KV cache", "state": "state: uses a kept state"}
+    kept = [Patch(fc="#333333", ec="none", label=text) for mark, text in meanings.items()
+            if any(node.keeps == mark for node in nodes)]  # fmt: skip
+    return [*patches, *lines, *kept]
+
+
+def _line(kind: str, text: str) -> Line2D:
+    colour, width, style = _LINES[kind]
+    return Line2D([], [], color=colour, linewidth=width, linestyle=style, label=text)

@@ -14,10 +14,10 @@ from typing import Literal
 
 from simulator.study.folded_graph import Block, Edge, FoldedGraph, Node
 
-NODE_WIDTH, NODE_HEIGHT = 1.95, 0.56
-ROW, LANE = 0.88, 2.95
+NODE_WIDTH, NODE_HEIGHT = 1.95, 0.54
+ROW, LANE = 0.82, 2.9
 """From one operator's centre to the next one's, down and across."""
-HEADER = 0.66
+HEADER = 0.62
 """Of a block, where it says which layers it is."""
 
 _GAP = ROW - NODE_HEIGHT
@@ -283,7 +283,10 @@ class _Grid:
         for target, end in zip(targets, ends, strict=True):
             tail = ((rail, end),) if target is None else ((rail, end), (side, end))
             self._wire(net, *head, *tail)
-        self._label(net.role, rail - 0.1, (start + max(ends)) / 2, is_rotated=True)
+        if max(ends) - start < _GAP + NODE_HEIGHT:
+            self.layout.labels.append(Label(net.role, rail + 0.07, start + _GAP / 2, is_centred=False))
+        else:
+            self._label(net.role, rail - 0.1, (start + max(ends)) / 2, is_rotated=True)
 
     def _skip(self, net: _Net, targets: Sequence[str | None]) -> None:
         lane, row = self._place(net.source, (0, -1))
@@ -295,8 +298,7 @@ class _Grid:
         for target, end in zip(targets, ends, strict=True):
             y = self._top_of(None) if target is None else self.y(end) - _OFF_CENTRE
             self._wire(net, *head, *(((x, y),) if target is None else ((x, y), (side, y))))
-        middle = (start + self.y(max(ends))) / 2
-        self._label(net.role, x + 0.09, middle, is_rotated=True)
+        self._label(net.role, x + 0.09, start + ROW / 2, is_rotated=True)
 
     def _track(self, lane: int, start: int, end: int) -> int:
         """The first track on the right of a lane that is free over some rows; it is taken."""
@@ -320,7 +322,7 @@ class _Grid:
     def _join(self, net: _Net, target: str | None) -> None:
         assert net.source is not None and target is not None
         lane, end_lane = self.lanes[net.source], self.lanes[target]
-        y = self.y(self.rows[target]) + _OFF_CENTRE * (2 * (lane - end_lane) - 2 - (lane > end_lane + 1) * 0.5) / 1.5
+        y = self.y(self.rows[target]) + _OFF_CENTRE * (lane - end_lane - 1)
         self._wire(net, (self.x(lane), self._bottom_of(net.source)), (self.x(lane), y),
                    (self.x(end_lane) + NODE_WIDTH / 2, y))  # fmt: skip
         self._label(net.role, self.x(lane) - LANE / 2, y - 0.08)
@@ -367,13 +369,14 @@ def _continuations(block: Block) -> Iterator[tuple[str, str]]:
 
 
 def _free_lane(block: Block, rows: Mapping[str, int], lanes: Mapping[str, int], name: str) -> int:
+    """The first lane, after that of the layer itself, with no operator beside this one."""
     start, end = _span(block, rows, name)
-    for lane in range(len(lanes) + 1):
-        spans = (_span(block, rows, other) for other, its_lane in lanes.items() if its_lane == lane)
-        if lane > 0 or not lanes:
-            if all(end <= first or last <= start for first, last in spans):
-                return lane
-    raise AssertionError("there are as many lanes as operators")
+    lane = 1 if lanes else 0
+    while any(first < end and start < last
+              for other, its_lane in lanes.items() if its_lane == lane
+              for first, last in (_span(block, rows, other),)):  # fmt: skip
+        lane += 1
+    return lane
 
 
 def _span(block: Block, rows: Mapping[str, int], name: str) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ import networkx as nx
 from simulator.graph.model_graph import work_graph
 from simulator.graph.shape import StepShape
 from simulator.graph.work import Operator
-from simulator.specs.architecture import Architecture, Experts, LayerSpec
+from simulator.specs.architecture import Architecture, Experts, LayerSpec, LinearAttention
 from simulator.study.show_model import Amounts, ModelQuestion, Step, amounts_of, attention_kind, layer_kinds
 
 NodeClass = Literal["matmul", "attention", "elementwise", "embedding", "sampling"]
@@ -27,8 +27,8 @@ class Node:
     node_class: NodeClass
     reads: tuple[str, ...]
     """Roles of the values it takes."""
-    uses_kv: bool
-    """Whether it reads or writes the KV cache."""
+    keeps: Literal["KV", "state"] | None
+    """What it reads or writes that stays from step to step: keys and values, or a state of fixed size."""
     work: tuple[Amounts, ...]
     """In each step of the graph."""
 
@@ -81,20 +81,18 @@ def folded_graph(question: ModelQuestion) -> FoldedGraph:
     shapes = [step.shape(model) for step in question.steps]
     operators = [operator for _, operator in graph.nodes(data="operator")]
     outside = [operator for operator in operators if operator.layer is None]
+    nodes = tuple(_node(operator, shapes, "KV") for operator in outside)
     first = next(index for index, each in enumerate(outside) if each.name in ("final_norm", "pool"))
     return FoldedGraph(
-        model.name, question.formats.weights, question.steps, _nodes(outside[:first], shapes),
-        tuple(_blocks(model, graph, shapes)), _nodes(outside[first:], shapes), outside[-1].writes[0].role,
+        model.name, question.formats.weights, question.steps, nodes[:first],
+        tuple(_blocks(model, graph, shapes)), nodes[first:], outside[-1].writes[0].role,
         not model.is_encoder,
     )  # fmt: skip
 
 
-def _nodes(operators: Iterable[Operator], shapes: Sequence[StepShape]) -> tuple[Node, ...]:
-    return tuple(
-        Node(each.name, _class_of(each), each.reads, each.uses_kv,
-             tuple(amounts_of(each, shape) for shape in shapes))
-        for each in operators
-    )  # fmt: skip
+def _node(operator: Operator, shapes: Sequence[StepShape], kept: Literal["KV", "state"]) -> Node:
+    work = tuple(amounts_of(operator, shape) for shape in shapes)
+    return Node(operator.name, _class_of(operator), operator.reads, kept if operator.uses_kv else None, work)
 
 
 def _class_of(operator: Operator) -> NodeClass:
@@ -118,8 +116,10 @@ def _blocks(model: Architecture, graph: nx.DiGraph[str], shapes: Sequence[StepSh
     for (attention, feed_forward, _), layers in alike.items():
         sizes = sum(not kind.isdisjoint(layers) for kind in kinds)
         last = layers[-1]
+        is_linear = isinstance(model.layers[last].attention, LinearAttention)
+        nodes = tuple(_node(each, shapes, "state" if is_linear else "KV") for each in within[last])
         edges = tuple(dict.fromkeys(_edges(graph, place, last)))
-        yield Block(tuple(layers), attention, feed_forward, _nodes(within[last], shapes), edges, sizes > 1)
+        yield Block(tuple(layers), attention, feed_forward, nodes, edges, sizes > 1)
 
 
 def _places(graph: nx.DiGraph[str], layer_count: int) -> Iterator[tuple[str, int]]:

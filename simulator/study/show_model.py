@@ -358,12 +358,12 @@ def _heads(layer: LayerSpec) -> str:
         return "-"
     if isinstance(attention, Attention):
         count, kv_count = attention.num_attention_heads, attention.num_key_value_heads
-        shared = "" if count == kv_count else f" on {kv_count} KV heads"
+        shared = "" if count == kv_count else f" on {kv_count} KV head{'s' if kv_count > 1 else ''}"
         return f"{count} of {attention.head_dim}{shared}"
     if isinstance(attention, LatentAttention):
-        return f"{attention.num_attention_heads} of {attention.qk_head_dim} on {attention.cached_width} numbers a token"
-    return (f"{attention.num_value_heads} of {attention.value_head_dim} on {attention.num_key_heads} keys of "
-            f"{attention.key_head_dim}")  # fmt: skip
+        return f"{attention.num_attention_heads} of {attention.qk_head_dim} on a vector of {attention.cached_width}"
+    key_heads = f"{attention.num_key_heads} key heads of {attention.key_head_dim}"
+    return f"{attention.num_value_heads} of {attention.value_head_dim} on {key_heads}"
 
 
 def _feed_forward(layer: LayerSpec) -> str:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from simulator.execution import interpreter, kv, operators
+from simulator.execution.call import Call, Outputs
 from simulator.graph.bench import Bench
 from simulator.graph.shape import Chunk
 from simulator.graph.share import Part, Share
@@ -201,6 +202,36 @@ def buffer_reused_too_soon(patch: pytest.MonkeyPatch) -> Placement:
     return STREAMED
 
 
+def misrouted_token(patch: pytest.MonkeyPatch) -> Placement:
+    """The first token of each batch goes through the neighbours of its experts."""
+    route = operators.OPERATORS["router"]
+
+    def misrouted(call: Call) -> Outputs:
+        (routing,) = route(call)
+        return (torch.cat((routing[:1].roll(1, dims=1), routing[1:])),)
+
+    patch.setitem(operators.OPERATORS, "router", misrouted)
+    return SINGLE
+
+
+def forgotten_state(patch: pytest.MonkeyPatch) -> Placement:
+    """What decoded tokens add to the state of linear attention is lost."""
+    rule = operators.OPERATORS["delta_rule"]
+
+    def forgetful(call: Call) -> Outputs:
+        before, is_decode = call.cache().clone(), max(call.sizes) == 1
+        result = rule(call)
+        if is_decode:
+            call.cache().copy_(before)
+        return result
+
+    patch.setitem(operators.OPERATORS, "delta_rule", forgetful)
+    return RANKS
+
+
+MODEL_OF = {misrouted_token: "tiny-mixtral", forgotten_state: "tiny-qwen3-next"}
+"""Where a mistake needs what only some models have; else tiny-gpt2."""
+
 MUTANTS = {
     dropped_transfer: ("nobody wrote", "Fault"),
     duplicated_transfer: ("never read", "Fault"),
@@ -214,6 +245,8 @@ MUTANTS = {
     freed_too_early: ("nobody wrote", "Fault"),
     microbatches_swapped: ("differ", "differ"),
     buffer_reused_too_soon: ("still in use", "Fault"),
+    misrouted_token: ("logits differ", "logits differ"),
+    forgotten_state: ("logits differ", "logits differ"),
 }
 """What each mistake must be found by; where the plan alone gives it away, also by carrying the plan out."""
 
@@ -221,15 +254,16 @@ MUTANTS = {
 @pytest.mark.parametrize("plant", MUTANTS, ids=lambda plant: plant.__name__)
 def test_planted_mistakes_are_found(plant: Callable[[pytest.MonkeyPatch], Placement], monkeypatch):
     placement = plant(monkeypatch)
-    row = verified(placement, "tiny-gpt2")
+    row = verified(placement, MODEL_OF.get(plant, "tiny-gpt2"))
     assert row.status == "mismatch"
     for evidence in MUTANTS[plant]:
         assert evidence in " | ".join(row.mismatches)
 
 
 @pytest.mark.parametrize("placement", [SPLIT, RANKS, PIPELINE, STREAMED, SINGLE], ids=lambda p: p.name)
-def test_the_same_placements_without_mistakes(placement: Placement):
-    assert verified(placement, "tiny-gpt2").status == "ok"
+@pytest.mark.parametrize("model", ["tiny-gpt2", *MODEL_OF.values()])
+def test_the_same_placements_without_mistakes(placement: Placement, model: str):
+    assert verified(placement, model).status == "ok"
 
 
 def test_nothing_stays_patched():

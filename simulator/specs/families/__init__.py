@@ -9,9 +9,16 @@ from simulator.specs.families.deci import read_deci, read_nemotron_nas
 from simulator.specs.families.deepseek import read_deepseek_v2, read_deepseek_v3
 from simulator.specs.families.falcon import read_bloom, read_falcon
 from simulator.specs.families.gemma import read_gemma, read_gemma2, read_gemma3, read_gemma3_text
-from simulator.specs.families.gpt import read_gpt2, read_gpt_neox, read_gptj, read_opt
-from simulator.specs.families.llama import read_llama, read_mistral, read_qwen2, read_qwen3
+from simulator.specs.families.gpt import read_gpt2, read_gpt_neox, read_gptj, read_opt, read_phi
+from simulator.specs.families.llama import (
+    read_internlm,
+    read_llama,
+    read_mistral,
+    read_qwen2,
+    read_qwen3,
+)
 from simulator.specs.families.mixtures import read_gpt_oss, read_mixtral, read_qwen2_moe, read_qwen3_moe
+from simulator.specs.families.qwen import read_qwen
 from simulator.specs.families.qwen3_next import read_qwen3_next
 
 Reader = Callable[[ConfigFields, str], Architecture]
@@ -22,11 +29,14 @@ READERS: Mapping[str, Reader] = {
     "opt": read_opt,
     "gptj": read_gptj,
     "gpt_neox": read_gpt_neox,
+    "phi": read_phi,
     "bloom": read_bloom,
     "falcon": read_falcon,
     "llama": read_llama,
     "aquila": read_llama,
+    "internlm": read_internlm,
     "mistral": read_mistral,
+    "qwen": read_qwen,
     "qwen2": read_qwen2,
     "qwen3": read_qwen3,
     "gemma": read_gemma,

@@ -1,12 +1,21 @@
-"""GPT-2 and what came after it before Llama: OPT, GPT-J and GPT-NeoX. Layer norms, plain MLPs.
+"""GPT-2 and its kind: OPT, GPT-J, GPT-NeoX and Phi. Layer norms, plain MLPs.
 
 Defaults are Hugging Face's.
 """
 
 from simulator.specs.architecture import Architecture, Attention, LayerSpec, LearnedPositions, Mlp, Rope
 from simulator.specs.config_fields import ConfigFields
-from simulator.specs.families.common import activation, equal_heads, family_of, layer_count
+from simulator.specs.families.common import (
+    activation,
+    equal_heads,
+    family_of,
+    layer_count,
+    rotary_attention,
+    with_biases,
+)
 from simulator.specs.families.rope import read_rope
+
+_TIED = "a head with a bias and tied weights is not modelled"
 
 
 def read_gpt2(fields: ConfigFields, name: str) -> Architecture:
@@ -56,7 +65,7 @@ def read_opt(fields: ConfigFields, name: str) -> Architecture:
 
 def read_gptj(fields: ConfigFields, name: str) -> Architecture:
     """Interleaved rotary positions on part of each head; biases in MLP and head, not in attention."""
-    fields.refuse_unless("tie_word_embeddings", False, "a head with a bias and tied weights is not modelled")
+    fields.refuse_unless("tie_word_embeddings", False, _TIED)
     head_dim = equal_heads(fields, "n_embd", "n_head")
     rotary_dim = fields.size("rotary_dim")
     if (rotary_dim % 2 or rotary_dim > head_dim) and fields.is_right("rotary_dim", "n_embd", "n_head"):
@@ -101,6 +110,27 @@ def read_gpt_neox(fields: ConfigFields, name: str) -> Architecture:
             "parallel_two_norms" if fields.flag("use_parallel_residual", default=True) else "sequential"
         ),
         tie_word_embeddings=fields.flag("tie_word_embeddings", default=False),
+    )
+
+
+def read_phi(fields: ConfigFields, name: str) -> Architecture:
+    """Attention and MLP side by side behind one norm; biases in every projection and in the head."""
+    fields.refuse_unless("qk_layernorm", False, "norms of queries and keys are not modelled for this family")
+    fields.refuse_unless("tie_word_embeddings", False, _TIED)
+    attention = with_biases(rotary_attention(fields, share=0.5), True)
+    act = activation(fields, default="gelu_new")
+    mlp = Mlp(fields.size("intermediate_size"), act, gated=False, bias=True)
+    return Architecture(
+        name=name,
+        family=family_of(fields),
+        hidden_size=fields.size("hidden_size"),
+        vocab_size=fields.size("vocab_size"),
+        max_position_embeddings=fields.size("max_position_embeddings"),
+        layers=(LayerSpec(attention, mlp),) * layer_count(fields),
+        norm="layer",
+        norm_eps=fields.number("layer_norm_eps", default=1e-5),
+        residual="parallel",
+        lm_head_bias=True,
     )
 
 

@@ -1,4 +1,7 @@
-"""Llama and its nearest kin: Aquila, Mistral, Qwen2 and Qwen3. Defaults are Hugging Face's."""
+"""Llama and its nearest kin: Aquila, InternLM, Mistral, Qwen2 and Qwen3.
+
+Defaults are Hugging Face's; those of InternLM are of the code beside its published weights.
+"""
 
 from dataclasses import replace
 
@@ -25,6 +28,19 @@ def read_llama(fields: ConfigFields, name: str) -> Architecture:
     bias = fields.flag("attention_bias", default=False)
     mlp = gated_mlp(fields, bias=fields.flag("mlp_bias", default=False))
     layer = LayerSpec(with_biases(rotary_attention(fields), bias), mlp)
+    return rms_decoder(fields, name, (layer,) * layer_count(fields))
+
+
+def read_internlm(fields: ConfigFields, name: str) -> Architecture:
+    """The first InternLM: `bias` is that of attention's four projections, `rotary` what turns heads."""
+    heads = fields.size("num_attention_heads")
+    fields.refuse_unless("num_key_value_heads", heads, "heads of this family share no keys")
+    rotary = fields.section("rotary")
+    rotary.word("type", ("origin", "dynamic"), default="dynamic")  # alike up to max_position_embeddings
+    theta = rotary.number("base", default=10_000.0)
+    fields.refuse_unless("rope_theta", theta, "this family goes by rotary.base; they must agree")
+    attention = with_biases(rotary_attention(fields, theta=theta), fields.flag("bias", default=True))
+    layer = LayerSpec(attention, gated_mlp(fields))
     return rms_decoder(fields, name, (layer,) * layer_count(fields))
 
 
