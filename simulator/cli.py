@@ -154,18 +154,32 @@ def verify(scenario: ScenarioFile, set_: Overrides = None, as_json: AsJson = Fal
 @app.command()
 def generate(
     text: Annotated[str, typer.Argument(help="The prompt.")],
-    model: Annotated[str, typer.Option(help="A tiny model: its weights are random.")] = "tiny-llama",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="smollm2-135m (see `make smollm2`), a folder with weights as Hugging Face writes it, or a "
+            "tiny model, whose weights are random."
+        ),
+    ] = "tiny-llama",
     machine: Annotated[
         list[str] | None, typer.Option(help="Machine whose simulated clock to show; repeatable.")
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, max=4096, help="How many to generate.")] = 16,
+    tokens: Annotated[int, typer.Option(min=1, max=4096, help="How many to generate at most.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Of the random weights.")] = 0,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Number format of the simulated machines, as bf16; as computed here if not given."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Generate text token by token, with the simulated clock of each machine beside every token."""
+    """Generate text token by token, with the clock of this machine and the simulated one of others beside."""
     from simulator.study import generate as loop
 
-    result = loop.generate(text, model, machine or loop.DEFAULT_MACHINES, count=tokens, seed=seed)
+    with _progress("Generating") as progress:
+        result = loop.generate(
+            text, model, machine or loop.DEFAULT_MACHINES, count=tokens, seed=seed, precision=precision,
+            progress=progress,
+        )  # fmt: skip
     if as_json:
         _print_json(result.as_dict())
         return

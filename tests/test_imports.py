@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "pandas", "matplotlib", "simpy")
+HEAVY = ("torch", "pandas", "matplotlib", "simpy", "gguf", "safetensors", "tokenizers")
 COMMAND = Path(sys.executable).with_name("placewright")
 
 

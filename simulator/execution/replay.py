@@ -146,22 +146,3 @@ def _difference(rows: Sequence[Tensor], expected: Tensor) -> float:
         return float("inf")
     difference = (torch.stack(list(rows)).double() - expected.double()).abs().max()
     return float(difference) if torch.isfinite(difference) else float("inf")
-
-
-def plain_generation(
-    model: Architecture, ids: Sequence[int], count: int, seed: int, allowed: range
-) -> tuple[list[int], list[float]]:
-    """Greedy tokens after `ids` and the probability of each, on a network with random weights in float32.
-
-    allowed: the ids to choose from; probabilities are among these.
-    """
-    network = random_transformer(model, seed)
-    tokens: list[int] = []
-    probabilities: list[float] = []
-    with torch.no_grad(), repeatable():
-        for _ in range(count):
-            logits = network(torch.tensor([*ids, *tokens]), logits=1)[0, allowed.start : allowed.stop]
-            likeliest = int(logits.argmax())
-            tokens.append(allowed.start + likeliest)
-            probabilities.append(float(logits.softmax(-1)[likeliest]))
-    return tokens, probabilities

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from typing import Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -18,6 +20,7 @@ from simulator.report.graph_layout import (
     Label,
     Layout,
     PlacedNode,
+    Point,
     Wire,
     laid_out,
 )
@@ -36,7 +39,8 @@ _FILLS = {
     "sampling": ("#F3DCEA", "#CC79A7"),
 }
 """Of an operator's class, with the colour of its edge: shades of Okabe and Ito's palette."""
-_LINES = {
+_KEPT_COLOUR = "#333333"
+_LINES: dict[str, tuple[str, float, Literal["-"] | tuple[float, tuple[float, float]]]] = {
     "value": ("#333333", 0.8, "-"),
     "residual": ("#7A7A7A", 1.8, "-"),
     "next layer": ("#7A7A7A", 1.4, (0, (4, 2))),
@@ -50,9 +54,9 @@ _DPI = 120
 def model_graph(graph: FoldedGraph) -> Figure:
     """Draw a model's operators and the values between them, from the token ids to the next ones."""
     layout = laid_out(graph, _LEAST_WIDTH)
-    title, handles, columns = _title(graph), _legend(graph), int(layout.width / _COLUMN)
-    above = _LINE * (len(title) + 2)
-    below = _LINE * (2 + -(-len(handles) // columns))
+    title, handles = _title(graph), _legend(graph)
+    rows = -(-len(handles) // int(layout.width / _COLUMN))
+    above, below = _LINE * (len(title) + 2), _LINE * (rows + 2)
     figure = Figure(figsize=(layout.width, above + layout.height + below))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, layout.width), ylim=(layout.height + below, -above))
@@ -62,6 +66,7 @@ def model_graph(graph: FoldedGraph) -> Figure:
     for number, line in enumerate(title):
         axes.text(middle, _LINE * (number + 2.4) - above, line, ha="center", va="center", fontsize=7.5)
     _draw(axes, graph, layout)
+    columns = -(-len(handles) // rows)
     figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=7, frameon=False)
     return figure
 
@@ -95,14 +100,17 @@ def _draw(axes: Axes, graph: FoldedGraph, layout: Layout) -> None:
 
 
 def _draw_frame(axes: Axes, frame: Frame) -> None:
-    width, height = frame.right - frame.left, frame.bottom - frame.top
-    corner = (frame.left, frame.top)
-    style = "round,pad=0,rounding_size=0.08"
-    axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, fc="#FAFAFA", ec="#999999", lw=1.0, zorder=0))
-    axes.add_patch(FancyBboxPatch(corner, width, HEADER, boxstyle=style, fc="#E3E6EA", ec="#999999", lw=1.0, zorder=0.5))
+    corner, width, height = (frame.left, frame.top), frame.right - frame.left, frame.bottom - frame.top
+    axes.add_patch(_box(corner, width, height, "#FAFAFA", "#999999", zorder=0))
+    axes.add_patch(_box(corner, width, HEADER, "#E3E6EA", "#999999", zorder=0.5))
     for number, (line, size, weight) in enumerate(_frame_lines(frame)):
-        y = frame.top + 0.15 + 0.18 * number
-        axes.text((frame.left + frame.right) / 2, y, line, ha="center", va="center", fontsize=size, weight=weight)
+        y = frame.top + 0.14 + 0.17 * number
+        axes.text(frame.middle, y, line, ha="center", va="center", fontsize=size, weight=weight)
+
+
+def _box(corner: Point, width: float, height: float, fill: str, edge: str, zorder: float) -> FancyBboxPatch:
+    style = "round,pad=0,rounding_size=0.06"
+    return FancyBboxPatch(corner, width, height, boxstyle=style, fc=fill, ec=edge, lw=1.0, zorder=zorder)
 
 
 def _frame_lines(frame: Frame) -> list[tuple[str, float, str]]:
@@ -120,11 +128,15 @@ def _draw_wire(axes: Axes, wire: Wire) -> None:
     xs, ys = zip(*wire.points, strict=True)
     axes.plot(xs, ys, color=colour, linewidth=width, linestyle=style, solid_capstyle="butt", zorder=1)
     if wire.has_arrow:
-        arrow = {"arrowstyle": "-|>", "color": colour, "lw": width, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}
-        (x0, y0), (x1, y1) = wire.points[-2:]
-        length = abs(x1 - x0) + abs(y1 - y0)
-        near = (x1 - (x1 - x0) / length * 0.05, y1 - (y1 - y0) / length * 0.05)
-        axes.annotate("", (x1, y1), near, arrowprops=arrow, zorder=1)
+        arrow = {"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}
+        axes.annotate("", wire.points[-1], _just_before(wire), arrowprops=arrow, zorder=1)
+
+
+def _just_before(wire: Wire) -> Point:
+    """A point so near to the end of a wire that an arrow from there is all head."""
+    (x0, y0), (x1, y1) = wire.points[-2:]
+    share = 0.05 / (abs(x1 - x0) + abs(y1 - y0))
+    return x1 - (x1 - x0) * share, y1 - (y1 - y0) * share
 
 
 def _draw_label(axes: Axes, label: Label) -> None:
@@ -134,20 +146,20 @@ def _draw_label(axes: Axes, label: Label) -> None:
     )  # fmt: skip
 
 
-def _draw_node(axes: Axes, placed: PlacedNode, steps: list[str]) -> None:
-    node = placed.node
-    fill, edge = _FILLS[node.node_class]
-    corner = (placed.x - NODE_WIDTH / 2, placed.y - NODE_HEIGHT / 2)
-    axes.add_patch(FancyBboxPatch(corner, NODE_WIDTH, NODE_HEIGHT, boxstyle="round,pad=0,rounding_size=0.05",
-                                  fc=fill, ec=edge, lw=1.0, zorder=2))  # fmt: skip
+def _draw_node(axes: Axes, placed: PlacedNode, steps: Sequence[str]) -> None:
+    node, x, middle = placed.node, placed.x, placed.y
+    corner = (x - NODE_WIDTH / 2, middle - NODE_HEIGHT / 2)
+    axes.add_patch(_box(corner, NODE_WIDTH, NODE_HEIGHT, *_FILLS[node.node_class], zorder=2))
     lines = [f"{step}: {_work(work)}" for step, work in zip(steps, node.work, strict=True)]
-    top = placed.y - (0.075 * len(lines))
-    axes.text(placed.x, top, node.name, ha="center", va="center", fontsize=8, weight="bold", zorder=3)
+    top = middle - 0.07 * len(lines)
+    axes.text(x, top, node.name, ha="center", va="center", fontsize=8, weight="bold", zorder=3)
     for number, line in enumerate(lines, start=1):
-        axes.text(placed.x, top + 0.15 * number, line, ha="center", va="center", fontsize=6.5, zorder=3)
+        axes.text(x, top + 0.15 * number, line, ha="center", va="center", fontsize=6.5, zorder=3)
     if node.keeps:
-        axes.text(placed.x + NODE_WIDTH / 2 - 0.05, top, node.keeps, ha="right", va="center", fontsize=6,
-                  color="white", zorder=3, bbox={"boxstyle": "round,pad=0.15", "fc": "#333333", "ec": "none"})  # fmt: skip
+        axes.text(
+            x + NODE_WIDTH / 2 - 0.05, top, node.keeps, ha="right", va="center", fontsize=6, color="white",
+            bbox={"boxstyle": "round,pad=0.15", "fc": _KEPT_COLOUR, "ec": "none"}, zorder=3,
+        )  # fmt: skip
 
 
 def _work(work: Amounts) -> str:
@@ -159,13 +171,15 @@ def _legend(graph: FoldedGraph) -> list[Patch | Line2D]:
     """What is drawn, and only that."""
     nodes = [*graph.before, *graph.after, *(node for block in graph.blocks for node in block.nodes)]
     classes = {node.node_class for node in nodes}
-    patches = [Patch(fc=fill, ec=edge, label=name) for name, (fill, edge) in _FILLS.items() if name in classes]
+    patches = [
+        Patch(fc=fill, ec=edge, label=name) for name, (fill, edge) in _FILLS.items() if name in classes
+    ]
     kinds = {"residual": "residual stream", "value": "other values", "next layer": "to the next layer"}
     if graph.is_loop:
         kinds["token loop"] = "the token loop"
     lines = [_line(kind, text) for kind, text in kinds.items()]
     meanings = {"KV": "KV: uses the KV cache", "state": "state: uses a kept state"}
-    kept = [Patch(fc="#333333", ec="none", label=text) for mark, text in meanings.items()
+    kept = [Patch(fc=_KEPT_COLOUR, ec="none", label=text) for mark, text in meanings.items()
             if any(node.keeps == mark for node in nodes)]  # fmt: skip
     return [*patches, *lines, *kept]
 

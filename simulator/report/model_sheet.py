@@ -12,8 +12,24 @@ from simulator.report.wording import joined, percent
 from simulator.study.show_model import LayerKind, ModelSheet, Step, StepSheet
 from simulator.units import format_bytes, format_count, format_number
 
-_FLOP_UNITS = (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6), ("kFLOP", 1e3), ("FLOP", 1.0))
-_OPERATOR_HEADERS = ("operator", "times", "FLOPs", "dense FLOPs", "moved", "FLOP/byte", "of FLOPs", "of bytes")
+_FLOP_UNITS = (
+    ("PFLOP", 1e15),
+    ("TFLOP", 1e12),
+    ("GFLOP", 1e9),
+    ("MFLOP", 1e6),
+    ("kFLOP", 1e3),
+    ("FLOP", 1.0),
+)
+_OPERATOR_HEADERS = (
+    "operator",
+    "times",
+    "FLOPs",
+    "dense FLOPs",
+    "moved",
+    "FLOP/byte",
+    "of FLOPs",
+    "of bytes",
+)
 
 
 def print_model(sheet: ModelSheet, console: Console) -> None:
@@ -42,7 +58,9 @@ def format_flops(flops: float) -> str:
     >>> format_flops(15_278_276_608), format_flops(0)
     ('15.3 GFLOP', '0 FLOP')
     """
-    unit, scale = next((each for each in _FLOP_UNITS if float(f"{flops / each[1]:.3g}") >= 1), _FLOP_UNITS[-1])
+    unit, scale = next(
+        (each for each in _FLOP_UNITS if float(f"{flops / each[1]:.3g}") >= 1), _FLOP_UNITS[-1]
+    )
     return f"{format_number(flops / scale)} {unit}"
 
 
@@ -97,7 +115,10 @@ def _facts(sheet: ModelSheet) -> Iterator[tuple[str, str]]:
     yield "parameters", _counted(sheet.parameters)
     if sheet.experts is not None:
         chosen, count = sheet.experts
-        yield "active parameters", f"{_counted(sheet.active_parameters)}: {chosen} of {count} experts, and all else"
+        yield (
+            "active parameters",
+            f"{_counted(sheet.active_parameters)}: {chosen} of {count} experts, and all else",
+        )
     tied = "; the head is the table of embeddings, counted once" if sheet.tied_head else ""
     yield "weights", f"{format_bytes(sheet.weights_bytes)} in {sheet.formats.weights}{tied}"
     cached = f"{sheet.kv_bytes_per_token:,} bytes a token in {sheet.formats.kv_cache}"

@@ -28,7 +28,7 @@ class Node:
     reads: tuple[str, ...]
     """Roles of the values it takes."""
     keeps: Literal["KV", "state"] | None
-    """What it reads or writes that stays from step to step: keys and values, or a state of fixed size."""
+    """What it uses that stays from step to step: keys and values, or a state of fixed size."""
     work: tuple[Amounts, ...]
     """In each step of the graph."""
 
@@ -79,8 +79,7 @@ def folded_graph(question: ModelQuestion) -> FoldedGraph:
     model = question.model
     graph = work_graph(model, question.formats)
     shapes = [step.shape(model) for step in question.steps]
-    operators = [operator for _, operator in graph.nodes(data="operator")]
-    outside = [operator for operator in operators if operator.layer is None]
+    outside = [operator for operator in _operators(graph) if operator.layer is None]
     nodes = tuple(_node(operator, shapes, "KV") for operator in outside)
     first = next(index for index, each in enumerate(outside) if each.name in ("final_norm", "pool"))
     return FoldedGraph(
@@ -96,18 +95,24 @@ def _node(operator: Operator, shapes: Sequence[StepShape], kept: Literal["KV", "
 
 
 def _class_of(operator: Operator) -> NodeClass:
-    found: list[NodeClass] = [
-        "attention" if each.operator_class in ("attention_prefill", "attention_decode") else each.operator_class
-        for each in operator.works
-    ]  # fmt: skip
-    return "attention" if "attention" in found else found[0]
+    found = [work.operator_class for work in operator.works]
+    if "attention_prefill" in found or "attention_decode" in found:
+        return "attention"
+    first = found[0]
+    assert first != "attention_prefill" and first != "attention_decode"
+    return first
+
+
+def _operators(graph: nx.DiGraph[str]) -> list[Operator]:
+    """In program order."""
+    return [graph.nodes[node]["operator"] for node in graph]
 
 
 def _blocks(model: Architecture, graph: nx.DiGraph[str], shapes: Sequence[StepShape]) -> Iterator[Block]:
     place = dict(_places(graph, model.num_hidden_layers))
     within: dict[int, list[Operator]] = defaultdict(list)
-    for node, operator in graph.nodes(data="operator"):
-        within[place[node]].append(operator)
+    for operator in _operators(graph):
+        within[place[operator.node]].append(operator)
     alike: dict[tuple[str, str, tuple[str, ...]], list[int]] = defaultdict(list)
     for index, layer in enumerate(model.layers):
         names = tuple(operator.name for operator in within[index])
@@ -125,18 +130,19 @@ def _blocks(model: Architecture, graph: nx.DiGraph[str], shapes: Sequence[StepSh
 def _places(graph: nx.DiGraph[str], layer_count: int) -> Iterator[tuple[str, int]]:
     """The layer of each node; before them -1, after them their count."""
     outside = -1
-    for node, operator in graph.nodes(data="operator"):
+    for operator in _operators(graph):
         if operator.layer is not None:
             outside = layer_count
-        yield node, outside if operator.layer is None else operator.layer
+        yield operator.node, outside if operator.layer is None else operator.layer
 
 
 def _edges(graph: nx.DiGraph[str], place: Mapping[str, int], layer: int) -> Iterator[Edge]:
     """Values that flow inside a layer, into it, out of it, and past all its operators."""
-    for source, target, role in graph.edges(data="role"):
+    for source, target, data in graph.edges(data=True):
         start, end = place[source], place[target]
         if layer in (start, end) or start < layer < end:
-            yield Edge(_name(source) if start == layer else None, _name(target) if end == layer else None, role)
+            name = _name(source) if start == layer else None
+            yield Edge(name, _name(target) if end == layer else None, data["role"])
 
 
 def _name(node: str) -> str:

@@ -99,7 +99,9 @@ def _unusable(
     for step in steps:
         if step.context + step.new > room:
             prefills = step.name == "prefill"
-            key, value, most = ("--prefill", step.new, room) if prefills else ("--context", step.context, room - 1)
+            key, value, most = (
+                ("--prefill", step.new, room) if prefills else ("--context", step.context, room - 1)
+            )
             advice = f"{model.name} has {room:,} positions; ask for at most {most:,}"
             problems.append(Problem("command line", key=key, value=value, advice=advice))
     if model.is_encoder:
