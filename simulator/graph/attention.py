@@ -141,13 +141,16 @@ def _attention(bench: Bench, layer: int, attention: Attention) -> Operator:
         heads = bench.share.of(attention.num_attention_heads)
         parameters = (Parameter.cut(f"layers.{layer}.attention.sinks.weight", (heads.count,), 0, heads),)
     queries = 2 * query_count  # read, and written as context
+    once = bench.weight_bytes(parameters).per("one")  # for each chunk
     prefill = Work(
         "attention_prefill", as_is, seen.pairs * per_pair,
-        read(seen.span * (2 * kv_count)) + bench.bytes(Amount.of(prefill_tokens=queries)),
+        read(seen.span * (2 * kv_count)) + bench.bytes(Amount.of(prefill_tokens=queries))
+        + Amount.of(sequences=once, decode_tokens=-once),
     )  # fmt: skip
     decode = Work(
         "attention_decode", as_is, seen.decode_span * per_pair,
-        read(seen.decode_span * (2 * kv_count)) + bench.bytes(Amount.of(decode_tokens=queries)),
+        read(seen.decode_span * (2 * kv_count)) + bench.bytes(Amount.of(decode_tokens=queries))
+        + Amount.of(decode_tokens=once),
     )  # fmt: skip
     return Operator(
         "attention", layer, ("query",) if attention.causal else ("qkv",),

@@ -62,6 +62,11 @@ class Bench:
         """Of parameters read once."""
         return Amount.of(one=sum(parameter_bytes(self.storage, parameter) for parameter in parameters))
 
+    def row_bytes(self, table: Parameter) -> int:
+        """Of one row of a table that rows are looked up in."""
+        width = table.shape[-1]
+        return self.storage.parameter_bytes(table.name, (1, width), width)
+
     def multiplies_in(self, matrix: Parameter) -> tuple[Precision, ...]:
         """The formats a product by `matrix` may run in, best first: its own where products of it are
         defined and the device can, else the activations', to which it is widened first."""

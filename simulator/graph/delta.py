@@ -41,34 +41,48 @@ def linear_attention(
 def _delta_rule(
     bench: Bench, layer: int, linear: LinearAttention, mixed: Value, heads: Part
 ) -> Operator:
-    """Each token corrects the state by what it holds of its key, then reads it: three products of a vector
-    and a matrix a head. The state is read and written once a step."""
-    prefix, context = f"layers.{layer}.attention", heads.count * linear.value_head_dim
-    keys = bench.share.of(linear.num_key_heads)
-    convolved = (
-        Parameter.cut(f"{prefix}.{name}_conv.weight", (part.count * width, linear.conv_kernel), 0,
-                      part.times(width))
-        for name, part, width in (("q", keys, linear.key_head_dim), ("k", keys, linear.key_head_dim),
-                                  ("v", heads, linear.value_head_dim))
+    """A convolution over time, then the rule: each token corrects the state by what it holds of its key and
+    reads it, three products of a vector and a matrix a head. States are read and written once a step."""
+    convolved = _convolution_parameters(bench, layer, linear)
+    small = _small_parameters(layer, linear, heads)
+    channels = sum(parameter.shape[0] for parameter in convolved)
+    tail = channels * (linear.conv_kernel - 1)
+    state = state_elements(bench.model.layers[layer], bench.share) - tail
+    convolution = bench.elementwise(
+        Amount.of(tokens=2 * channels, sequences=2 * tail), (*convolved, *small)
+    )
+    context = heads.count * linear.value_head_dim
+    passed = bench.bytes(mixed.elements + Amount.of(tokens=context)).per("tokens")
+    moved = bench.bytes(Amount.of(sequences=2 * state)).per("sequences")
+    per_token, as_is = 6 * heads.count * linear.key_head_dim * linear.value_head_dim, convolution.formats
+    prefill = Work(
+        "attention_prefill", as_is, Amount.of(prefill_tokens=per_token),
+        Amount.of(prefill_tokens=passed, sequences=moved, decode_tokens=-moved),
     )  # fmt: skip
-    parameters = (
-        *convolved,
+    decode = Work("attention_decode", as_is, Amount.of(decode_tokens=per_token),
+                  Amount.of(decode_tokens=passed + moved))  # fmt: skip
+    return Operator(
+        "delta_rule", layer, ("mixed",), (Value("context", Amount.of(tokens=context)),),
+        (convolution, prefill, decode), Amount.of(tokens=per_token), (*convolved, *small), uses_kv=True,
+    )  # fmt: skip
+
+
+def _convolution_parameters(bench: Bench, layer: int, linear: LinearAttention) -> tuple[Parameter, ...]:
+    """One kernel for each channel of queries, keys and values."""
+    keys, values = bench.share.of(linear.num_key_heads), bench.share.of(linear.num_value_heads)
+    parts = (("q", keys.times(linear.key_head_dim)), ("k", keys.times(linear.key_head_dim)),
+             ("v", values.times(linear.value_head_dim)))  # fmt: skip
+    prefix, taps = f"layers.{layer}.attention", linear.conv_kernel
+    return tuple(
+        Parameter.cut(f"{prefix}.{name}_conv.weight", (part.count, taps), 0, part) for name, part in parts
+    )
+
+
+def _small_parameters(layer: int, linear: LinearAttention, heads: Part) -> tuple[Parameter, ...]:
+    """Decays and their offsets, one a head; the norm of what is read, the same for all heads."""
+    prefix = f"layers.{layer}.attention"
+    return (
         Parameter.cut(f"{prefix}.a_log.weight", (heads.count,), 0, heads),
         Parameter.cut(f"{prefix}.dt_bias.weight", (heads.count,), 0, heads),
         Parameter(f"{prefix}.linear_norm.weight", (linear.value_head_dim,)),
     )
-    per_token = 6 * heads.count * linear.key_head_dim * linear.value_head_dim
-    state = bench.bytes(Amount.of(one=2 * state_elements(bench.model.layers[layer], bench.share)))
-    state_bytes = state.per("one")
-    passed = bench.bytes(mixed.elements + Amount.of(tokens=context)).per("tokens")
-    as_is = (bench.formats.activations,)
-    prefill = Work(
-        "attention_prefill", as_is, Amount.of(prefill_tokens=per_token),
-        Amount.of(prefill_tokens=passed, sequences=state_bytes, decode_tokens=-state_bytes),
-    )  # fmt: skip
-    decode = Work("attention_decode", as_is, Amount.of(decode_tokens=per_token),
-                  Amount.of(decode_tokens=passed + state_bytes))  # fmt: skip
-    return Operator(
-        "delta_rule", layer, ("mixed",), (Value("context", Amount.of(tokens=context)),), (prefill, decode),
-        Amount.of(tokens=per_token), parameters, uses_kv=True,
-    )  # fmt: skip

@@ -12,15 +12,16 @@ from dataclasses import replace
 from simulator.graph.attention import attention_operators
 from simulator.graph.bench import PER_TOKEN, Bench
 from simulator.graph.mlp import mlp_operators
-from simulator.graph.shape import Amount
+from simulator.graph.shape import NOTHING, Amount
 from simulator.graph.share import Share
-from simulator.graph.work import Formats, Operator, Parameter, Value
+from simulator.graph.work import Formats, Operator, Parameter, Value, Work
 from simulator.specs.architecture import Architecture
 
 TOKEN_ID_BYTES = 8
 """A token id travels as a 64-bit integer, as torch keeps it."""
 
 ROWS = Amount.of(logit_rows=1)
+IDS = Amount.of(tokens=TOKEN_ID_BYTES)
 
 
 class OperatorFactory:
@@ -50,19 +51,28 @@ class OperatorFactory:
         return tuple(operators)
 
     def _look_up(self) -> Operator:
+        """Rows of the table, and on the first rank of positions and of the one kind of segment."""
         model, vocabulary = self.model, self.share.of(self.model.vocab_size)
         width = model.embedding_size or model.hidden_size
-        parameters: tuple[Parameter, ...] = (
+        tables: tuple[Parameter, ...] = (
             Parameter.cut("embed.weight", (vocabulary.count, width), 0, vocabulary),
         )
-        if self.share.rank == 0:
-            parameters += () if model.embedding_size else self._position_table()
-            if model.token_types:
-                parameters += (Parameter("token_types.weight", (model.token_types, width)),)
+        shared_row = NOTHING
+        if self.share.rank == 0 and not model.embedding_size:
+            tables += self._position_table()
+        parameters = tables
+        if self.share.rank == 0 and model.token_types:
+            types = Parameter("token_types.weight", (model.token_types, width))
+            shared_row, parameters = Amount.of(one=self.bench.row_bytes(types)), (*tables, types)
         rows = PER_TOKEN * width
-        work = self.bench.elementwise(rows * (1 + len(parameters)), operator_class="embedding")
+        moved = IDS + self._looked_up(tables) + shared_row + self.bench.bytes(rows)
+        work = Work("embedding", (self.bench.formats.activations,), NOTHING, moved)
         return Operator("embed", None, ("ids",), (Value("residual", rows),), (work,),
                         parameters=parameters, partial=True)  # fmt: skip
+
+    def _looked_up(self, tables: tuple[Parameter, ...]) -> Amount:
+        """Bytes of a row of each table for every token."""
+        return PER_TOKEN * sum(self.bench.row_bytes(table) for table in tables)
 
     def _position_table(self) -> tuple[Parameter, ...]:
         table = self.model.positions
@@ -76,7 +86,8 @@ class OperatorFactory:
         table = self._position_table()
         works = projection.works
         if table:
-            works += (self.bench.elementwise(self.hidden * 3, operator_class="embedding"),)
+            moved = self._looked_up(table) + self.bench.bytes(self.hidden * 2)
+            works += (Work("embedding", (self.bench.formats.activations,), NOTHING, moved),)
         return Operator("project_in", None, ("residual",), (output,), works, projection.dense_flops,
                         (weight, *table))  # fmt: skip
 
@@ -114,7 +125,8 @@ class OperatorFactory:
 
     def sample(self) -> Operator:
         """Choose the most likely token of each row, from all its logits."""
-        work = self.bench.elementwise(ROWS * self.model.vocab_size, operator_class="sampling")
+        moved = self.bench.bytes(ROWS * self.model.vocab_size) + ROWS * TOKEN_ID_BYTES
+        work = Work("sampling", (self.bench.formats.activations,), NOTHING, moved)
         output = Value("next_ids", ROWS, is_token_ids=True)
         return Operator("sample", None, ("logits",), (output,), (work,))
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from simulator.graph.machine import Directed
-from simulator.graph.operators import TOKEN_ID_BYTES, OperatorFactory
+from simulator.graph.operators import IDS, TOKEN_ID_BYTES, OperatorFactory
 from simulator.graph.shape import Amount
 from simulator.graph.share import Share
 from simulator.graph.work import Operator, Parameter, byte_amount
@@ -19,8 +19,6 @@ from simulator.placement.placed import Placed, home_name, slab_name, stage_layer
 from simulator.placement.placement import Stage
 from simulator.placement.plan import Task, Template, Tensor, with_frees
 from simulator.placement.traffic import link_bytes, ring_link_elements
-
-IDS = Amount.of(tokens=TOKEN_ID_BYTES)
 
 
 def lower(placed: Placed, microbatches: int, warm: bool) -> Template:
