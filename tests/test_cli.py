@@ -107,7 +107,7 @@ def test_verify_exits_1_on_a_mismatch(placewright, monkeypatch):
 
 def test_a_fault_of_the_plan_is_a_row_in_json_too(placewright, monkeypatch):
     """A tensor freed too early: rows are missing then, and a difference that is no number must not show."""
-    monkeypatch.setattr("simulator.execution.kv.read", lambda slab, blocks, tokens: slab["nonsense"])
+    monkeypatch.setattr("simulator.execution.kv.read", lambda slab, blocks, tokens, first=0: slab["nonsense"])
     code, out, _ = placewright("verify", "scenarios/tiny-everywhere.yaml", "--set", "machine=epyc-9654-4x-l40s",
                                "--set", "model=tiny-gpt2", "--set", "workload.requests=2", "--set",
                                "placements=[{strategy: single_device}]", "--json")  # fmt: skip
