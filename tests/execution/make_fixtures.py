@@ -8,6 +8,7 @@ Not part of the tests, which need no transformers. To write the files again:
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from transformers import (
     MistralConfig,
     MixtralConfig,
     OPTConfig,
+    PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -137,6 +139,8 @@ GPTS = {
     "gpt-neox-sequential": GPTNeoXConfig(
         **SHAPE | {"hidden_size": 32}, intermediate_size=40, use_parallel_residual=False
     ),
+    # Six of a head's eight channels turn.
+    "phi": PhiConfig(**SHAPE | {"hidden_size": 32}, intermediate_size=40, partial_rotary_factor=0.75),
     "falcon-7b-style": FalconConfig(**SHAPE),
     "falcon-40b-style": FalconConfig(**SHAPE, new_decoder_architecture=True, num_kv_heads=2),
     # Sixteen heads: every other slope of alibi is one that bfloat16 rounds.
@@ -234,7 +238,14 @@ ENCODERS = {
     "roberta": RobertaConfig(**BERT, type_vocab_size=1),
     "xlm-roberta": XLMRobertaConfig(**BERT, type_vocab_size=1),
 }
-DECODERS = LLAMAS | GEMMAS | GPTS | MIXTURES
+ALIKE = {
+    "internlm": LlamaConfig(
+        **LLAMA | {"num_key_value_heads": 4}, attention_bias=True, rope_parameters=rope("default", 1e6)
+    ),
+    "qwen": Qwen2Config(**LLAMA | {"num_key_value_heads": 4}, rope_parameters=rope("default", 1e6)),
+}
+"""What transformers has that computes the same as code on the hub."""
+DECODERS = LLAMAS | GEMMAS | GPTS | MIXTURES | ALIKE
 DECILM_KEY_VALUE_HEADS = (4, 2, 1)
 NAMES = (*DECODERS, "decilm", *ENCODERS)
 
@@ -244,7 +255,7 @@ def build(name: str) -> tuple[PreTrainedModel, dict[str, object]]:
     torch.manual_seed(1)
     model = unfilled(name)
     randomise(model)
-    return model.float().eval(), decilm_config(model) if name == "decilm" else published_config(model)
+    return model.float().eval(), HUB_CONFIGS.get(name, published_config)(model)
 
 
 def unfilled(name: str) -> PreTrainedModel:
@@ -287,6 +298,72 @@ def decilm_config(model: PreTrainedModel) -> dict[str, object]:
     }
     absent = ("num_key_value_heads", "head_dim", "rope_parameters")
     return {key: value for key, value in fields.items() if key not in absent}
+
+
+def internlm_config(model: PreTrainedModel) -> dict[str, object]:
+    """In the spelling of the code on the hub."""
+    fields = published_config(model) | {
+        "architectures": ["InternLMForCausalLM"],
+        "model_type": "internlm",
+        "bias": model.config.attention_bias,
+        "rotary": {"base": model.config.rope_parameters["rope_theta"], "type": "dynamic"},
+    }
+    absent = ("attention_bias", "mlp_bias", "head_dim", "rope_parameters")
+    return {key: value for key, value in fields.items() if key not in absent}
+
+
+def qwen_config(model: PreTrainedModel) -> dict[str, object]:
+    """In the spelling of the code on the hub, which has no name for what it calls an intermediate size."""
+    config = model.config
+    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings",
+            "max_position_embeddings")  # fmt: skip
+    return {key: getattr(config, key) for key in same} | {
+        "architectures": ["QWenLMHeadModel"],
+        "model_type": "qwen",
+        "intermediate_size": 2 * config.intermediate_size,
+        "kv_channels": config.hidden_size // config.num_attention_heads,
+        "layer_norm_epsilon": config.rms_norm_eps,
+        "no_bias": True,
+        "rotary_emb_base": config.rope_parameters["rope_theta"],
+        "rotary_pct": 1.0,
+        "seq_length": config.max_position_embeddings,
+        "use_dynamic_ntk": True,
+        "use_logn_attn": True,
+    }
+
+
+HUB_CONFIGS = {"decilm": decilm_config, "internlm": internlm_config, "qwen": qwen_config}
+"""Of models whose class is on the hub and not in transformers."""
+
+
+def published_state(model: PreTrainedModel, name: str) -> dict[str, Tensor]:
+    """The weights under the names that they are published by."""
+    return qwen_state(model.state_dict()) if name == "qwen" else model.state_dict()
+
+
+def qwen_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a Qwen2 as the first Qwen has them: queries, keys and values in one, w2 before the activation."""
+    renamed = {}
+    for name, tensor in state.items():
+        if ".q_proj." in name:
+            tensor = torch.cat([state[name.replace("q_proj", f"{part}_proj")] for part in "qkv"])
+        if not re.search(r"\.[kv]_proj\.", name):
+            renamed[re.sub("|".join(QWEN_NAMES), lambda part: QWEN_NAMES[part[0]], name)] = tensor
+    return renamed
+
+
+QWEN_NAMES = {
+    "model.layers.": "transformer.h.",
+    "model.embed_tokens": "transformer.wte",
+    "model.norm": "transformer.ln_f",
+    "input_layernorm": "ln_1",
+    "post_attention_layernorm": "ln_2",
+    "self_attn.q_proj": "attn.c_attn",
+    "self_attn.o_proj": "attn.c_proj",
+    "mlp.up_proj": "mlp.w1",
+    "mlp.gate_proj": "mlp.w2",
+    "mlp.down_proj": "mlp.c_proj",
+}
 
 
 def randomise(model: PreTrainedModel) -> None:
@@ -381,7 +458,7 @@ def write(name: str) -> str:
     for _ in range(8):
         noisy = chosen_experts(model, ids, noise=1e-4)
         assert all(map(torch.equal, quiet, noisy)), f"{name}: a choice of experts hangs on float noise"
-    state = {f"state/{key}": tensor.numpy() for key, tensor in model.state_dict().items()}
+    state = {f"state/{key}": tensor.numpy() for key, tensor in published_state(model, name).items()}
     path = DATA / f"{name}.npz"
     np.savez_compressed(path, **arrays, **state)
     size = f"{path.stat().st_size / 1000:.0f} kB"

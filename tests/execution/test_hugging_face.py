@@ -215,12 +215,16 @@ WRONG = [
     ("gpt-oss", "layers.mlp.swiglu_limit", 7.0),
     ("gpt2", "layers.mlp.activation", "gelu"),
     ("gptj", "layers.attention.rope.interleaved", False),
+    ("internlm", "layers.attention.rope.theta", 10_000.0),
     ("llama-grouped-llama3-rope", "layers.attention.rope.scaling", None),
     ("llama-linear-rope", "layers.attention.rope.scaling", None),
     ("llama-yarn", "layers.attention.rope.scaling.attention_factor", 1.0),
     ("llama-yarn", "layers.attention.rope.scaling.beta_slow", 2.0),
     ("mistral", "layers.attention.sliding_window", 7),
     ("mixtral", "layers.mlp.router.normalise", False),
+    ("phi", "layers.attention.rope.rotary_dim", 4),
+    ("phi", "layers.mlp.activation", "gelu"),
+    ("qwen", "layers.attention.rope.theta", 10_000.0),
     ("qwen2-moe", "layers.mlp.router.normalise", True),
     ("qwen2-sliding", "layers.attention.sliding_window", None),
     ("roberta", "positions.offset", 0),
@@ -270,7 +274,8 @@ def make_fixtures() -> ModuleType:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_built_now_agrees_on_other_ids(make_fixtures, name):
     model, config = make_fixtures.build(name)
-    network = load_hugging_face_state(from_config(config, name), model.state_dict())
+    state = make_fixtures.published_state(model, name)
+    network = load_hugging_face_state(from_config(config, name), state)
     ids = make_fixtures.some_ids(seed=3)
     assert_close(network(ids), make_fixtures.at_once(model, ids))
     if name in DECODERS:
@@ -280,7 +285,7 @@ def test_a_model_built_now_agrees_on_other_ids(make_fixtures, name):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "decilm"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("decilm", "internlm", "qwen")])
 def test_a_saved_model_agrees(make_fixtures, tmp_path, name):
     """Config and weights exactly as transformers publishes them."""
     from safetensors.torch import load_file

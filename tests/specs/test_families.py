@@ -41,6 +41,7 @@ COUNTS = {
     "bert-base-uncased": 108_891_648,
     "bge-m3": 566_705_152,
     "bloom-7b1": 7_069_016_064,
+    "codellama-34b": 33_743_970_304,
     "decilm-7b": 7_043_551_232,
     "deepseek-v2": 235_741_434_880,
     "deepseek-v2-lite": 15_706_484_224,
@@ -55,6 +56,7 @@ COUNTS = {
     "gpt-oss-120b": 116_829_156_672,
     "gpt-oss-20b": 20_914_757_184,
     "gpt2": 124_439_808,
+    "internlm-20b": 20_088_714_240,
     "llama-2-70b": 68_976_648_192,
     "llama-2-7b": 6_738_415_616,
     "llama-3-70b": 70_553_706_496,
@@ -68,6 +70,8 @@ COUNTS = {
     "opt-175b": 174_604_468_224,
     "opt-30b": 29_974_540_288,
     "opt-6.7b": 6_658_473_984,
+    "phi-2": 2_779_683_840,
+    "qwen-72b": 72_287_920_128,
     "qwen1.5-7b": 7_721_324_544,
     "qwen1.5-moe-a2.7b": 14_315_784_192,
     "qwen2-72b": 72_706_203_648,
@@ -91,10 +95,13 @@ COUNTS = {
     "tiny-gpt-oss": 335_744,
     "tiny-gpt2": 249_216,
     "tiny-gptj": 165_504,
+    "tiny-internlm": 198_208,
     "tiny-llama": 180_800,
     "tiny-mistral": 180_800,
     "tiny-mixtral": 870_976,
     "tiny-opt": 183_296,
+    "tiny-phi": 166_528,
+    "tiny-qwen": 197_952,
     "tiny-qwen2": 181_312,
     "tiny-qwen2-moe": 331_072,
     "tiny-qwen3": 230_080,
@@ -103,7 +110,8 @@ COUNTS = {
     "tiny-roberta": 183_360,
 }
 """Of the network that transformers 5.23 builds on the meta device from the same configuration, without
-pooler; for DeepSeek-V3 with the corrections of scores, which transformers counts as buffers."""
+pooler; for DeepSeek-V3 with the corrections of scores, which transformers counts as buffers. For Aquila, DeciLM,
+InternLM and the first Qwen, which it does not know, of the same network under another name."""
 
 
 def config_of(model: str) -> dict[str, Any]:
@@ -413,6 +421,28 @@ def test_gpt_neox_newer_spelling() -> None:
     assert from_config(config | {"rope_parameters": newer}, "same") == old
 
 
+def test_phi_has_one_norm_and_biases_throughout() -> None:
+    model = read("phi-2")
+    assert attention(model) == Attention(32, 32, 80, 80**-0.5, True, True, Rope(10_000, 32))
+    assert mlp(model) == Mlp(10240, "gelu_new", gated=False, bias=True)
+    assert (model.norm, model.norm_eps, model.residual) == ("layer", 1e-5, "parallel")
+    assert (model.lm_head_bias, model.tie_word_embeddings) == (True, False)
+    assert without("tiny-phi", "partial_rotary_factor", "hidden_act") == read("tiny-phi")
+    assert attention(read("tiny-phi", num_key_value_heads=2)).num_key_value_heads == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"qk_layernorm": True}, "norms of queries and keys"),
+        ({"tie_word_embeddings": True}, "tied weights"),
+        ({"partial_rotary_factor": 0.4}, "makes 3 channels turn"),
+    ],
+)
+def test_what_phi_refuses(change: dict[str, Any], expected: str) -> None:
+    assert expected in refusals("tiny-phi", **change)
+
+
 # --- Bloom and Falcon ---------------------------------------------------------------------------------------
 
 
@@ -491,11 +521,72 @@ def test_aquila_is_a_llama() -> None:
     assert replace(read("aquila-7b"), family="llama") == read("aquila-7b", model_type="llama")
 
 
+def test_internlm_is_a_llama_with_biases_in_attention() -> None:
+    model = read("tiny-internlm")
+    assert attention(model) == Attention(8, 8, 8, 8**-0.5, True, True, Rope(10_000, 8))
+    assert mlp(model) == Mlp(128, "silu", gated=True)
+    assert without("tiny-internlm", "bias", "rotary") == model
+    assert not attention(read("internlm-20b")).qkv_bias
+    assert rope(read("tiny-internlm", rotary={"base": 500, "type": "origin"})) == Rope(500, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            {"rotary": {"base": 10_000, "type": "linear"}},
+            "rotary.type = 'linear': not one of: origin, dynamic",
+        ),
+        ({"rotary": {"base": 0}}, "rotary.base = 0: write a number above 0"),
+        ({"rope_theta": 1e6}, "this family goes by rotary.base"),
+        ({"num_key_value_heads": 4}, "share no keys"),
+    ],
+)
+def test_what_internlm_refuses(change: dict[str, Any], expected: str) -> None:
+    assert expected in refusals("tiny-internlm", **change)
+
+
 def test_mistral_has_a_window_on_every_layer() -> None:
     assert set(windows(read("mistral-7b"))) == {4096}
     assert set(windows(without("mistral-7b", "sliding_window"))) == {4096}
     assert set(windows(read("mistral-7b", sliding_window=None))) == {None}
     assert "kinds of layers" in refusals("tiny-mistral", layer_types=["full_attention"] * 4)
+
+
+def test_the_first_qwen_states_twice_the_width_of_its_mlp() -> None:
+    model = read("qwen-72b")
+    assert attention(model) == Attention(64, 64, 128, 128**-0.5, qkv_bias=True, rope=Rope(1e6, 128))
+    assert mlp(model) == Mlp(24576, "silu", gated=True)
+    assert (model.norm, model.norm_eps, model.max_position_embeddings) == ("rms", 1e-6, 32768)
+    assert (model.residual, model.tie_word_embeddings) == ("sequential", False)
+
+
+def test_the_first_qwen_is_followed_no_further_than_it_was_trained() -> None:
+    """Beyond, `use_logn_attn` scales queries and `use_dynamic_ntk` slows rotation."""
+    plain = read("tiny-qwen", use_logn_attn=False, use_dynamic_ntk=False)
+    assert read("tiny-qwen", max_position_embeddings=2048) == plain == read("tiny-qwen")
+
+
+def test_the_first_qwen_with_biases_throughout_and_rotation_in_part() -> None:
+    model = read("tiny-qwen", no_bias=False, rotary_pct=0.5, rotary_emb_base=500)
+    assert attention(model) == Attention(8, 8, 8, 8**-0.5, True, True, Rope(500, 4))
+    assert mlp(model) == Mlp(128, "silu", gated=True, bias=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"kv_channels": 16}, "kv_channels = 16: must be hidden_size / num_attention_heads = 8"),
+        ({"intermediate_size": 255}, "intermediate_size = 255: must be even"),
+        ({"rope_theta": 1e6}, "this family goes by rotary_emb_base"),
+        ({"visual": {"width": 1664}}, "the part that sees"),
+        ({"audio": {"n_mels": 80}}, "the part that hears"),
+        ({"use_cache_quantization": True}, "how the cache is kept"),
+        ({"seq_length_expansion": 4}, "stretched positions"),
+    ],
+)
+def test_what_the_first_qwen_refuses(change: dict[str, Any], expected: str) -> None:
+    assert expected in refusals("tiny-qwen", **change)
 
 
 def test_qwen2_has_biases_on_queries_keys_and_values_only() -> None:
