@@ -29,7 +29,7 @@ from simulator.specs.architecture import (
 from simulator.specs.config_fields import ConfigFields
 from simulator.specs.families import READERS
 from simulator.specs.model import from_config
-from simulator.specs.yaml_file import Document, read_document
+from simulator.specs.yaml_file import Document, plain, read_document
 
 from .small_catalogue import lines_of
 
@@ -899,3 +899,20 @@ def test_roberta_positions_start_behind_the_padding_token() -> None:
 )
 def test_what_encoders_refuse(change: dict[str, Any], expected: str) -> None:
     assert expected in refusals("tiny-bert", **change)
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "key"),
+    [
+        ("tiny-gemma3", {"head_dim": 7}, "head_dim = 7"),
+        ("tiny-deepseek-v3", {"rope_theta": 1.0}, "rope_theta = 1.0: must be above 1"),
+        ("tiny-gpt-neox", {"rotary_emb_base": 0.5}, "rotary_emb_base = 0.5: must be above 1"),
+    ],
+)
+def test_rotary_settings_that_cannot_turn_are_refused_once(
+    model: str, change: dict[str, Any], key: str
+) -> None:
+    config = plain(read_document(MODELS / f"{model}.yaml").data["config"])
+    with pytest.raises(InputError) as refused:
+        from_config(config | change, model)
+    assert [key in str(problem) for problem in refused.value.problems] == [True]

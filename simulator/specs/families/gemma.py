@@ -19,7 +19,7 @@ from simulator.specs.families.common import (
     windowed_layers,
     with_biases,
 )
-from simulator.specs.families.rope import read_rope, rope_from
+from simulator.specs.families.rope import read_rope, rope_from, rope_theta
 
 _GEMMA3_DEFAULTS: dict[Key, int] = {
     "vocab_size": 262_208,
@@ -105,11 +105,13 @@ def _mlp(fields: ConfigFields, kind: Activation) -> Mlp:
 def _ropes(fields: ConfigFields) -> tuple[Rope, Rope]:
     """Of layers that see everything, and of those with a window; older files scale only the former."""
     head_dim = fields.size("head_dim")
+    if head_dim % 2 and fields.is_right("head_dim"):
+        fields.complain("head_dim", "rotary embeddings need an even width")
     newer = fields.section("rope_parameters")
     has_older = bool(fields.get("rope_scaling"))
     full = fields.section("rope_scaling") if has_older else newer.section(FULL)
-    theta = fields.number("rope_theta", default=1e6)
-    local_theta = fields.number("rope_local_base_freq", default=1e4)
+    theta = rope_theta(fields, default=1e6)
+    local_theta = rope_theta(fields, default=1e4, key="rope_local_base_freq")
     return rope_from(full, head_dim, theta=theta), rope_from(
         newer.section(SLIDING), head_dim, theta=local_theta
     )

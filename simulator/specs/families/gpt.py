@@ -13,7 +13,7 @@ from simulator.specs.families.common import (
     rotary_attention,
     with_biases,
 )
-from simulator.specs.families.rope import read_rope
+from simulator.specs.families.rope import read_rope, rope_theta
 
 _TIED = "a head with a bias and tied weights is not modelled"
 
@@ -90,7 +90,7 @@ def read_gpt_neox(fields: ConfigFields, name: str) -> Architecture:
     """Rotary positions on part of each head; attention and MLP side by side, each with its norm."""
     head_dim = equal_heads(fields, "hidden_size", "num_attention_heads")
     theta, share = (
-        fields.number("rotary_emb_base", default=10_000.0),
+        rope_theta(fields, default=10_000.0, key="rotary_emb_base"),
         fields.number("rotary_pct", default=0.25),
     )
     rope = read_rope(fields, head_dim, theta=theta, share=share)

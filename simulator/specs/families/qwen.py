@@ -9,7 +9,7 @@ from dataclasses import replace
 from simulator.specs.architecture import Architecture, Attention, LayerSpec, Mlp
 from simulator.specs.config_fields import ConfigFields
 from simulator.specs.families.common import equal_heads, layer_count, rms_decoder
-from simulator.specs.families.rope import read_rope
+from simulator.specs.families.rope import read_rope, rope_theta
 
 
 def read_qwen(fields: ConfigFields, name: str) -> Architecture:
@@ -32,7 +32,7 @@ def _attention(fields: ConfigFields, output_bias: bool) -> Attention:
     stated = fields.size("kv_channels", default=128)
     if stated != head_dim and fields.is_right("kv_channels", "hidden_size", "num_attention_heads"):
         fields.complain("kv_channels", f"must be hidden_size / num_attention_heads = {head_dim}")
-    theta = fields.number("rotary_emb_base", default=10_000.0)
+    theta = rope_theta(fields, default=10_000.0, key="rotary_emb_base")
     fields.refuse_unless("rope_theta", theta, "this family goes by rotary_emb_base; they must agree")
     rope = read_rope(fields, head_dim, theta=theta, share=fields.number("rotary_pct", default=1.0))
     return Attention(heads, heads, head_dim, head_dim**-0.5, True, output_bias, rope)

@@ -32,9 +32,17 @@ def read_rope(
     fields.refuse_unless(
         original, settings.get(original), "transformers would prefer it to that of rope_scaling"
     )
-    theta = fields.number("rope_theta", default=theta)
+    theta = rope_theta(fields, default=theta)
     rotary_dim = _rotary_dim(fields, settings, head_dim, share)
     return rope_from(settings, rotary_dim, theta=theta, interleaved=interleaved)
+
+
+def rope_theta(fields: ConfigFields, default: float, key: str = "rope_theta") -> float:
+    """The base of the frequencies, which fall from channel to channel."""
+    theta = fields.number(key, default=default)
+    if fields.get(key) is not None and theta <= 1 and fields.is_right(key):
+        fields.complain(key, "must be above 1")
+    return theta
 
 
 def rope_settings(fields: ConfigFields) -> ConfigFields:
@@ -45,7 +53,7 @@ def rope_settings(fields: ConfigFields) -> ConfigFields:
 def rope_from(settings: ConfigFields, rotary_dim: int, *, theta: float, interleaved: bool = False) -> Rope:
     """The rotary embedding that one mapping of settings describes."""
     return Rope(
-        theta=settings.number("rope_theta", default=theta),
+        theta=rope_theta(settings, default=theta),
         rotary_dim=rotary_dim,
         interleaved=interleaved,
         scaling=_scaling(settings),
