@@ -69,8 +69,12 @@ class Placed:
         return OperatorFactory(self.model, Share(rank, len(stage.devices)), self.formats)
 
     def is_streamed(self, layer: int | None) -> bool:
+        """Whether a layer's weights come anew each step; one that has no parts has nothing to bring."""
         streaming = self.placement.streaming
-        return streaming is not None and layer in streaming.layers
+        if streaming is None or layer is None or layer not in streaming.layers:
+            return False
+        spec = self.model.layers[layer]
+        return spec.attention is not None or spec.mlp is not None
 
     def residents(self) -> tuple[Resident, ...]:
         """Every weight that stays in memory, once for each memory that holds it."""
