@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from rich.console import Console
 
@@ -207,17 +207,89 @@ def validate(
 
 
 @app.command()
-def show(scenario: ScenarioFile, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Show a scenario after merging: every value, and where it comes from."""
+def show(
+    scenario: Annotated[
+        Path | None, typer.Argument(metavar="SCENARIO", help="A YAML file; see scenarios/.")
+    ] = None,
+    set_: Overrides = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Instead: an id of models/, a model file, a config.json."),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Format of a model's weights; bf16.")] = None,
+    activations: Annotated[str | None, typer.Option(help="Of its activations; bf16.")] = None,
+    kv_cache: Annotated[str | None, typer.Option(help="Of its keys and values; bf16.")] = None,
+    prefill: Annotated[int | None, typer.Option(min=1, help="Tokens of the prompt; 512.")] = None,
+    decode: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help="Sequences that decode a token; 1.")
+    ] = None,
+    context: Annotated[int | None, typer.Option(min=0, help="Tokens cached of each of them; 512.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw the model's work graph: a .png, .svg or .pdf file.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a scenario after merging: every value, and where it comes from. Or a model: what it consists of,
+    what it keeps in memory, and the work of a prefill and of a decode step."""
+    asked = {"weights": weights, "activations": activations, "kv_cache": kv_cache,
+             "prefill": prefill, "decode": decode, "context": context}  # fmt: skip
+    given = {key: value for key, value in asked.items() if value is not None}
+    if scenario is not None and model is None:
+        keys = [f"--{key.replace('_', '-')}" for key in (*given, *(("figure",) if figure else ()))]
+        _refuse(keys, "is for a model; leave it out, or take --model NAME")
+        _show_scenario(scenario, set_ or (), as_json)
+    elif model is not None and scenario is None:
+        _refuse(["--set"] if set_ else [], "is for a SCENARIO; leave it out")
+        _show_model(model, given, figure, as_json)
+    else:
+        _refuse(["show"], "takes a SCENARIO or --model NAME, one of the two")
+
+
+def _refuse(keys: Sequence[str], advice: str) -> None:
+    """Raise InputError about each of some options that were given, if any."""
+    from simulator.errors import InputError, Problem
+
+    if keys:
+        raise InputError([Problem("command line", key=key, advice=advice) for key in keys])
+
+
+def _show_scenario(scenario: Path, overrides: Sequence[str], as_json: bool) -> None:
     from simulator.study.show import merged
 
-    rows = merged(scenario, set_ or ())
+    rows = merged(scenario, overrides)
     if as_json:
         _print_json([{"key": row.key, "value": row.value, "origin": row.origin} for row in rows])
         return
     from simulator.report.listing import print_table
 
     print_table(("key", "value", "from"), [(row.key, row.value, row.origin) for row in rows], _console())
+
+
+def _show_model(model: str, asked: dict[str, Any], figure: Path | None, as_json: bool) -> None:
+    from simulator.study.model_question import ask
+    from simulator.study.show_model import show_model
+
+    question = ask(model, **asked)
+    sheet = show_model(question)
+    if figure is not None:
+        _draw_model(question, figure)
+    if as_json:
+        _print_json(sheet.as_dict())
+        return
+    from simulator.report.model_sheet import print_model
+
+    console = _console()
+    print_model(sheet, console)
+    if figure is not None:
+        console.print(f"wrote {figure}", markup=False, highlight=False)
+
+
+def _draw_model(question: Any, path: Path) -> None:
+    from simulator.report.files import write_atomically
+    from simulator.report.graph_figure import file_bytes, model_graph
+    from simulator.study.folded_graph import folded_graph
+
+    write_atomically(path, file_bytes(model_graph(folded_graph(question)), path))
 
 
 @app.command(name="list")

@@ -242,3 +242,66 @@ def test_a_run_beyond_the_clock_is_said_as_such(placewright, monkeypatch):
     code, out, err = placewright("run", "scenarios/tiny-everywhere.yaml", "--set", "machine=hgx-h100-8", "--workers", "1")
     assert (code, out) == (2, "")
     assert "as far as its clock goes" in err
+
+
+# --- show --model -------------------------------------------------------------------------------------------
+
+
+def test_show_prints_a_model_as_json(placewright):
+    code, out, err = placewright("show", "--model", "llama-3.1-8b", "--weights", "fp8", "--decode", "8", "--json")
+    document = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (document["parameters"], document["kv_bytes_per_token"]) == (8_030_261_248, 131_072)
+    assert document["formats"] == {"weights": "fp8", "activations": "bf16", "kv_cache": "bf16"}
+    assert sum(row["weights_bytes"] for row in document["memory"]) == document["weights_bytes"]
+    prefill, decode = document["steps"]
+    assert (prefill["name"], prefill["new_tokens_per_sequence"], decode["sequences"]) == ("prefill", 512, 8)
+    for step in document["steps"]:
+        for key in ("flops", "dense_flops", "moved_bytes"):
+            assert sum(row[key] for row in step["operators"]) == step[key]
+        assert step["intensity_flops_per_byte"] == step["flops"] / step["moved_bytes"]
+
+
+def test_show_prints_a_model_as_tables(placewright):
+    code, out, _ = placewright("show", "--model", "tiny-mixtral", "--decode", "2")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == "Tiny model of the Mixtral family (mixtral)"
+    assert "Prefill: one prompt of 512 tokens; 8 of 8 experts of a layer active" in lines
+    assert any(line.endswith("tokens cached each; 3.5 of 8 experts of a layer active") for line in lines)
+    assert len([line for line in lines if line.startswith("expert_up_proj")]) == 2
+    assert "…" not in out
+
+
+def test_show_draws_a_model_that_a_config_describes(placewright, tmp_path):
+    config = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 99}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    figure = tmp_path / "graph.svg"
+    code, out, _ = placewright("show", "--model", str(tmp_path / "config.json"), "--figure", str(figure))
+    assert code == 0
+    assert f"wrote {figure}" in out
+    assert figure.read_bytes().startswith(b"<?xml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        ([], ["show: takes a SCENARIO or --model NAME, one of the two"]),
+        ([CHAT, "--model", "gpt2"], ["show: takes a SCENARIO or --model NAME, one of the two"]),
+        ([CHAT, "--weights", "fp8", "--figure", "a.png"], ["--weights: is for a model", "--figure: is for a model"]),
+        (["--model", "gpt2", "--set", "seed=2"], ["--set: is for a SCENARIO"]),
+        (["--model", "gpt3"], ["did you mean 'gpt2'?"]),
+        (["--model", "gpt2", "--weights", "fp9", "--context", "1024"], ["--weights = 'fp9'", "--context = 1024"]),
+        (["--model", "bge-m3", "--context", "9"], ["is an encoder"]),
+        (["--model", "gpt2", "--figure", "graph.jpg"], ["--figure = 'graph.jpg': end it in one of: .png"]),
+        (["--model", "gpt2", "--figure", "no-such-folder/graph.png"], ["there is no folder"]),
+        (["--model", "gpt2", "--decode", "0"], ["--decode"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_show_refuses(placewright, arguments, messages):
+    code, out, err = placewright("show", *arguments)
+    assert (code, out) == (2, "")
+    assert "Traceback" not in err
+    for message in messages:
+        assert message in err

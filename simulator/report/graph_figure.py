@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch
 
+from simulator.errors import InputError, Problem, did_you_mean
 from simulator.report.graph_layout import (
     HEADER,
     NODE_HEIGHT,
@@ -29,7 +31,12 @@ from simulator.study.folded_graph import FoldedGraph
 from simulator.study.show_model import Amounts
 from simulator.units import format_bytes
 
-SUFFIXES = (".png", ".svg", ".pdf")
+_METADATA: dict[str, dict[str, None]] = {
+    ".png": {"Software": None},
+    ".svg": {"Date": None},
+    ".pdf": {"CreationDate": None},
+}
+"""File formats, and what is left out of each so that it does not change by the day or the version."""
 
 _FILLS = {
     "matmul": ("#CFE3F5", "#0072B2"),
@@ -46,46 +53,69 @@ _LINES: dict[str, tuple[str, float, Literal["-"] | tuple[float, tuple[float, flo
     "next layer": ("#7A7A7A", 1.4, (0, (4, 2))),
     "token loop": ("#8C510A", 1.6, "-"),
 }
+_LINE_NAMES = {
+    "residual": "residual stream",
+    "value": "other values",
+    "next layer": "to the next layer",
+    "token loop": "the token loop",
+}
+_MARKS = {"KV": "KV: uses the KV cache", "state": "state: uses a kept state"}
 _LEAST_WIDTH, _LINE, _COLUMN = 6.0, 0.17, 1.9
 """Of the figure; a line of its heading or legend, a column of its legend. Inches."""
+_LONGEST_NAME = 50
 _DPI = 120
 
 
 def model_graph(graph: FoldedGraph) -> Figure:
     """Draw a model's operators and the values between them, from the token ids to the next ones."""
     layout = laid_out(graph, _LEAST_WIDTH)
-    title, handles = _title(graph), _legend(graph)
+    title, handles = _title(graph), _legend(layout)
     rows = -(-len(handles) // int(layout.width / _COLUMN))
-    above, below = _LINE * (len(title) + 2), _LINE * (rows + 2)
+    above, below = _LINE * (len(title) + 1), _LINE * (rows + 2)
     figure = Figure(figsize=(layout.width, above + layout.height + below))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, layout.width), ylim=(layout.height + below, -above))
     axes.axis("off")
-    middle = layout.width / 2
-    axes.text(middle, _LINE * 1.2 - above, graph.name, ha="center", va="center", fontsize=11, weight="bold")
-    for number, line in enumerate(title):
-        axes.text(middle, _LINE * (number + 2.4) - above, line, ha="center", va="center", fontsize=7.5)
+    _write_title(axes, title, layout.width / 2, -above)
     _draw(axes, graph, layout)
     columns = -(-len(handles) // rows)
     figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=7, frameon=False)
     return figure
 
 
-def figure_bytes(figure: Figure, suffix: str) -> bytes:
-    """The file of a figure, the same bytes for the same figure; `suffix` is one of SUFFIXES."""
+def file_bytes(figure: Figure, path: Path) -> bytes:
+    """A figure in the format of a file name, the same bytes for the same figure.
+
+    Raises InputError where the name ends in none of them.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in _METADATA:
+        known = f"{', '.join(_METADATA)}{did_you_mean(suffix, _METADATA)}"
+        raise InputError(
+            [Problem("command line", key="--figure", value=str(path), advice=f"end it in one of: {known}")]
+        )
     buffer = io.BytesIO()
-    metadata = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[suffix]
     with mpl.rc_context({"svg.hashsalt": "placewright"}):
-        figure.savefig(buffer, format=suffix.removeprefix("."), dpi=_DPI, metadata=metadata)
+        figure.savefig(buffer, format=suffix.removeprefix("."), dpi=_DPI, metadata=_METADATA[suffix])
     return buffer.getvalue()
 
 
 def _title(graph: FoldedGraph) -> list[str]:
-    lines = [f"{step.name}: {step_text(step)}" for step in graph.steps]
+    """The name, and what the figures in the boxes are of."""
+    name = graph.name if len(graph.name) <= _LONGEST_NAME else f"{graph.name[: _LONGEST_NAME - 3]}..."
+    lines = [name, *(f"{step.name}: {step_text(step)}" for step in graph.steps)]
     lines.append(f"in each box: FLOPs and bytes moved, of one layer; weights in {graph.weights}")
     if len(graph.blocks) > 1:
         lines.append("layers follow one another by number; each is of one of the kinds side by side")
     return lines
+
+
+def _write_title(axes: Axes, lines: Sequence[str], x: float, top: float) -> None:
+    name, *rest = lines
+    look: dict[str, Any] = {"ha": "center", "va": "center", "parse_math": False}
+    axes.text(x, top + _LINE * 1.2, name, fontsize=11, weight="bold", **look)
+    for number, line in enumerate(rest):
+        axes.text(x, top + _LINE * (number + 2.4), line, fontsize=7.5, **look)
 
 
 def _draw(axes: Axes, graph: FoldedGraph, layout: Layout) -> None:
@@ -128,7 +158,13 @@ def _draw_wire(axes: Axes, wire: Wire) -> None:
     xs, ys = zip(*wire.points, strict=True)
     axes.plot(xs, ys, color=colour, linewidth=width, linestyle=style, solid_capstyle="butt", zorder=1)
     if wire.has_arrow:
-        arrow = {"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}
+        arrow = {
+            "arrowstyle": "-|>",
+            "color": colour,
+            "shrinkA": 0,
+            "shrinkB": 0,
+            "mutation_scale": 7 + 2 * width,
+        }
         axes.annotate("", wire.points[-1], _just_before(wire), arrowprops=arrow, zorder=1)
 
 
@@ -167,21 +203,16 @@ def _work(work: Amounts) -> str:
     return f"{format_flops(work.flops)}, {moved}" if work.flops else moved
 
 
-def _legend(graph: FoldedGraph) -> list[Patch | Line2D]:
+def _legend(layout: Layout) -> list[Patch | Line2D]:
     """What is drawn, and only that."""
-    nodes = [*graph.before, *graph.after, *(node for block in graph.blocks for node in block.nodes)]
-    classes = {node.node_class for node in nodes}
-    patches = [
-        Patch(fc=fill, ec=edge, label=name) for name, (fill, edge) in _FILLS.items() if name in classes
+    nodes = [placed.node for placed in layout.nodes]
+    classes, marks = {node.node_class for node in nodes}, {node.keeps for node in nodes}
+    kinds = {wire.kind for wire in layout.wires}
+    return [
+        *(Patch(fc=fill, ec=edge, label=name) for name, (fill, edge) in _FILLS.items() if name in classes),
+        *(_line(kind, text) for kind, text in _LINE_NAMES.items() if kind in kinds),
+        *(Patch(fc=_KEPT_COLOUR, ec="none", label=text) for mark, text in _MARKS.items() if mark in marks),
     ]
-    kinds = {"residual": "residual stream", "value": "other values", "next layer": "to the next layer"}
-    if graph.is_loop:
-        kinds["token loop"] = "the token loop"
-    lines = [_line(kind, text) for kind, text in kinds.items()]
-    meanings = {"KV": "KV: uses the KV cache", "state": "state: uses a kept state"}
-    kept = [Patch(fc=_KEPT_COLOUR, ec="none", label=text) for mark, text in meanings.items()
-            if any(node.keeps == mark for node in nodes)]  # fmt: skip
-    return [*patches, *lines, *kept]
 
 
 def _line(kind: str, text: str) -> Line2D:

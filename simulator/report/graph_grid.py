@@ -26,10 +26,10 @@ def cells(block: Block) -> dict[str, Cell]:
     """The place of each operator, by name."""
     rows = _rows(block)
     lanes: dict[str, int] = {}
-    continued = {target: source for source, target in _continuations(block)}
+    continued = list(_continuations(block))
     for node in block.nodes:
-        before = continued.get(node.name)
-        lanes[node.name] = _free_lane(block, rows, lanes, node.name) if before is None else lanes[before]
+        before = [lanes[source] for source, target in continued if target == node.name]
+        lanes[node.name] = min(before) if before else _free_lane(block, rows, lanes, node.name)
     return {name: Cell(lanes[name], row) for name, row in rows.items()}
 
 
@@ -43,8 +43,8 @@ def _rows(block: Block) -> dict[str, int]:
 
 def _continuations(block: Block) -> Iterator[tuple[str, str]]:
     """Each operator with the one that goes on in its lane: the first that reads what it makes of the
-    stream, else the first that reads the stream itself. Where several would go on, the last listed is first."""
-    for node in reversed(block.nodes):
+    residual stream, else the first that reads the stream itself."""
+    for node in block.nodes:
         inner = [edge for edge in block.edges if edge.source == node.name and edge.target is not None]
         inner.sort(key=lambda edge: edge.role == RESIDUAL)
         if inner and inner[0].target is not None:

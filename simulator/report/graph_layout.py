@@ -232,16 +232,16 @@ class _Grid:
             edge = Edge(net.source, target, net.role)
             ways[self._way(edge)].append(self._ends(edge)[1])
         start = self._ends(Edge(net.source, net.targets[0], net.role))[0]
-        for target_cell in ways["straight"]:
-            _drop(self.layout, net.role, self._x(start.lane), self._below(start), self._above(target_cell))
+        for end in ways["straight"]:
+            _drop(self.layout, net.role, self._x(end.lane), self._below(start), self._above(end))
         if ways["rail"]:
             self._rail(net.role, start, ways["rail"])
         if ways["skip"]:
             self._skip(net.role, start, ways["skip"], is_labelled=not ways["fork"])
         if ways["fork"]:
             self._fork(net.role, start, ways["fork"])
-        for target_cell in ways["join"]:
-            self._join(net.role, start, target_cell)
+        for end in ways["join"]:
+            self._join(net.role, start, end)
 
     # -- where ------------------------------------------------------------------------------------------
 
@@ -252,7 +252,7 @@ class _Grid:
         return self.top + HEADER + _GAP + row * ROW + NODE_HEIGHT / 2
 
     def _ends(self, edge: Edge) -> tuple[Cell, Cell]:
-        """Both places; the header is row -1 and the lower border the row after the last, in the other's lane."""
+        """Both places; the header is row -1, the lower border the row after the last, in the other's lane."""
         source = None if edge.source is None else self.cells[edge.source]
         target = None if edge.target is None else self.cells[edge.target]
         lane = (source or target or Cell(0, 0)).lane

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from simulator.report.wording import joined, percent
-from simulator.study.show_model import LayerKind, ModelSheet, Step, StepSheet
+from simulator.study.model_question import Step
+from simulator.study.show_model import LayerKind, ModelSheet, StepSheet
 from simulator.units import format_bytes, format_count, format_number
 
-_FLOP_UNITS = (
-    ("PFLOP", 1e15),
-    ("TFLOP", 1e12),
-    ("GFLOP", 1e9),
-    ("MFLOP", 1e6),
-    ("kFLOP", 1e3),
-    ("FLOP", 1.0),
-)
-_OPERATOR_HEADERS = (
-    "operator",
-    "times",
-    "FLOPs",
-    "dense FLOPs",
-    "moved",
-    "FLOP/byte",
-    "of FLOPs",
-    "of bytes",
-)
+_FLOP_UNITS = (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6), ("kFLOP", 1e3), ("FLOP", 1))
+_HEADERS = ("operator", "times", "FLOPs", "dense", "moved", "FLOP/byte", "of FLOPs", "of bytes")
 
 
 def print_model(sheet: ModelSheet, console: Console) -> None:
@@ -46,7 +32,7 @@ def print_model(sheet: ModelSheet, console: Console) -> None:
         console.print()
         console.print(Text(_heading(step, sheet), style="bold"))
         rows = [*_operator_cells(step), _total_cells(step)]
-        _print_table(console, _OPERATOR_HEADERS, rows, figures=range(1, len(_OPERATOR_HEADERS)))
+        _print_table(console, _HEADERS, rows, figures=range(1, len(_HEADERS)))
     console.print()
     for line in legend(sheet):
         console.print(Text(line, style="dim"))
@@ -58,9 +44,8 @@ def format_flops(flops: float) -> str:
     >>> format_flops(15_278_276_608), format_flops(0)
     ('15.3 GFLOP', '0 FLOP')
     """
-    unit, scale = next(
-        (each for each in _FLOP_UNITS if float(f"{flops / each[1]:.3g}") >= 1), _FLOP_UNITS[-1]
-    )
+    fitting = (each for each in _FLOP_UNITS if float(f"{flops / each[1]:.3g}") >= 1)
+    unit, scale = next(fitting, _FLOP_UNITS[-1])
     return f"{format_number(flops / scale)} {unit}"
 
 
@@ -68,8 +53,9 @@ def step_text(step: Step) -> str:
     """What a step is, in words."""
     if step.name == "prefill":
         return f"one prompt of {step.new:,} tokens"
-    sequences = "1 sequence" if step.sequences == 1 else f"{step.sequences:,} sequences"
-    return f"one token for {sequences} with {step.context:,} tokens cached{' each' if step.sequences > 1 else ''}"
+    if step.sequences == 1:
+        return f"one token of a sequence with {step.context:,} tokens cached"
+    return f"one token of each of {step.sequences:,} sequences with {step.context:,} tokens cached each"
 
 
 def layers_text(layers: Sequence[int], most: int = 4) -> str:
@@ -94,13 +80,13 @@ def legend(sheet: ModelSheet) -> list[str]:
     """What the columns mean, and what they leave out."""
     counted = "the work done" if sheet.is_encoder else "the work under the causal mask"
     lines = [
-        f"FLOPs: {counted}, which runs price; a multiply-add is two. Norms, activations, rotation and sampling"
-        " are counted in bytes only.",
-        "dense FLOPs: as torch's FlopCounterMode counts, attention as a full square of queries and keys.",
+        f"FLOPs: {counted}, which runs price; a multiply-add is two. Norms, activations, rotation and"
+        " sampling are counted in bytes only.",
+        "dense: FLOPs as torch's FlopCounterMode counts, attention as a full square of queries and keys.",
         "moved: bytes that the operator's kernels read and write in the device's memory; nothing stays in a"
         " cache between kernels.",
-        "FLOP/byte: arithmetic intensity, FLOPs / moved bytes of this very step. Weights are read once for all"
-        " tokens of a step, so it rises with their number.",
+        "FLOP/byte: arithmetic intensity, FLOPs / moved bytes of this very step. Weights are read once for"
+        " all tokens of a step, so it rises with their number.",
         "of FLOPs, of bytes: the operator's share of the step's FLOPs, and of its moved bytes.",
     ]
     if sheet.experts is not None:
@@ -115,10 +101,8 @@ def _facts(sheet: ModelSheet) -> Iterator[tuple[str, str]]:
     yield "parameters", _counted(sheet.parameters)
     if sheet.experts is not None:
         chosen, count = sheet.experts
-        yield (
-            "active parameters",
-            f"{_counted(sheet.active_parameters)}: {chosen} of {count} experts, and all else",
-        )
+        active = _counted(sheet.active_parameters)
+        yield "active parameters", f"{active}: {chosen} of {count} experts, and all else"
     tied = "; the head is the table of embeddings, counted once" if sheet.tied_head else ""
     yield "weights", f"{format_bytes(sheet.weights_bytes)} in {sheet.formats.weights}{tied}"
     cached = f"{sheet.kv_bytes_per_token:,} bytes a token in {sheet.formats.kv_cache}"
@@ -179,7 +163,8 @@ def _print_table(
 ) -> None:
     table = Table(box=None, pad_edge=False, show_header=any(headers))
     for number, header in enumerate(headers):
-        table.add_column(Text(header), overflow="fold", justify="right" if number in figures else "left")
+        justify: Literal["left", "right"] = "right" if number in figures else "left"
+        table.add_column(Text(header), overflow="fold", no_wrap=number == 0, justify=justify)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)

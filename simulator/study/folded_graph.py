@@ -13,7 +13,8 @@ from simulator.graph.model_graph import work_graph
 from simulator.graph.shape import StepShape
 from simulator.graph.work import Operator
 from simulator.specs.architecture import Architecture, Experts, LayerSpec, LinearAttention
-from simulator.study.show_model import Amounts, ModelQuestion, Step, amounts_of, attention_kind, layer_kinds
+from simulator.study.model_question import ModelQuestion, Step
+from simulator.study.show_model import Amounts, amounts_of, attention_kind, layer_kinds
 
 NodeClass = Literal["matmul", "attention", "elementwise", "embedding", "sampling"]
 """The class of an operator's first kernel, but attention where one of its kernels is."""
@@ -153,7 +154,7 @@ def _name(node: str) -> str:
 def _feed_forward(layer: LayerSpec) -> str:
     mlp = layer.mlp
     if mlp is None:
-        return "no MLP"
+        return "none"
     if not isinstance(mlp, Experts):
         return "MLP"
     shared = " and one for all" if mlp.shared else ""

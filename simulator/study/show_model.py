@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from simulator.errors import InputError, Problem, did_you_mean
 from simulator.graph.bench import parameter_bytes, weight_storage
 from simulator.graph.model_graph import (
     kv_bytes_per_token,
@@ -16,102 +14,13 @@ from simulator.graph.model_graph import (
     parameters_of,
     state_bytes_per_sequence,
 )
-from simulator.graph.shape import Chunk, StepShape, Traits
+from simulator.graph.shape import StepShape
 from simulator.graph.work import Formats, Operator
 from simulator.specs.architecture import Architecture, Attention, Experts, LatentAttention, LayerSpec
-from simulator.specs.catalogue import Catalogue
-from simulator.specs.hardware import PRECISIONS, Precision
-from simulator.specs.model import load_model
-from simulator.specs.weight_formats import WEIGHT_CHOICES
-
-USUAL_TOKENS = 512
-"""Of the prompt, and before the decoded token, unless the model has fewer positions."""
+from simulator.study.model_question import ModelQuestion, Step
 
 ROLES = ("embedding", "positions", "attention", "mlp", "experts", "shared experts", "router", "norms", "head")
 """What a parameter is for; every one has one role."""
-
-
-# --- what is asked ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One forward pass: so many sequences alike."""
-
-    name: str
-    """`prefill` or `decode`."""
-    sequences: int
-    context: int
-    """Tokens of each sequence that are cached already."""
-    new: int
-    """Tokens of each sequence that go through the layers."""
-
-    def shape(self, model: Architecture) -> StepShape:
-        """The sums that its amounts depend on."""
-        chunks = (Chunk(number, self.context, self.new, commits=True) for number in range(self.sequences))
-        return StepShape.of(chunks, Traits.of(model))
-
-
-@dataclass(frozen=True, slots=True)
-class ModelQuestion:
-    """A model, the formats of its numbers, and the steps to show."""
-
-    model: Architecture
-    formats: Formats
-    steps: tuple[Step, ...]
-    """A prefill and a decode step; an encoder has no decode step."""
-
-
-def ask(
-    ref: str | Path, weights: str = "bf16", activations: str = "bf16", kv_cache: str = "bf16",
-    prefill: int | None = None, decode: int | None = None, context: int | None = None,
-) -> ModelQuestion:  # fmt: skip
-    """The question about an id, a model file or a `config.json`; raises InputError with every problem."""
-    model = load_model(ref, Catalogue())
-    plain = {"--activations": activations, "--kv-cache": kv_cache}
-    found: dict[str, Precision] = {key: each for key, name in plain.items() for each in PRECISIONS
-                                   if each == name}  # fmt: skip
-    problems = [_unknown(key, name, PRECISIONS) for key, name in plain.items() if key not in found]
-    if weights not in WEIGHT_CHOICES:
-        problems.append(_unknown("--weights", weights, WEIGHT_CHOICES))
-    room = model.max_position_embeddings
-    steps = [Step("prefill", 1, 0, min(USUAL_TOKENS, room) if prefill is None else prefill)]
-    if not model.is_encoder:
-        cached = min(USUAL_TOKENS, room - 1) if context is None else context
-        steps.append(Step("decode", 1 if decode is None else decode, cached, 1))
-    problems += _unusable(model, steps, {"--decode": decode, "--context": context})
-    if problems:
-        raise InputError(problems)
-    formats = Formats(weights, found["--activations"], found["--kv-cache"])
-    return ModelQuestion(model, formats, tuple(steps))
-
-
-def _unknown(option: str, value: str, known: Iterable[str]) -> Problem:
-    listed = tuple(known)
-    advice = f"not one of: {', '.join(listed)}{did_you_mean(value, listed)}"
-    return Problem("command line", key=option, value=value, advice=advice)
-
-
-def _unusable(
-    model: Architecture, steps: Iterable[Step], of_decode: Mapping[str, int | None]
-) -> list[Problem]:
-    room, problems = model.max_position_embeddings, []
-    for step in steps:
-        if step.context + step.new > room:
-            prefills = step.name == "prefill"
-            key, value, most = (
-                ("--prefill", step.new, room) if prefills else ("--context", step.context, room - 1)
-            )
-            advice = f"{model.name} has {room:,} positions; ask for at most {most:,}"
-            problems.append(Problem("command line", key=key, value=value, advice=advice))
-    if model.is_encoder:
-        advice = f"{model.name} is an encoder and decodes nothing; leave the option out"
-        problems += [Problem("command line", key=key, value=value, advice=advice)
-                     for key, value in of_decode.items() if value is not None]  # fmt: skip
-    return problems
-
-
-# --- what is answered ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +154,7 @@ class ModelSheet:
         """`24 x window 128, 24 x full`."""
         counted: Counter[str] = Counter()
         for kind in self.layers:
-            counted[kind.attention] += len(kind.layers)
+            counted["no attention" if kind.attention == "none" else kind.attention] += len(kind.layers)
         return ", ".join(f"{count} x {attention}" for attention, count in counted.items())
 
     def as_dict(self) -> dict[str, Any]:
@@ -307,9 +216,10 @@ def memory_by_role(model: Architecture, formats: Formats) -> tuple[RoleMemory, .
         kept_in = storage.format_of(name, parameter.whole_shape[-1]).name
         sizes[role][kept_in] += parameter_bytes(storage, parameter)
     return tuple(
-        RoleMemory(role, counts[role], sizes[role].total(), tuple(name for name, _ in sizes[role].most_common()))
-        for role in ROLES if counts[role]
-    )  # fmt: skip
+        RoleMemory(role, counts[role], found.total(), tuple(name for name, _ in found.most_common()))
+        for role in ROLES
+        if (found := sizes[role])
+    )
 
 
 def role_of(parameter: str) -> str:
@@ -346,7 +256,7 @@ def attention_kind(layer: LayerSpec) -> str:
     """How tokens of a layer see each other."""
     attention = layer.attention
     if attention is None:
-        return "no attention"
+        return "none"
     if isinstance(attention, Attention):
         if attention.sliding_window:
             return f"window {attention.sliding_window:,}"
@@ -363,7 +273,8 @@ def _heads(layer: LayerSpec) -> str:
         shared = "" if count == kv_count else f" on {kv_count} KV head{'s' if kv_count > 1 else ''}"
         return f"{count} of {attention.head_dim}{shared}"
     if isinstance(attention, LatentAttention):
-        return f"{attention.num_attention_heads} of {attention.qk_head_dim} on a vector of {attention.cached_width}"
+        queries = f"{attention.num_attention_heads} of {attention.qk_head_dim}"
+        return f"{queries} on a vector of {attention.cached_width}"
     key_heads = f"{attention.num_key_heads} key heads of {attention.key_head_dim}"
     return f"{attention.num_value_heads} of {attention.value_head_dim} on {key_heads}"
 
@@ -374,5 +285,7 @@ def _feed_forward(layer: LayerSpec) -> str:
         return "none"
     if not isinstance(mlp, Experts):
         return f"MLP of {mlp.intermediate_size:,}"
-    shared = f", and one of {mlp.shared.intermediate_size:,} for all" if mlp.shared else ""
-    return f"{mlp.num_experts} experts of {mlp.expert.intermediate_size:,}, {mlp.num_experts_per_tok} a token{shared}"
+    routed = (
+        f"{mlp.num_experts} experts of {mlp.expert.intermediate_size:,}, {mlp.num_experts_per_tok} a token"
+    )
+    return f"{routed}, and one of {mlp.shared.intermediate_size:,} for all" if mlp.shared else routed

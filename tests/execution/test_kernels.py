@@ -37,7 +37,7 @@ RULES = {
     "window of 4": replace(PLAIN, window=4),
     "softcap": replace(PLAIN, softcap=0.5),
     "alibi": replace(PLAIN, alibi=Alibi(), all_heads=4),
-    "alibi of a shard": replace(PLAIN, alibi=Alibi(scale=0.3), head_start=3, all_heads=11),
+    "alibi of a shard": replace(PLAIN, alibi=Alibi(scale=0.3), head_start=7, all_heads=11),
     "all": replace(PLAIN, window=5, softcap=2.0, alibi=Alibi(), all_heads=4),
 }
 
@@ -68,8 +68,8 @@ def attention_by_hand(
                 if rules.softcap is not None:
                     score = rules.softcap * tanh(score / rules.softcap)
                 if rules.alibi is not None:
-                    slope = slopes(rules.all_heads)[rules.head_start + head]
-                    score -= slope * rules.alibi.scale * (at - key)
+                    slope = torch.tensor(slopes(rules.all_heads))[rules.head_start + head]  # float32, as published
+                    score -= float(slope) * rules.alibi.scale * (at - key)
                 scores[key] = exp(score)
             total = sum(scores.values()) + (0 if sinks is None else exp(float(sinks[head])))
             out[token, head] = sum(odd / total * v[key, group] for key, odd in scores.items())

@@ -39,10 +39,13 @@ def dense_flops(model: Architecture, chunks: list[Chunk]) -> int:
     return sum(operator.dense_flops.at(shape) for operator in model_operators(model, tiny.BF16))
 
 
+def priced_flops(operator: Operator, shape: StepShape) -> int:
+    return sum(work.flops.at(shape) for work in operator.works)
+
+
 def causal_flops(model: Architecture, chunks: list[Chunk]) -> int:
     shape = shape_of(model, chunks)
-    works = (work for operator in model_operators(model, tiny.BF16) for work in operator.works)
-    return sum(work.flops.at(shape) for work in works)
+    return sum(priced_flops(operator, shape) for operator in model_operators(model, tiny.BF16))
 
 
 # --- causal work --------------------------------------------------------------------------------------------
@@ -130,6 +133,7 @@ def test_shards_add_up_to_the_whole(model: Architecture, degree: int) -> None:
         whole = wholes[shards[0].node]
         repeated = degree if whole.name in EVERY_RANK_DOES_ALL else 1
         assert sum(op.dense_flops.at(shape) for op in shards) == repeated * whole.dense_flops.at(shape)
+        assert sum(priced_flops(op, shape) for op in shards) == repeated * priced_flops(whole, shape)
         held = Counter[str]()
         for operator in shards:
             held.update({parameter.name: parameter.elements for parameter in operator.parameters})
