@@ -165,7 +165,7 @@ def generate(
         list[str] | None, typer.Option(help="Machine whose simulated clock to show; repeatable.")
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, max=4096, help="How many to generate at most.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=10**15, help="Of the random weights.")] = 0,
     precision: Annotated[
         str | None,
         typer.Option(help="Number format of the simulated machines, as bf16; as computed here if not given."),

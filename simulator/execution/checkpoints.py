@@ -68,7 +68,8 @@ def _is_left_out(arch: Architecture, name: str) -> bool:
     buffers = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias",
                ".attention.masked_bias", "position_ids")  # fmt: skip
     layer = LAYER.match(name)
-    beyond = layer is not None and int(layer[1]) >= arch.num_hidden_layers
+    predicts_further = arch.family in ("deepseek_v3", "kimi_k2")
+    beyond = predicts_further and layer is not None and int(layer[1]) >= arch.num_hidden_layers
     second_copy = arch.tie_word_embeddings and re.sub(r".*\.", "", name.removesuffix(".weight")) in HEADS
     part = name.removeprefix("bert.").removeprefix("roberta.")
     other_task = arch.is_encoder and part.startswith(("pooler.", "cls.", "lm_head."))

@@ -106,6 +106,15 @@ class Bench:
         has_bias = bias and self.share.rank == 0
         return (weight, Parameter(f"{prefix}.bias", (hidden,))) if has_bias else (weight,)
 
+    def mlp_part(self, prefix: str, size: int) -> Part:
+        """The rank's part of a feed-forward network's channels, in whole blocks of the format that its
+        weights are kept in; the first ranks take a block more if need be."""
+        form = self.storage.format_of(f"{prefix}.down_proj.weight", size)
+        unit = max(form.block_columns or 1, form.block_rows or 1)
+        if size % unit or size // unit < self.share.degree:
+            unit = 1
+        return self.share.of(size // unit).times(unit)
+
     def norm_parameters(self, prefix: str, width: int) -> tuple[Parameter, ...]:
         """The weight, and for a layer norm the bias, of one normalisation."""
         kinds = ("weight", "bias") if self.model.norm == "layer" else ("weight",)

@@ -23,19 +23,19 @@ def _dense(
     bench: Bench, layer: int, mlp: Mlp, source: str, output: Value, name: str = ""
 ) -> tuple[Operator, ...]:
     """`name` stands before its operators' names and parameters, where a layer has another one as well."""
-    hidden, part = bench.model.hidden_size, bench.share.of(mlp.intermediate_size)
-    prefix = f"layers.{layer}.mlp.{name}." if name else f"layers.{layer}.mlp."
+    hidden, prefix = bench.model.hidden_size, f"layers.{layer}.mlp.{name}".rstrip(".")
+    part = bench.mlp_part(prefix, mlp.intermediate_size)
     label = f"{name}_" if name else ""
     parameters: tuple[Parameter, ...] = ()
     for projection in _up_names(mlp):
-        parameters += bench.columns(f"{prefix}{projection}", part, hidden, mlp.bias)
+        parameters += bench.columns(f"{prefix}.{projection}", part, hidden, mlp.bias)
     expanded = Value(f"{label}expanded", Amount.of(tokens=len(_up_names(mlp)) * part.count))
     activated = f"{label}activated"
     return (
         bench.matmul(f"{label}up_proj", layer, source, PER_TOKEN, parameters, hidden, expanded),
         _activation(bench, layer, f"{label}activation", expanded, Value(activated, PER_TOKEN * part.count)),
         bench.matmul(f"{label}down_proj", layer, activated, PER_TOKEN,
-                     bench.rows(f"{prefix}down_proj", part, mlp.bias), part.count, output),
+                     bench.rows(f"{prefix}.down_proj", part, mlp.bias), part.count, output),
     )  # fmt: skip
 
 
@@ -93,8 +93,8 @@ def _experts(
     """Every chosen expert of every token as one grouped product up and one down. Only the weights of
     experts that some token chose are read."""
     hidden, expert, chosen = bench.model.hidden_size, experts.expert, experts.num_experts_per_tok
-    part, count = bench.share.of(expert.intermediate_size), experts.num_experts
     prefix, names = f"layers.{layer}.mlp.experts", _up_names(expert)
+    part, count = bench.mlp_part(prefix, expert.intermediate_size), experts.num_experts
     up: tuple[Parameter, ...] = ()
     for name in names:
         up += (Parameter.cut(f"{prefix}.{name}.weight", (count, part.count, hidden), 1, part),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from simulator.graph.shape import split_evenly, starts_of
-from simulator.specs.architecture import Architecture, Attention, LatentAttention, LinearAttention
+from simulator.specs.architecture import Architecture, Attention, LatentAttention, LinearAttention, Mlp
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,14 @@ def why_not_divisible(model: Architecture, degree: int) -> str | None:
         reason = _why_not(attention, degree)
         if reason is not None:
             return reason
+    counts = {"rows of the vocabulary": model.vocab_size, "numbers of the hidden state": model.hidden_size}
+    for mlp in dict.fromkeys(layer.mlp for layer in model.layers):
+        if mlp is not None:
+            inner = mlp if isinstance(mlp, Mlp) else mlp.expert
+            counts["channels of the feed-forward part"] = inner.intermediate_size
+            for what, count in counts.items():
+                if count < degree:
+                    return f"{count} {what} are too few for {degree} devices"
     return None
 
 

@@ -40,6 +40,10 @@ SEARCH_PATH_VARIABLE = "PLACEWRIGHT_PATH"
 T = TypeVar("T", bound=Spec)
 
 
+MOST_LISTED = 20
+"""More ids than that are not listed in a message."""
+
+
 class Catalogue:
     """Every file that can be named by an id; a file is read once for each case."""
 
@@ -74,6 +78,7 @@ class Catalogue:
         known = self.ids(kind)
         hint = did_you_mean(name, known)
         listed = f"known are {', '.join(known)}" if known else f"there is no file in any {FOLDERS[kind]}/"
+        listed = f"`placewright list {kind}` shows all {len(known)}" if len(known) > MOST_LISTED else listed
         return f"no such {SINGULAR[kind]}{hint or '; ' + listed}"
 
     def device(self, name: str, case: Case = "nominal") -> Loaded[Device]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from simulator.errors import InputError
+from simulator.errors import InputError, Problem
 from simulator.specs.architecture import Architecture
 from simulator.specs.base import LoadContext, Spec, is_path
 from simulator.specs.catalogue import Catalogue
@@ -37,6 +37,14 @@ def load_model(ref: str | Path, catalogue: Catalogue) -> Architecture:
         return _architecture(document, (), folder if path.stem == "config" else path.stem)
     file = validate(document, ModelFile, LoadContext()).record
     return _architecture(document, ("config",), file.name)
+
+
+def model_asked_for(ref: str, catalogue: Catalogue) -> Architecture:
+    """The architecture that `--model` of a command names; a name that does not exist is the command's."""
+    if not is_path(ref) and catalogue.find("models", ref) is None:
+        advice = catalogue.advice("models", ref)
+        raise InputError([Problem("command line", key="--model", value=ref, advice=advice)])
+    return load_model(ref, catalogue)
 
 
 def from_config(config: Mapping[str, Any], name: str) -> Architecture:

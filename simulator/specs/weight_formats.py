@@ -65,7 +65,7 @@ def nbytes(form: WeightFormat, shape: Sequence[int]) -> int:
     if not _fits(form, columns):
         raise SimulatorError(
             f"{form.name} keeps weights in blocks of {form.block_columns} numbers, and rows of {columns} are "
-            "not whole blocks; choose another format"
+            "not whole blocks; choose another format or fewer devices"
         )
     blocks = _parts(rows, form.block_rows) * _parts(columns, form.block_columns)
     codes = rows * -(-columns * form.bits // 8)
@@ -185,7 +185,12 @@ class WeightStorage:
 
     def parameter_bytes(self, parameter: str, shape: Sequence[int], columns: int | None = None) -> int:
         """Bytes of a parameter, or of a share with this shape of one whose whole rows have `columns`."""
-        return nbytes(self.format_of(parameter, columns or shape[-1]), shape)
+        try:
+            return nbytes(self.format_of(parameter, columns or shape[-1]), shape)
+        except SimulatorError as error:
+            is_cut = columns not in (None, shape[-1])
+            share = f", a share of {shape[-1]} of {columns} inputs" if is_cut else ""
+            raise SimulatorError(f"{parameter}{share}: {error}") from None
 
     def why_not_cut(
         self, parameter: str, whole: Sequence[int], axis: int, start: int, size: int

@@ -88,10 +88,13 @@ def _why_not_storable(program: Program) -> str | None:
 
 
 def _for_model(engine: Engine, model: Architecture) -> Engine:
-    """The engine as it serves this model: an encoder's tokens see each other, so its prompts go whole."""
+    """The engine as it serves this model: an encoder's tokens see each other, so its prompts go whole, and a
+    step takes at least one of the longest."""
     if not model.is_encoder:
         return engine
-    scheduler = engine.scheduler.model_copy(update={"chunked_prefill": False})
+    budget = max(engine.scheduler.max_num_batched_tokens, model.max_position_embeddings)
+    changes = {"chunked_prefill": False, "max_num_batched_tokens": budget}
+    scheduler = engine.scheduler.model_copy(update=changes)
     return engine.model_copy(update={"scheduler": scheduler})
 
 

@@ -22,7 +22,7 @@ from simulator.specs.architecture import Architecture
 from simulator.specs.base import Case, is_path
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.hardware import Precision
-from simulator.specs.model import load_model
+from simulator.specs.model import model_asked_for
 from simulator.specs.scenario import PrecisionChoice
 from simulator.study.deploy import deploy
 
@@ -137,7 +137,7 @@ def _language_model(ref: str, catalogue: Catalogue, seed: int) -> LanguageModel:
         from simulator.execution.weights_folder import load_folder
 
         return load_folder(folder)
-    model = load_model(ref, catalogue)
+    model = model_asked_for(ref, catalogue)
     if ref in PACKAGES:
         return load_packaged(ref, catalogue)
     if not BYTES <= model.vocab_size <= LARGEST_VOCABULARY:

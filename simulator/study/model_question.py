@@ -12,7 +12,7 @@ from simulator.graph.work import Formats
 from simulator.specs.architecture import Architecture
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.hardware import PRECISIONS, Precision
-from simulator.specs.model import load_model
+from simulator.specs.model import model_asked_for
 from simulator.specs.weight_formats import WEIGHT_CHOICES
 
 USUAL_TOKENS = 512
@@ -52,7 +52,7 @@ def ask(
     prefill: int | None = None, decode: int | None = None, context: int | None = None,
 ) -> ModelQuestion:  # fmt: skip
     """The question about an id, a model file or a `config.json`; raises InputError with every problem."""
-    model = load_model(ref, Catalogue())
+    model = model_asked_for(ref, Catalogue())
     room = model.max_position_embeddings
     prompt = min(USUAL_TOKENS, room) if prefill is None else prefill
     cached = min(USUAL_TOKENS, room - 1) if context is None else context

@@ -66,7 +66,7 @@ def _latent_attention(fields: ConfigFields, interleaved: bool) -> LatentAttentio
         qk_rope_head_dim=turning,
         v_head_dim=fields.size("v_head_dim"),
         scale=(plain + turning) ** -0.5 * sharpening * sharpening,
-        rope=read_rope(fields, turning, interleaved=interleaved),
+        rope=read_rope(fields, turning, interleaved=interleaved, width_key="qk_rope_head_dim"),
     )
 
 

@@ -20,8 +20,10 @@ def read_rope(
     theta: float = 10_000.0,
     share: float | None = None,
     interleaved: bool = False,
+    width_key: str | None = None,
 ) -> Rope:
-    """The one rotary embedding of a configuration; `theta` and `share` are its family's defaults.
+    """The one rotary embedding of a configuration; `theta` and `share` are its family's defaults, `width_key`
+    the field that says how wide heads are, if it is none of the usual.
 
     `share` is that of the channels that turn; None where the family has no such setting.
     """
@@ -33,7 +35,7 @@ def read_rope(
         original, settings.get(original), "transformers would prefer it to that of rope_scaling"
     )
     theta = rope_theta(fields, default=theta)
-    rotary_dim = _rotary_dim(fields, settings, head_dim, share)
+    rotary_dim = _rotary_dim(fields, settings, head_dim, share, width_key)
     return rope_from(settings, rotary_dim, theta=theta, interleaved=interleaved)
 
 
@@ -69,7 +71,9 @@ def yarn_scale(factor: float, weight: float = 1.0) -> float:
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _rotary_dim(fields: ConfigFields, settings: ConfigFields, head_dim: int, share: float | None) -> int:
+def _rotary_dim(
+    fields: ConfigFields, settings: ConfigFields, head_dim: int, share: float | None, width_key: str | None
+) -> int:
     """How many channels of a head turn: pairs, and no more than there are."""
     key = "partial_rotary_factor"
     if share is None:
@@ -80,7 +84,7 @@ def _rotary_dim(fields: ConfigFields, settings: ConfigFields, head_dim: int, sha
     if rotary_dim > head_dim:
         fields.complain(key, "must be at most 1")
     if (rotary_dim % 2 or not rotary_dim) and not fields.problems:
-        blamed = "num_attention_heads" if fields.get("head_dim") is None else "head_dim"
+        blamed = width_key or ("num_attention_heads" if fields.get("head_dim") is None else "head_dim")
         what = f"makes heads {head_dim} wide" if share == 1 else f"makes {rotary_dim} channels turn"
         fields.complain(blamed, f"{what}; rotary embeddings need an even width")
     return rotary_dim
