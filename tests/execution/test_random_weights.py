@@ -12,6 +12,7 @@ from tests.placed import model
 
 TINY = sorted(path.stem for path in Catalogue().path("models", "tiny-llama").parent.glob("tiny-*.yaml"))
 DECODERS = [name for name in TINY if not model(name).is_encoder]
+QUICK = ["tiny-llama", "tiny-gpt2", "tiny-qwen2"]
 MAY_REPEAT = {"tiny-bloom", "tiny-falcon-grouped", "tiny-gpt-neox", "tiny-gptj"}
 """Answer with few different tokens under one seed of five."""
 
@@ -39,7 +40,9 @@ def test_no_parameter_is_neutral(name: str):
         assert spread.std() > 0.05, key
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in DECODERS
+])  # fmt: skip
 def test_greedy_continuations_vary(name: str):
     """With other prompts always; within one answer in most families with every seed."""
     counts = []

@@ -73,8 +73,9 @@ def test_layers_of_a_kind_do_the_same(name: str) -> None:
     assert ends[0] == ends[1]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.slow) if name in PUBLISHED else name for name in MODELS
+])  # fmt: skip
 def test_flops_are_those_torch_counts(name: str) -> None:
     """Of a prompt, of decoding, of a piece with context, and of sequences of unlike lengths together."""
     few = folded(model(name))
@@ -105,6 +106,7 @@ def shape_of(arch: Architecture, rows: list[tuple[int, int]]) -> StepShape:
     return StepShape.of([Chunk(number, *row, True) for number, row in enumerate(rows)], Traits.of(arch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_caches_hold_the_numbers_that_are_counted(name: str) -> None:
     """Bytes a token, and bytes a sequence where the cache does not grow."""

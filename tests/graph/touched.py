@@ -1,5 +1,5 @@
 """What each operator of a placed model really touches, element by element: a plan is carried out on tensors, and
-its operators' reads and writes are counted.
+its operators' reads and writes are counted. What an operator is said to leave alone is no number while it runs.
 
 Kernels between which a placed operator is divided hand numbers on through memory too; what, is stated here:
 
@@ -146,9 +146,10 @@ def recording() -> Iterator[list[tuple[Node, Touched]]]:
     def counting(operator: Callable[[Call], Outputs]) -> Callable[[Call], Outputs]:
         def call(given: Call) -> Outputs:
             node = given.operator if given.layer is None else f"layers.{given.layer}.{given.operator}"
-            weights = Watched(given.weights)
+            values, weights = poisoned(given)
             notes.append(((given.share.rank, node), Touched()))
-            outputs = operator(replace(given, weights=weights))
+            outputs = operator(replace(given, values=values, weights=weights))
+            assert not any(value.isnan().any() for value in outputs), f"{node} reads what it is said not to"
             note(notes[-1][1], given, weights, outputs)
             return outputs
 
@@ -159,6 +160,34 @@ def recording() -> Iterator[list[tuple[Node, Touched]]]:
             patched.enter_context(patch.object(kv, name, counting_kv(getattr(kv, name))))
         patched.enter_context(patch.dict(OPERATORS, {name: counting(each) for name, each in OPERATORS.items()}))
         yield notes
+
+
+def poisoned(call: Call) -> tuple[list[Tensor], Watched]:
+    """Values and weights, whatever the operator is said to leave alone being no numbers."""
+    values, weights = list(call.values), dict(call.weights)
+    if call.operator == "final_norm":
+        last = torch.tensor(call.sizes).cumsum(0) - 1
+        values = [spared(value, last) for value in values]
+    if call.operator == "q_a_norm":
+        values = [spared(values[0].T, torch.arange(len(weights["q_a_norm.weight"]))).T]
+    if call.operator == "rotary" and isinstance(call.attention, LatentAttention):
+        own = torch.arange(call.attention.q_lora_rank or 0, values[1].shape[1])
+        values[1] = spared(values[1].T, own).T
+    if call.operator == "embed":
+        start, table = call.share.of(call.model.vocab_size).start, weights["embed.weight"]
+        rows = (values[0] - start).unique()
+        weights["embed.weight"] = spared(table, rows[(rows >= 0) & (rows < len(table))])
+    if call.operator.startswith("expert_") and call.operator.endswith("_proj"):
+        chosen = (values[1] != -1).any(dim=0).nonzero()[:, 0]
+        weights = {name: spared(weight, chosen) for name, weight in weights.items()}
+    return values, Watched(weights)
+
+
+def spared(tensor: Tensor, rows: Tensor) -> Tensor:
+    """These rows of a tensor; all others are no numbers."""
+    kept = torch.full_like(tensor, float("nan"))
+    kept[rows] = tensor[rows]
+    return kept
 
 
 def note(touched: Touched, call: Call, weights: Watched, outputs: Outputs) -> None:
