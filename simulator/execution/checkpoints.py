@@ -85,6 +85,9 @@ def _converted(arch: Architecture, name: str, tensor: Tensor) -> Named:
         yield f"{OUTSIDE.get(part, OUTSIDE.get(path, path))}.{leaf}", _norm_weight(arch, path, tensor)
         return
     prefix, layer = f"layers.{found[1]}.", int(found[1])
+    if layer >= arch.num_hidden_layers:
+        yield f"{prefix}{found[2]}", tensor  # there is no place for it, and the error will say so
+        return
     for part, piece in _split(arch, layer, path, leaf, tensor):
         yield f"{prefix}{part}", piece
 

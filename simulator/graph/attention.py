@@ -145,7 +145,7 @@ def _attention(bench: Bench, layer: int, attention: Attention) -> Operator:
     prefill = Work(
         "attention_prefill", as_is, seen.pairs * per_pair,
         read(seen.span * (2 * kv_count)) + bench.bytes(Amount.of(prefill_tokens=queries))
-        + Amount.of(sequences=once, decode_tokens=-once),
+        + Amount.of(prefill_sequences=once),
     )  # fmt: skip
     decode = Work(
         "attention_decode", as_is, seen.decode_span * per_pair,

@@ -107,10 +107,10 @@ class Bench:
         return (weight, Parameter(f"{prefix}.bias", (hidden,))) if has_bias else (weight,)
 
     def mlp_part(self, prefix: str, size: int) -> Part:
-        """The rank's part of a feed-forward network's channels, in whole blocks of the format that its
-        weights are kept in; the first ranks take a block more if need be."""
+        """The rank's part of a feed-forward network's channels. Where servers share its format unevenly,
+        in whole blocks, of which the first ranks take one more if need be."""
         form = self.storage.format_of(f"{prefix}.down_proj.weight", size)
-        unit = max(form.block_columns or 1, form.block_rows or 1)
+        unit = (form.block_columns or 1) if form.shared_unevenly else 1
         if size % unit or size // unit < self.share.degree:
             unit = 1
         return self.share.of(size // unit).times(unit)

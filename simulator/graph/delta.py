@@ -57,7 +57,7 @@ def _delta_rule(
     per_token, as_is = 6 * heads.count * linear.key_head_dim * linear.value_head_dim, convolution.formats
     prefill = Work(
         "attention_prefill", as_is, Amount.of(prefill_tokens=per_token),
-        Amount.of(prefill_tokens=passed, sequences=moved, decode_tokens=-moved),
+        Amount.of(prefill_tokens=passed, prefill_sequences=moved),
     )  # fmt: skip
     decode = Work("attention_decode", as_is, Amount.of(decode_tokens=per_token),
                   Amount.of(decode_tokens=passed + moved))  # fmt: skip

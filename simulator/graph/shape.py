@@ -77,8 +77,10 @@ class StepShape(NamedTuple):
     tokens: int = 0
     sequences: int = 0
     logit_rows: int = 0
+    prefill_sequences: int = 0
+    """Chunks with more than one new token; the others are counted under decode."""
     prefill_tokens: int = 0
-    """New tokens of chunks with more than one of them; the others are counted under decode."""
+    """Their new tokens."""
     prefill_pairs: int = 0
     """Query-key pairs under the causal mask: sum of new * context + new * (new + 1) / 2."""
     prefill_square: int = 0
@@ -129,9 +131,9 @@ class StepShape(NamedTuple):
                 window_square += new * seen
                 window_span += seen
         return cls(
-            1, tokens, sequences, sequences, prefill_tokens, prefill_pairs, prefill_square, prefill_span,
-            decode_tokens, decode_span, window_pairs, window_square, window_span, window_decode_span,
-            window_growing, traits.active_experts(tokens),
+            1, tokens, sequences, sequences, sequences - decode_tokens, prefill_tokens, prefill_pairs,
+            prefill_square, prefill_span, decode_tokens, decode_span, window_pairs, window_square,
+            window_span, window_decode_span, window_growing, traits.active_experts(tokens),
         )  # fmt: skip
 
     def joined(self, other: StepShape, traits: Traits = PLAIN) -> StepShape:

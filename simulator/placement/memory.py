@@ -158,11 +158,10 @@ def refusal(budgeted: Budget, tokens: int) -> str | None:
     blocks = budgeted.blocks_for(tokens)
     if blocks <= budgeted.kv_blocks:
         return None
-    return "; ".join(
-        _shortage(need, blocks)
-        for need in budgeted.needs
-        if need.room_bytes < blocks * need.kv_block_bytes
-    )
+    short = [need for need in budgeted.needs if need.room_bytes < blocks * need.kv_block_bytes]
+    if not short:
+        return f"a sequence of {tokens:,} tokens is longer than the model's positions"
+    return "; ".join(_shortage(need, blocks) for need in short)
 
 
 def _shortage(need: MemoryNeed, blocks: int) -> str:

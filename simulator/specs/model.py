@@ -39,10 +39,10 @@ def load_model(ref: str | Path, catalogue: Catalogue) -> Architecture:
     return _architecture(document, ("config",), file.name)
 
 
-def model_asked_for(ref: str, catalogue: Catalogue) -> Architecture:
+def model_asked_for(ref: str | Path, catalogue: Catalogue) -> Architecture:
     """The architecture that `--model` of a command names; a name that does not exist is the command's."""
-    if not is_path(ref) and catalogue.find("models", ref) is None:
-        advice = catalogue.advice("models", ref)
+    if not is_path(str(ref)) and catalogue.find("models", str(ref)) is None:
+        advice = catalogue.advice("models", str(ref))
         raise InputError([Problem("command line", key="--model", value=ref, advice=advice)])
     return load_model(ref, catalogue)
 

@@ -40,6 +40,8 @@ class WeightFormat:
     """Of what all numbers of a matrix share besides."""
     whole_blocks: bool = False
     """Rows must be whole numbers of blocks."""
+    shared_unevenly: bool = False
+    """Whether servers let some tensor-parallel ranks take a block more of an MLP than others."""
     computes_in: Precision | None = None
     """What products multiply in where the device can; None: widened to the activations' format first."""
     executed: bool = False
@@ -103,7 +105,7 @@ WEIGHT_FORMATS: dict[str, WeightFormat] = {
                      source="symmetric, an fp32 scale an output: LLM.int8(), arXiv 2208.07339; bitsandbytes"),
         WeightFormat("int4", 4, 1, 128, 2, executed=True,
                      source="symmetric, an fp16 scale a group: compressed-tensors, pack-quantized W4A16"),
-        WeightFormat("fp4", 4, 1, 32, 1, executed=True,
+        WeightFormat("fp4", 4, 1, 32, 1, shared_unevenly=True, executed=True,
                      source="MXFP4, E2M1 with an E8M0 scale a block: OCP Microscaling Formats v1.0; gpt-oss"),
         WeightFormat("nvfp4", 4, 1, 16, 1, 4, computes_in="fp4",
                      source="E2M1 with an E4M3 scale a block, an fp32 scale a matrix: vLLM, modelopt.py"),

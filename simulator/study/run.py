@@ -143,8 +143,9 @@ def _row(
 ) -> RunResult:
     finished = record.finished()
     if not finished:
-        return replace(blank, reason="no request could be served: each is longer than the model's context "
-                       "or than the KV cache holds", requests=_counts(record))  # fmt: skip
+        holds = "" if deployment.program.model.is_encoder else " or than the KV cache holds"
+        reason = f"no request could be served: each is longer than the model's context{holds}"
+        return replace(blank, reason=reason, requests=_counts(record))
     open_loop = users_of(workload.arrivals) is None and not isinstance(workload.arrivals, BatchArrivals)
     return replace(
         blank,

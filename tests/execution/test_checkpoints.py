@@ -27,6 +27,7 @@ def published(name: str) -> tuple[Architecture, dict[str, Tensor], Tensor, Tenso
     return arch, state, arrays["ids"], arrays["logits"]
 
 
+@pytest.mark.slow
 def test_published_names_without_their_prefix_are_understood():
     """The first GPT-2 checkpoints have no `transformer.` and carry their causal masks along."""
     arch, state, ids, logits = published("gpt2")

@@ -67,6 +67,7 @@ def forward_flops(name: str, tokens: int, logits: int) -> int:
     return arch.num_hidden_layers * (qkv + products + output + feed_forward) + lm_head
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DENSE)
 def test_forward_flops_are_those_of_the_formula_on_meta(name: str):
     ids = torch.empty(50, dtype=torch.int64, device="meta")
@@ -75,6 +76,7 @@ def test_forward_flops_are_those_of_the_formula_on_meta(name: str):
     assert counted_flops(unfilled, ids, None, 1) == forward_flops(name, tokens=50, logits=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_forward_flops_on_the_cpu_are_those_on_meta(name: str):
     ids = torch.arange(17)

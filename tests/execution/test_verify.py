@@ -27,7 +27,7 @@ SINGLE = Placement("single", stages(("gpu-0", 4)))
 Change = Callable[[Template], Template]
 
 
-@pytest.mark.parametrize("model", ["tiny-llama", "tiny-gpt2"])
+@pytest.mark.parametrize("model", ["tiny-llama", pytest.param("tiny-gpt2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda placement: placement.name)
 def test_what_is_simulated_is_what_torch_computes(placement: Placement, model: str):
     row = verified(placement, model)

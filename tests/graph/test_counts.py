@@ -65,11 +65,11 @@ def test_every_kind_of_operator_is_covered() -> None:
 
 
 def test_no_feature_of_the_steps_can_stand_for_another() -> None:
-    """But for two sums that hold in every step: tokens are prefill or decode tokens, and each chunk has one
-    row of logits."""
+    """But for three sums that hold in every step: tokens and chunks are of prefill or of decode, and each
+    chunk has one row of logits."""
     features = known("tiny-gpt-oss").features[0].astype(float)
     assert features.shape[1] == len(StepShape._fields)
-    assert np.linalg.matrix_rank(features) == features.shape[1] - 2
+    assert np.linalg.matrix_rank(features) == features.shape[1] - 3
 
 
 # --- off by one ---------------------------------------------------------------------------------------------

@@ -205,6 +205,7 @@ def test_half_bytes_round_up() -> None:
 # --- the graph ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_work_graph_is_one_loop_over_the_tokens(name: str) -> None:
     """From the ids to the next ids, or to an encoder's vector; every operator has a part in it."""

@@ -29,6 +29,9 @@ from tests.graph.touched import ITEM_BYTES
 from tests.placed import model
 
 MODELS = sorted(path.stem for path in Catalogue().path("models", "tiny-llama").parent.glob("*.yaml"))
+QUICK = ("tiny-llama", "tiny-gpt-oss", "tiny-deepseek-v3", "tiny-qwen3-next", "tiny-bert")
+"""Kinds of parts enough for a fast look; all others are slow tests."""
+
 PUBLISHED = [name for name in MODELS if not name.startswith("tiny-")]
 
 
@@ -51,6 +54,7 @@ def chunks_on_meta(whole: Architecture) -> list[tuple[int, int]]:
     return [(0, 9), (0, 1), (13, 1), (6, 4), *beyond]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_are_those_of_the_module(name: str) -> None:
     shapes = module_parameters(model(name))
@@ -74,7 +78,7 @@ def test_layers_of_a_kind_do_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [
-    pytest.param(name, marks=pytest.mark.slow) if name in PUBLISHED else name for name in MODELS
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS
 ])  # fmt: skip
 def test_flops_are_those_torch_counts(name: str) -> None:
     """Of a prompt, of decoding, of a piece with context, and of sequences of unlike lengths together."""

@@ -1,4 +1,5 @@
-"""Ranks take whole blocks of quantised weights, some one more than others, and still agree with the whole."""
+"""Of MXFP4 ranks take whole blocks, some one more than others, and still agree with the whole; shares of other
+formats that would cut through a block are refused, as servers refuse them."""
 
 from dataclasses import replace
 
@@ -29,22 +30,33 @@ def three_blocks_wide(block: int) -> Architecture:
     return replace(tiny, hidden_size=block, layers=(LayerSpec(attention, mlp),) * 2)
 
 
-@pytest.mark.parametrize("weights", list(BLOCK))
-def test_two_ranks_share_three_blocks(weights: str) -> None:
-    program = Program(three_blocks_wide(BLOCK[weights]), TWO, machine(), Formats(weights, "fp64", "fp64"))
-    assert program.why_not_cut() is None
-    held = {r.tensor.memory: r.parameter.shape for r in program.residents()
+def program(weights: str) -> Program:
+    return Program(three_blocks_wide(BLOCK[weights]), TWO, machine(), Formats(weights, "fp64", "fp64"))
+
+
+def test_two_ranks_share_three_blocks() -> None:
+    placed = program("fp4")
+    assert placed.why_not_cut() is None
+    held = {r.tensor.memory: r.parameter.shape for r in placed.residents()
             if r.parameter.name == "layers.0.mlp.down_proj.weight"}  # fmt: skip
-    assert sorted(shape[1] for shape in held.values()) == [BLOCK[weights], 2 * BLOCK[weights]]
+    assert sorted(shape[1] for shape in held.values()) == [32, 64]
     scarce, blocks = made_scarce(engine(), REQUESTS)
-    simulated = simulate_for_replay(Deployment(program, scarce), REQUESTS, blocks, WORKLOAD)
+    simulated = simulate_for_replay(Deployment(placed, scarce), REQUESTS, blocks, WORKLOAD)
     row = compare(Verified("machine", "wide", "two ranks", "not placed"), simulated, REQUESTS, scarce, blocks, 3)
-    assert (row.status, row.mismatches, row.weights) == ("ok", (), weights)
+    assert (row.status, row.mismatches, row.weights) == ("ok", (), "fp4")
+
+
+@pytest.mark.parametrize("weights", ["int4", "fp8_block"])
+def test_other_formats_are_not_shared_unevenly(weights: str) -> None:
+    """vLLM: "not divisible by weight quantization block_n", "not aligned with the quantized weight shape"."""
+    reason = program(weights).why_not_cut()
+    assert reason is not None
+    assert "mlp." in reason
 
 
 def test_heads_that_would_be_cut_inside_a_block_are_refused() -> None:
-    program = Program(model("tiny-llama"), replace(TWO, stages=stages(("gpu-0+gpu-1", 4))), machine(),
+    placed = Program(model("tiny-llama"), replace(TWO, stages=stages(("gpu-0+gpu-1", 4))), machine(),
                       Formats("int4", "fp64", "fp64"))  # fmt: skip
-    reason = program.why_not_cut()
+    reason = placed.why_not_cut()
     assert reason is not None
     assert "o_proj.weight" in reason

