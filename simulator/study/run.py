@@ -143,8 +143,8 @@ def _row(
 ) -> RunResult:
     finished = record.finished()
     if not finished:
-        holds = "" if deployment.program.model.is_encoder else " or than the KV cache holds"
-        reason = f"no request could be served: each is longer than the model's context{holds}"
+        reason = ("no request could be served: each is longer than the model's context, than the KV cache "
+                  "holds, or than a step takes where prompts are not cut")  # fmt: skip
         return replace(blank, reason=reason, requests=_counts(record))
     open_loop = users_of(workload.arrivals) is None and not isinstance(workload.arrivals, BatchArrivals)
     return replace(
