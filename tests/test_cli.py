@@ -42,6 +42,7 @@ def test_run_prints_a_row_for_each_placement_and_a_verdict(placewright):
     assert "…" not in out, "nothing is cut where the output is not a terminal"
 
 
+@pytest.mark.slow
 def test_json_has_the_documented_shape(placewright):
     code, out, _ = placewright("run", CHAT, *QUICK, "--json")
     document = json.loads(out)
@@ -89,6 +90,7 @@ def test_out_writes_everything_and_the_same_bytes_again(placewright, tmp_path):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_verify_counts_its_mismatches(placewright):
     code, out, _ = placewright("verify", "scenarios/tiny-everywhere.yaml", "--set", "machine=epyc-9654-4x-l40s",
                                "--set", "model=tiny-gpt2", "--set", "workload.requests=2")  # fmt: skip

@@ -1,7 +1,8 @@
 """What a transformer consists of, layer by layer: the record every layer above reads.
 
 Sizes keep the names that Hugging Face's `config.json` gives them. Families differ in what a layer holds and
-in how it is joined to the residual stream; nothing above this package knows the name of a family.
+in how it is joined to the residual stream; above this package only who renames published weights knows the
+name of a family.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ class SchedulerSettings(Spec):
     """Most sequences in one step."""
     max_num_batched_tokens: Tokens
     """Most tokens in one step, prompts and decodes together."""
+    max_num_batched_tokens_of_encoders: Tokens | None = None
+    """The same for models that answer with a vector; as many if not given."""
     chunked_prefill: bool
     """Whether a prompt may be spread over steps that also decode."""
     max_prefills_per_step: Tokens | None = None

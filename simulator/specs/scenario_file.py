@@ -54,7 +54,8 @@ MachineRef = Annotated[
 
 def _weight_choice(choice: str) -> str:
     if choice not in WEIGHT_CHOICES:
-        raise rule_broken(f"not one of: {', '.join(WEIGHT_CHOICES)}{did_you_mean(choice, WEIGHT_CHOICES)}")
+        hint = did_you_mean(choice.lower(), WEIGHT_CHOICES)
+        raise rule_broken(f"not one of: {', '.join(WEIGHT_CHOICES)}{hint}")
     return choice
 
 

@@ -206,7 +206,8 @@ class WeightStorage:
         if start % block == 0 and (end % block == 0 or end == whole[axis]):
             return None
         blocks = f"{form.name} blocks of {block} {'outputs' if from_last else 'inputs'}"
-        return f"{parameter} consists of {blocks}, and a share from {start} to {end} cuts through one"
+        cut = f"a share from {start} to {end} cuts through one; take another format or fewer devices"
+        return f"{parameter} consists of {blocks}, and {cut}"
 
     def _block_type(self, parameter: str) -> str:
         """llama.cpp's type before any fallback: `llama_tensor_get_type_impl` of commit 007dbbf3.

@@ -88,11 +88,13 @@ def _why_not_storable(program: Program) -> str | None:
 
 
 def _for_model(engine: Engine, model: Architecture) -> Engine:
-    """The engine as it serves this model: an encoder's tokens see each other, so its prompts go whole, and a
-    step takes at least one of the longest."""
+    """The engine as it serves this model: an encoder's tokens see each other, so its prompts go whole, with a
+    budget of its own that holds at least one of the longest."""
     if not model.is_encoder:
         return engine
-    budget = max(engine.scheduler.max_num_batched_tokens, model.max_position_embeddings)
+    settings = engine.scheduler
+    budget = settings.max_num_batched_tokens_of_encoders or settings.max_num_batched_tokens
+    budget = max(budget, model.max_position_embeddings)
     changes = {"chunked_prefill": False, "max_num_batched_tokens": budget}
     scheduler = engine.scheduler.model_copy(update=changes)
     return engine.model_copy(update={"scheduler": scheduler})

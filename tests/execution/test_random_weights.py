@@ -54,6 +54,7 @@ def test_greedy_continuations_vary(name: str):
     assert sum(count < 6 for count in counts) <= (1 if name in MAY_REPEAT else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("name", TINY)
 def test_outputs_have_the_dtype_of_the_weights(name: str, dtype: torch.dtype):

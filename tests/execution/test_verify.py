@@ -28,7 +28,10 @@ Change = Callable[[Template], Template]
 
 
 @pytest.mark.parametrize("model", ["tiny-llama", pytest.param("tiny-gpt2", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda placement: placement.name)
+@pytest.mark.parametrize("placement", [
+    placement if number % 2 else pytest.param(placement, marks=pytest.mark.slow)
+    for number, placement in enumerate(PLACEMENTS)
+], ids=lambda placement: placement.name)  # fmt: skip
 def test_what_is_simulated_is_what_torch_computes(placement: Placement, model: str):
     row = verified(placement, model)
     assert (row.status, row.mismatches) == ("ok", ())
@@ -260,11 +263,13 @@ def test_planted_mistakes_are_found(plant: Callable[[pytest.MonkeyPatch], Placem
         assert evidence in " | ".join(row.mismatches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", [SPLIT, RANKS, PIPELINE, STREAMED, SINGLE], ids=lambda p: p.name)
 def test_the_same_placements_without_mistakes(placement: Placement):
     assert verified(placement, "tiny-gpt2").status == "ok"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODEL_OF.values())
 def test_the_same_models_without_mistakes(model: str):
     assert verified(RANKS, model).status == "ok"

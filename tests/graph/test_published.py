@@ -29,7 +29,7 @@ from tests.graph.touched import ITEM_BYTES
 from tests.placed import model
 
 MODELS = sorted(path.stem for path in Catalogue().path("models", "tiny-llama").parent.glob("*.yaml"))
-QUICK = ("tiny-llama", "tiny-gpt-oss", "tiny-deepseek-v3", "tiny-qwen3-next", "tiny-bert")
+QUICK = ("tiny-llama", "tiny-gpt-oss")
 """Kinds of parts enough for a fast look; all others are slow tests."""
 
 PUBLISHED = [name for name in MODELS if not name.startswith("tiny-")]
@@ -64,6 +64,7 @@ def test_parameters_are_those_of_the_module(name: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_layers_of_a_kind_do_the_same(name: str) -> None:
     """So that what holds for one of each holds for the whole model."""

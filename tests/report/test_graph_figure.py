@@ -62,6 +62,7 @@ def assert_readable(figure: Figure) -> None:
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, f"{text} is cut off"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", FEW)
 def test_texts_are_readable(model):
     assert_readable(model_graph(graph_of(model)))

@@ -375,7 +375,8 @@ def test_a_share_has_the_format_of_the_whole():
     name = "layers.5.mlp.down_proj.weight"
     assert storage.parameter_bytes(name, (10, 256), columns=768) == 10 * 144
     assert storage.parameter_bytes(name, (10, 384)) == 10 * 12 * 22  # on its own it would fall back to q5_0
-    reason = f"{name} consists of q4_k blocks of 256 inputs, and a share from 384 to 768 cuts through one"
+    reason = f"{name} consists of q4_k blocks of 256 inputs, and a share from 384 to 768 cuts "
+    reason += "through one; take another format or fewer devices"
     assert storage.why_not_cut(name, (10, 768), axis=1, start=384, size=384) == reason
     assert storage.why_not_cut(name, (10, 768), axis=1, start=256, size=512) is None
     assert storage.why_not_cut(name, (10, 768), axis=0, start=3, size=5) is None

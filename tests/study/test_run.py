@@ -20,6 +20,7 @@ def quick() -> StudyResult:
     return run_scenario(CHAT, ["workload.requests=25"], workers=1)
 
 
+@pytest.mark.slow
 def test_chat_on_one_node_is_the_documented_question(quick: StudyResult):
     """Three machines by four placements, in the order of the file."""
     machines = ("epyc-9654-4x-l40s", "nr1-4x-l40s", "hgx-h100-8")

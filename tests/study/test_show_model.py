@@ -86,6 +86,7 @@ def test_a_dense_model_has_no_idle_parameters():
     assert shown.experts is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTED)
 def test_roles_are_those_of_hugging_face(name):
     """Its modules, grouped by tests/graph/make_counts.py; corrections of routers are buffers there."""
@@ -147,6 +148,7 @@ def test_layers_are_summed_up():
 # --- the work of a step -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in COUNTED if "deepseek" not in name and "next" not in name])
 def test_dense_flops_are_those_of_hugging_face(name):
     """Latent attention and the delta rule are computed otherwise there (tests/graph/make_counts.py)."""
