@@ -23,6 +23,7 @@ from simulator.execution.quantised import PLAIN, pack, unpack
 from simulator.execution.stores import Fault, Stores
 from simulator.graph.shape import Chunk
 from simulator.graph.work import Parameter
+from simulator.placement.placed import same_weight
 from simulator.placement.plan import KvCopy, Plan, Task
 from simulator.placement.program import Program
 from simulator.specs.weight_formats import WeightFormat
@@ -61,7 +62,7 @@ class Interpreter:
             tensor, name = _part(parameters[part.name], part), resident.tensor.name
             form = program.storage.format_of(part.name, part.whole_shape[-1])
             if PLAIN.get(form.name) != self.dtype:
-                self._packed[_without_state(name)] = (form, part.shape)
+                self._packed[same_weight(name)] = (form, part.shape)
                 tensor = pack(tensor, form)
             self.stores.keep(resident.tensor.memory, name, tensor)
         for slab in program.slabs():
@@ -137,7 +138,7 @@ class Interpreter:
 
     def _unpacked(self, name: str, weight: Tensor) -> Tensor:
         """A weight as operators compute with it."""
-        packed = self._packed.get(_without_state(name))
+        packed = self._packed.get(same_weight(name))
         if packed is None:
             return weight
         form, shape = packed
@@ -187,11 +188,6 @@ def _part(whole: Tensor, parameter: Parameter) -> Tensor:
         return whole.detach().clone()
     size = parameter.shape[parameter.axis]
     return whole.detach().narrow(parameter.axis, parameter.start, size).contiguous().clone()
-
-
-def _without_state(name: str) -> str:
-    """A weight's name and device, whether it is at home, fetched or resident."""
-    return name.replace("home-of-", "").split("#")[0]
 
 
 def _is_weight(name: str) -> bool:

@@ -15,7 +15,7 @@ from simulator.graph.operators import IDS, TOKEN_ID_BYTES, OperatorFactory
 from simulator.graph.shape import Amount
 from simulator.graph.share import Share
 from simulator.graph.work import Operator, Parameter, byte_amount
-from simulator.placement.placed import Placed, home_name, slab_name, stage_layer, weight_name
+from simulator.placement.placed import Placed, fetched_name, home_name, slab_name, stage_layer, weight_name
 from simulator.placement.placement import Stage
 from simulator.placement.plan import Task, Template, Tensor, with_frees
 from simulator.placement.traffic import link_bytes, ring_link_elements
@@ -251,8 +251,8 @@ class _Lowering:
         sizes = [Amount.of(one=self.placed.parameter_bytes(p)) for p in parameters]
         names = [weight_name(p.name, device) for p in parameters]
         if not kept:  # a step's own copy must not share its name with the one left for the next step
-            self.fetched.update({name: f"{name}#fetched" for name in names})
-            names = [f"{name}#fetched" for name in names]
+            self.fetched.update({name: fetched_name(name) for name in names})
+            names = [fetched_name(name) for name in names]
         memory, buffer = self.machine.memory_of(device), f"{device}.buffer-{stage.first_layer}-{position}"
         writes = tuple(
             Tensor(name, memory, size, kept, buffer) for name, size in zip(names, sizes, strict=True)

@@ -20,6 +20,8 @@ from simulator.placement.plan import KvSlab, Resident, StateSlab, Tensor
 from simulator.specs.architecture import Architecture
 from simulator.specs.weight_formats import WeightStorage
 
+AT_HOME, FETCHED = "@home-of-", "#fetched"
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -143,7 +145,17 @@ def weight_name(parameter: str, device: str) -> str:
 
 def home_name(parameter: str, device: str) -> str:
     """A streamed weight where it is kept."""
-    return f"{parameter}@home-of-{device}"
+    return f"{parameter}{AT_HOME}{device}"
+
+
+def fetched_name(weight: str) -> str:
+    """A weight that was fetched for one step; its name is not that of the one left for the next."""
+    return f"{weight}{FETCHED}"
+
+
+def same_weight(name: str) -> str:
+    """The name of a weight on its device, given that of it at home, fetched or on the device."""
+    return name.replace(AT_HOME, "@").removesuffix(FETCHED)
 
 
 def slab_name(layer: int, device: str) -> str:

@@ -58,12 +58,14 @@ SMALL_BLOCK_TOKENS = 4
 MOST_FLAWS = 5
 """Of one kind, in a row; one mistake may show in every layer."""
 
+
 def exact(precision: PrecisionChoice) -> PrecisionChoice:
     """What a run is carried out in: weights quantised as it asks, if execution knows how; else float64."""
-    known = {"q8_0", *(name for name, form in WEIGHT_FORMATS.items() if form.executed and form.scale_bytes)}
-    weights = precision.weights if precision.weights in known else "fp64"
-    return PrecisionChoice(weights=weights, activations="fp64", kv_cache="fp64")
-
+    form = WEIGHT_FORMATS.get(precision.weights)
+    is_packed = form is not None and form.executed and form.scale_bytes
+    return PrecisionChoice(
+        weights=precision.weights if is_packed else "fp64", activations="fp64", kv_cache="fp64"
+    )
 
 
 @dataclass(frozen=True)
