@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from simulator.graph.machine import Directed
 from simulator.graph.operators import IDS, TOKEN_ID_BYTES, OperatorFactory
@@ -150,7 +151,7 @@ class _Lowering:
             size = self._size(value.elements, value.is_token_ids)
             name = f"{label}.{value.role}.m{microbatch}@{device}"
             writes.append(self._tensor(name, self.machine.memory_of(device), size))
-            values[value.role] = name
+            values[value.role] = writes[-1].name
         kv = slab_name(operator.layer, device) if operator.uses_kv and operator.layer is not None else None
         index = self._add(Task(
             f"{label}.m{microbatch}@{device}", "compute", operator.name, device, (device,), reads,
@@ -171,7 +172,7 @@ class _Lowering:
             name = f"{label}.reduced.m{microbatch}@{device}"
             size = self._size(operator.writes[0].elements)
             writes.append(self._tensor(name, self.machine.memory_of(device), size))
-            self.values[microbatch, device][role] = name
+            self.values[microbatch, device][role] = writes[-1].name
         ring = list(zip(stage.devices, (*stage.devices[1:], stage.devices[0]), strict=True))
         width = operator.writes[0].elements.per("tokens")
         per_link = ring_link_elements(width, len(stage.devices))
@@ -323,11 +324,12 @@ class _Lowering:
         return byte_amount(elements, self.placed.formats.activations)
 
     def _tensor(self, name: str, memory: str, nbytes: Amount) -> Tensor:
+        name = self.placed.own_name(name)
         self.elements[name] = Tensor(name, memory, nbytes)
         return self.elements[name]
 
     def _add(self, task: Task) -> int:
-        self.tasks.append(task)
+        self.tasks.append(replace(task, name=self.placed.own_name(task.name)) if self.placed.loop else task)
         return len(self.tasks) - 1
 
 

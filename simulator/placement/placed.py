@@ -31,6 +31,8 @@ class Placed:
     placement: Placement
     machine: MachineGraph
     formats: Formats
+    loop: int = 0
+    """Which of the serving loops this is, on a machine that runs several."""
 
     @property
     def host(self) -> str:
@@ -39,8 +41,12 @@ class Placed:
 
     @property
     def engine_unit(self) -> str:
-        """The stream of the engine's own thread."""
-        return f"{self.host}.engine"
+        """The stream of the loop's own engine thread."""
+        return f"{self.host}.engine-{self.loop}" if self.loop else f"{self.host}.engine"
+
+    def own_name(self, name: str) -> str:
+        """A name of something of one step that no other loop's steps use."""
+        return f"loop-{self.loop}.{name}" if self.loop else name
 
     @cached_property
     def traits(self) -> Traits:

@@ -41,6 +41,11 @@ class Placement:
     microbatches: int = 1
     """Into how many parts a batch is cut so that stages can work on different ones at once."""
     streaming: Streaming | None = None
+    loops: int = 1
+    """Serving loops that take turns on the stages, each with a batch of its own in flight."""
+
+    def __post_init__(self) -> None:
+        assert self.loops == 1 or self.streaming is None, "loops would overwrite each other's fetched layers"
 
     @property
     def devices(self) -> tuple[str, ...]:
