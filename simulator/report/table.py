@@ -223,8 +223,8 @@ def _notes_of(run: RunResult) -> Iterator[str]:
     if run.preemptions:
         yield f"{run.preemptions} preemptions for want of KV blocks"
     if run.crowded:
-        links = ", ".join(run.crowded)
-        yield f"{run.event_steps} of {run.steps} steps simulated task by task, because transfers share {links}"
+        steps, links = f"{run.event_steps} of {run.steps} steps", ", ".join(run.crowded)
+        yield f"{steps} simulated task by task, because transfers share {links}"
 
 
 def _empty_table() -> Table:

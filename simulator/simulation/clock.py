@@ -1,10 +1,10 @@
 """The three fidelities: ways to learn when a step's outcome is there.
 
 `task` runs every task on SimPy. `step` applies the recursion R once per step: on quiet streams that is a dot
-product, where something of an earlier step is still under way the full pass. `fast` does the same, and prices
-runs of pure decode as one array, cut at whatever happens next. Where R's schedule is no certificate, `step` and
-`fast` go on as `task` for as long as something is under way (see `island`). All three end every task at the same
-tick.
+product, where something of an earlier step is still under way the full pass. `fast` does the same, and
+prices runs of pure decode as one array, cut at whatever happens next. Where R's schedule is no certificate,
+`step` and `fast` go on as `task` for as long as something is under way (see `island`). All three end every
+task at the same tick.
 """
 
 from __future__ import annotations

@@ -177,7 +177,8 @@ class TaskEngine:
         )  # fmt: skip
 
     def _join(self, launched: Launched) -> None:
-        """Let the tasks of a plan wait for those of earlier plans, and be waited for by those of later ones."""
+        """Let the tasks of a plan wait for those of earlier plans, and be waited for by those of later
+        ones."""
         sheet, before = launched.sheet, dict[tuple[int, int, int], tuple[Launched, int, int]]()
         for (earlier, other), readers in self._waited_for(sheet):
             for index in readers:

@@ -15,8 +15,8 @@ FLOWS = 2
 SHARES = 3
 """Bandwidth is shared out anew, once for all flows that started or ended at this tick."""
 ACCOUNT = 4
-"""Finished steps are accounted for: serving loop i goes at `ACCOUNT + i`, so that loops whose steps end at one
-tick take their turns in their own order, whatever carried the steps out."""
+"""Finished steps are accounted for: serving loop i goes at `ACCOUNT + i`, so that loops whose steps end at
+one tick take their turns in their own order, whatever carried the steps out."""
 DECIDE = 2**20
 """The next steps are decided, loop i at `DECIDE + i`: they must see all else of their tick."""
 

@@ -124,7 +124,9 @@ class SharedLinks:
         """
         since = int(self.env.now) if started is None else started
         self._count += 1
-        flow = Flow(loads, lone_ticks, lone_bytes_per_s, since, done, order or (0, self._count), updated=since)
+        flow = Flow(
+            loads, lone_ticks, lone_bytes_per_s, since, done, order or (0, self._count), updated=since
+        )
         for link in loads:
             self._on_link[link][flow] = None
         crowded = [link for link in loads if not self._fits(link)]

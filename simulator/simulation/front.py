@@ -1,7 +1,7 @@
 """The way of requests to the engine's queue and of tokens to the clients: the host's cores and its port.
 
-Cores and both directions of the network port are queues of their own, so a busy host delays requests as a busy
-GPU does. All serving loops share them.
+Cores and both directions of the network port are queues of their own, so a busy host delays requests as a
+busy GPU does. All serving loops share them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Islands: serving loops whose plans may meet on a stream or a link, and the carrying out of their plans.
 
-Loops of different islands know nothing of each other. In an island plans are priced by the recursion R as long
-as its certificate holds. At the first launch whose schedule spoils it, a *window* begins: everything under way
-goes over to the task engine as it stands, and launches are carried out as events until a launch finds the engine
-empty. Up to that launch R's schedule is that of the events, so nothing is done twice and nothing is lost.
+Loops of different islands know nothing of each other. In an island plans are priced by the recursion R as
+long as its certificate holds. At the first launch whose schedule spoils it, a *window* begins: everything
+under way goes over to the task engine as it stands, and launches are carried out as events until a launch
+finds the engine empty. Up to that launch R's schedule is that of the events, so nothing is done twice and
+nothing is lost.
 """
 
 from __future__ import annotations
@@ -74,10 +75,9 @@ def _outcome_is_there(event: Event) -> None:
 class Island:
     """What the plans of some loops share: streams, links and kept tensors."""
 
-    def __init__(
-        self, env: Environment, as_events: bool, ended: Callable[[Launch, Launched], None]
-    ) -> None:
-        """as_events: whether every task is an event. ended: is told when the engine has carried a plan out."""
+    def __init__(self, env: Environment, as_events: bool, ended: Callable[[Launch, Launched], None]) -> None:
+        """as_events: whether every task is an event. ended: is told when the engine has carried a plan
+        out."""
         self.env, self._as_events, self._ended_by_events = env, as_events, ended
         self.crowded: Counter[str] = Counter()
         """Windows that each link brought about."""
@@ -147,7 +147,9 @@ class Island:
 
     def _by_events(self, launch: Launch) -> None:
         self.event_steps += 1
-        running = self._engine.launch(launch.use.priced, launch.durations, launch.outcome, self._teller(launch))
+        running = self._engine.launch(
+            launch.use.priced, launch.durations, launch.outcome, self._teller(launch)
+        )
         launch.running = running
 
     def _teller(self, launch: Launch) -> Callable[[Launched], None]:

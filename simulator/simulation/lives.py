@@ -35,6 +35,7 @@ class RequestLife:
             return RequestRecord(request.number, self.status, request.prompt_tokens, seconds(self.sent))
         return RequestRecord(
             request.number, "finished", request.prompt_tokens, seconds(self.sent), request.output_tokens,
-            seconds(self.queued), seconds(self.scheduled), seconds(self.first_token), seconds(self.last_token),
-            seconds(self.first_received), seconds(self.last_received), self.preemptions,
+            seconds(self.queued), seconds(self.scheduled), seconds(self.first_token),
+            seconds(self.last_token), seconds(self.first_received), seconds(self.last_received),
+            self.preemptions,
         )  # fmt: skip

@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 KEPT_STEPS = 2048
-FEWEST_AHEAD, MOST_AHEAD = 8, 64
+FEWEST_AHEAD, MOST_AHEAD = 16, 64
 
 
 @dataclass(frozen=True, slots=True)

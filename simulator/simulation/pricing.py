@@ -5,8 +5,8 @@ grouped into price classes once. Every lone time (of arithmetic, of memory traff
 form of the step's features; a step is priced by one matrix product and a handful of operations on short
 arrays. Classes are ordered: kernels, then flows, then the work of the engine's thread.
 
-Which tasks are flows is decided here too: copies and collectives over their links, and kernels that compute on
-a host's DRAM over its memory bus, where the machine has one.
+Which tasks are flows is decided here too: copies and collectives over their links, and kernels that compute
+on a host's DRAM over its memory bus, where the machine has one.
 """
 
 from __future__ import annotations
@@ -110,7 +110,11 @@ class PricedTemplate:
         for row, (microbatch, form) in enumerate(forms):
             columns = slice(FEATURE_COUNT * microbatch, FEATURE_COUNT * (microbatch + 1))
             self._matrix[row, columns] = np.array(form.coefficients, dtype=np.float64) * form.s_per_unit
-        self._kernel_count, self._load_count, self._bus_start = len(kernels), len(loads), len(forms) - len(bus)
+        self._kernel_count, self._load_count, self._bus_start = (
+            len(kernels),
+            len(loads),
+            len(forms) - len(bus),
+        )
         self._overhead_s = np.array([kernel.overhead_s for _, kernel in kernels])
         self._blend = np.array([kernel.blend for _, kernel in kernels])
         self._inverse_blend = 1 / self._blend
@@ -173,8 +177,8 @@ class PricedTemplate:
 
     @cached_property
     def most_loads(self) -> tuple[Mapping[str, float], ...]:
-        """For each task the most that it can take of each link it crosses, whatever the step: a constant where
-        the amounts on all its links are proportional, else all of it."""
+        """For each task the most that it can take of each link it crosses, whatever the step: a constant
+        where the amounts on all its links are proportional, else all of it."""
         by_class = [_most_loads(price) for price in self._prices]
         return tuple(
             dict(zip(links, by_class[price_class], strict=True)) if links else {}

@@ -3,9 +3,9 @@
     finish = max(launch, finish of what it needs, finish of the previous task on each stream) + duration
 
 It carries from plan to plan when each stream and each kept tensor becomes free. In R every flow has its lone
-speed; the *certificate* tells whether that was true. If at every moment of R's schedule the loads of the flows
-on each link fit on it, an event-by-event simulation with shared links ends every task at the same tick: up to
-the first moment at which they do not both schedules are one, and there is none.
+speed; the *certificate* tells whether that was true. If at every moment of R's schedule the loads of the
+flows on each link fit on it, an event-by-event simulation with shared links ends every task at the same tick:
+up to the first moment at which they do not both schedules are one, and there is none.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from simulator.simulation.pricing import Durations, PricedTemplate
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The time during which a flow holds its links. What it takes of them is worked out only where it matters:
-    flows hardly ever overlap."""
+    """The time during which a flow holds its links. What it takes of them is worked out only where it
+    matters: flows hardly ever overlap."""
 
     start: int
     end: int

@@ -9,7 +9,7 @@ steps are evaluated at once, as rows of arrays.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,7 +42,8 @@ class Reduced:
     nodes: tuple[int, ...]
     """The node of each task; tasks that always end together are one."""
     peak_loads: Mapping[str, float]
-    """For each link a bound on what all flows of one step take of it at any moment, whatever the durations."""
+    """For each link a bound on what all flows of one step take of it at any moment, whatever the
+    durations."""
     trailing_links: frozenset[str]
     """Links that are crossed by tasks that the outcome does not wait for."""
     drains: bool
@@ -68,7 +69,7 @@ class Reduced:
 
     def ends_of_many(self, total: Ticks) -> Ticks:
         """As `ends` for several steps, given a row of durations for each: shape [step, segment]."""
-        ends = total @ self._counts
+        ends: Ticks = total @ self._counts
         for index, segment in enumerate(self.segments):
             if len(segment.before) == 1:
                 ends[:, index] += ends[:, segment.before[0]]
@@ -91,7 +92,7 @@ class Reduced:
                 counts[index] += counts[decides, rows]
         return counts[self.outcome]
 
-    def critical_counts(self, ends: list[int]) -> NDArray[np.int64]:
+    def critical_counts(self, ends: Sequence[int]) -> NDArray[np.int64]:
         """How many tasks of each class lie on the path that decides the outcome."""
         if len(self.segments) == 1:
             return self.segments[0].counts
@@ -176,8 +177,8 @@ def _descendants(nodes: list[tuple[tuple[int, ...], int]]) -> list[int]:
 def _peak_loads(
     priced: PricedTemplate, canonical: list[int], ancestors: list[int], descendants: list[int]
 ) -> dict[str, float]:
-    """For each link the most that a flow and all that it is not ordered with can take of it together; a sum of
-    two or more that does not surely fit counts as more than the link has."""
+    """For each link the most that a flow and all that it is not ordered with can take of it together; a sum
+    of two or more that does not surely fit counts as more than the link has."""
     flows: dict[str, dict[int, list[float]]] = {}
     for node, loads in zip(canonical, priced.most_loads, strict=True):
         for link, load in loads.items():

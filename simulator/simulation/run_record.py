@@ -24,7 +24,9 @@ def run_record(serving: Serving) -> RunRecord:
     requests = tuple(life.record() for life in serving.lives.values())
     finished = [request for request in requests if request.status == "finished"]
     busy = busy_seconds(serving.books)
-    threads = {program.engine_unit for program in serving.programs if program.host == serving.programs[0].host}
+    threads = {
+        program.engine_unit for program in serving.programs if program.host == serving.programs[0].host
+    }
     clock = serving.clock
     return RunRecord(
         requests=requests,

@@ -1,8 +1,8 @@
 """One run: requests arrive, serving loops take them, clients receive tokens.
 
-A request crosses the network, is received and tokenised on a core of the host, and joins the queue of the serving
-loop with the fewest requests; loops decide on steps as long as there is something to do; a step's tokens are
-detokenised and sent by a core, and cross the network.
+A request crosses the network, is received and tokenised on a core of the host, and joins the queue of the
+serving loop with the fewest requests; loops decide on steps as long as there is something to do; a step's
+tokens are detokenised and sent by a core, and cross the network.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Serving:
         self.gaps = Gaps()
         blocks = block_ranges(self.programs, block_count)
         self.loops = tuple(
-            ServingLoop(self.env, program, _scheduler(engine, program, own), self.clock, self.front, self.gaps,
-                        self._leave, observer)
+            ServingLoop(self.env, program, _scheduler(engine, program, own), self.clock, self.front,
+                        self.gaps, self._leave, observer)
             for program, own in zip(self.programs, blocks, strict=True)
         )  # fmt: skip
         self.lives: dict[int, RequestLife] = {}
