@@ -82,7 +82,7 @@ class Reduced:
         first = self.segments[0].counts
         if len(self.segments) == 1:
             return np.broadcast_to(first, (len(ends), len(first)))
-        counts = np.zeros((len(self.segments), len(ends), len(first)), dtype=np.int64)
+        counts: NDArray[np.int64] = np.zeros((len(self.segments), len(ends), len(first)), dtype=np.int64)
         rows = np.arange(len(ends))
         for index, segment in enumerate(self.segments):
             counts[index] = segment.counts
@@ -90,7 +90,8 @@ class Reduced:
                 by_node = np.array(sorted(segment.before, key=lambda i: -self.segments[i].last_node))
                 decides = by_node[ends[:, by_node].argmax(axis=1)]
                 counts[index] += counts[decides, rows]
-        return counts[self.outcome]
+        of_outcome: NDArray[np.int64] = counts[self.outcome]
+        return of_outcome
 
     def critical_counts(self, ends: Sequence[int]) -> NDArray[np.int64]:
         """How many tasks of each class lie on the path that decides the outcome."""
