@@ -103,13 +103,19 @@ class _Lowering:
             self._ranks(stage, [stage_layer(factory, stage, layer) for factory in factories], microbatch)
             if microbatch == self.microbatches - 1:
                 self._fetch_after(stage, layer)
-        for microbatch in range(self.microbatches):
-            if following is None:
-                self._head(stage, factories, microbatch)
-            else:
-                is_open = factories[0].leaves_branch(stage.first_layer, stage.layer_count)
-                closing = factories[0].residual_add(stage.layers[-1]) if is_open else None
-                self._move_on(microbatch, stage, following, closing)
+            if layer == stage.layers[-1]:
+                self._leave(stage, following, factories, microbatch)
+
+    def _leave(
+        self, stage: Stage, following: Stage | None, factories: Sequence[OperatorFactory], microbatch: int
+    ) -> None:
+        """What a stage does with a microbatch that has passed its layers; before it goes on with the next."""
+        if following is None:
+            self._head(stage, factories, microbatch)
+        else:
+            is_open = factories[0].leaves_branch(stage.first_layer, stage.layer_count)
+            closing = factories[0].residual_add(stage.layers[-1]) if is_open else None
+            self._move_on(microbatch, stage, following, closing)
 
     def _order(self, stage: Stage) -> Iterator[tuple[int, int]]:
         """A streamed stage does each layer for all microbatches before the next, so that a fetched layer

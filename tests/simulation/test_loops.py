@@ -130,6 +130,15 @@ def test_a_request_goes_to_the_loop_with_the_fewest() -> None:
     assert sorted(taken) == [(0, 0), (1, 1), (2, 1), (3, 0)]
 
 
+def test_a_stage_passes_a_microbatch_on_before_it_goes_on_with_the_next() -> None:
+    """The second stage computes the first microbatch while the first stage computes the second."""
+    (placed,) = programs(server(), pipeline(1, microbatches=2))
+    source = Source(requests_of([(0, 8, 4)] * 2))
+    recorded = Serving(placed, tiny.engine(), 60, source, "task", 1, record_steps=4).run().spans
+    spans = {span.name: span for span in recorded if span.step == 3}
+    assert spans["2.qkv_proj.m0@gpu-1"].start_s < spans["0.qkv_proj.m1@gpu-0"].end_s
+
+
 def test_loops_keep_the_stages_of_a_pipeline_busy() -> None:
     """Steps of equal requests, with stages much longer than what lies between them: one loop uses a stage half
     of the time, two loops nearly all of it, so that twice the requests take hardly longer."""
