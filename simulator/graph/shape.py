@@ -141,12 +141,19 @@ class StepShape(NamedTuple):
         sums = StepShape._make(a + b for a, b in zip(self, other, strict=True))
         return sums._replace(one=1, active_experts=traits.active_experts(sums.tokens))
 
+    def growth(self) -> StepShape:
+        """What `grown` adds with each step."""
+        return _GROWTH._replace(decode_span=self.decode_tokens, window_decode_span=self.window_growing)
+
     def grown(self, steps: int) -> StepShape:
         """The shape so many steps later, if all its sequences go on decoding and none fills its window."""
         return self._replace(
             decode_span=self.decode_span + steps * self.decode_tokens,
             window_decode_span=self.window_decode_span + steps * self.window_growing,
         )
+
+
+_GROWTH = StepShape(one=0)
 
 
 def _pairs_in_window(context: int, new: int, window: int) -> int:

@@ -6,7 +6,7 @@ busy GPU does. All serving loops share them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from simpy import Environment
 
@@ -49,9 +49,19 @@ class Front:
     def deliver(self, ready: int, tokens: int) -> tuple[int, int, int]:
         """Send a step's tokens to the clients: when they are received, and the ticks of a core's work and on
         the wire. Deliveries come in the order in which they are ready."""
-        work = tick(deliver_s(self.engine, self.host, tokens))
-        on_wire = tick(tokens * STREAMED_BYTES_PER_TOKEN * self._s_per_byte)
+        work, on_wire = self._work_of(tokens)
         return self._port_out.submit(self.cores.submit(ready, work), on_wire) + self.latency, work, on_wire
+
+    def deliver_many(self, ready: Iterable[int], tokens: int) -> list[int]:
+        """Send the tokens of several steps, so many each; when they are received."""
+        work, on_wire = self._work_of(tokens)
+        submit, send, latency = self.cores.submit, self._port_out.submit, self.latency
+        return [send(submit(each, work), on_wire) + latency for each in ready]
+
+    def _work_of(self, tokens: int) -> tuple[int, int]:
+        """Ticks of a core and of the port for a step's tokens."""
+        work = tick(deliver_s(self.engine, self.host, tokens))
+        return work, tick(tokens * STREAMED_BYTES_PER_TOKEN * self._s_per_byte)
 
     def at(self, when: int, action: Action) -> None:
         after(self.env, when - int(self.env.now), action=action)

@@ -105,8 +105,9 @@ class ServingLoop:
             if ahead is None or not untouched:
                 return step, shapes
             self._clock.skip(self._number, ahead, untouched, step.decode_count)
-            for end in ahead.ends[:untouched]:
-                self._deliver(end, step.decode_count)
+            for received in self._front.deliver_many(ahead.ends[:untouched], step.decode_count):
+                self._gaps.add(received - self._previous_received, step.decode_count)
+                self._previous_received = received
             step = self.scheduler.skip(untouched)
             shapes = self._shapes(step)
 

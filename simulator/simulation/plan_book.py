@@ -19,7 +19,8 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 KEPT_STEPS = 2048
-FEWEST_AHEAD, MOST_AHEAD = 16, 64
+FEWEST_AHEAD, MOST_AHEAD = 24, 64
+STEPS_AHEAD: Floats = np.arange(MOST_AHEAD, dtype=np.float64)[:, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +108,9 @@ class Forecast:
         if not goes_on or self._next == len(self._rows.total):
             many = min(max(self._came_true, FEWEST_AHEAD), MOST_AHEAD)
             self._came_true = self._came_true if goes_on else 0
-            first = np.array(shapes, dtype=np.float64)
-            growth = np.array([shape.grown(1) for shape in shapes], dtype=np.float64) - first
-            features = first.ravel() + np.outer(np.arange(many), growth.ravel())
+            first = np.array(shapes, dtype=np.float64).ravel()
+            growth = np.array([shape.growth() for shape in shapes], dtype=np.float64).ravel()
+            features = first + STEPS_AHEAD[:many] * growth
             self._rows = Priced(features, *self._priced.durations_of_many(features))
             self._next, self._expected = 0, shapes
         return self._rows[self._next :]

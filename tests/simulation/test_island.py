@@ -103,7 +103,7 @@ def test_flows_that_one_stream_serves_in_turn_are_not_watched() -> None:
     def watched(*units: str, load: float = 1.0) -> frozenset[str]:
         tasks = tuple(task(unit, "transfer", [unit], writes=[f"t-{unit}"], links=["uplink"]) for unit in units)
         loads = {index: {"uplink": load} for index in range(len(units))}
-        plan: Any = HandPriced(Template(tasks, outcome=0), [9] * len(units), loads=loads)
+        plan: Any = HandPriced(Template(tasks, outcome=0), [9, 8][: len(units)], loads=loads)
         return watched_links([(plan, reduce(plan))])
 
     assert watched("g0.in") == frozenset()
