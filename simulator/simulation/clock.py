@@ -91,6 +91,10 @@ class Clock:
             self._record(launch, launch.timed())
         return launch
 
+    def is_alone(self, loop: int) -> bool:
+        """Whether no other loop's plans can meet those of a loop."""
+        return self._island_of.count(self._island_of[loop]) == 1
+
     def charge(self, launch: Launch, active: int) -> None:
         """Charge a step's time to the `active` sequences that took part in it."""
         durations = launch.durations

@@ -35,6 +35,9 @@ class Kept:
     active: int
     """Sequences that took part."""
 
+    def __getitem__(self, rows: slice) -> Kept:
+        return Kept(self.features[rows], self.total[rows], self.lone_s[rows], self.path[rows], self.active)
+
 
 class Use:
     """A priced template, and what all its steps amount to. Steps are kept until some thousands of them
@@ -57,10 +60,16 @@ class Use:
         return self.priced.durations(shapes)
 
     def add(self, kept: Kept) -> None:
-        """Note some steps that were carried out."""
+        """Note some steps that were carried out. They are added up by so many, however they come, so that
+        sums are the same to the last bit."""
+        room = KEPT_STEPS - self._kept_steps
+        if len(kept.total) > room:
+            self.add(kept[:room])
+            self.add(kept[room:])
+            return
         self._kept.append(kept)
         self._kept_steps += len(kept.total)
-        if self._kept_steps >= KEPT_STEPS:
+        if self._kept_steps == KEPT_STEPS:
             self.settle()
 
     def settle(self) -> None:
