@@ -121,8 +121,8 @@ class ServingLoop:
             shapes = self._shapes(step)
 
     def _horizon(self) -> float:
-        """Before this tick nothing can reach the loop but its own steps. Any event may be the step of a loop on
-        the same streams, or one that ends a request whose client then asks for more."""
+        """Before this tick nothing can reach the loop but its own steps. Any event may be the step of a loop
+        that it may meet, or one that ends a request whose client then asks for more."""
         if self._answers_matter or not self._clock.is_alone(self._number):
             return self.env.peek()
         return self._front.next_client_event()

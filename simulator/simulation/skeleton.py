@@ -64,29 +64,39 @@ class Skeleton:
         """Apply R to one plan, and bring `carried` up to date."""
         lengths = (self.counts @ durations.total).tolist()
         carried.forget_before(launch)
-        starts = [self._earliest(bone, launch, carried) for bone in self.bones]
-        ends: list[int] = []
+        starts, ends = self._held_up(launch, carried), list[int]()
         for index, bone in enumerate(self.bones):
+            start = starts[index]
             for other in bone.before:
-                starts[index] = max(starts[index], ends[other])
-            ends.append(starts[index] + lengths[index])
+                if ends[other] > start:
+                    start = ends[other]
+            starts[index] = start
+            ends.append(start + lengths[index])
         for bone, end in zip(self.bones, ends, strict=True):
-            carried.free.update(dict.fromkeys(bone.frees, end))
-            carried.ready.update(dict.fromkeys(bone.keeps, end))
+            for unit in bone.frees:
+                carried.free[unit] = end
+            for name in bone.keeps:
+                carried.ready[name] = end
         return Passed(starts, ends, ends[self.outcome], self._crowded(durations, starts, ends, carried))
 
-    def _earliest(self, bone: Bone, launch: int, carried: Carried) -> int:
-        earliest = launch
-        for unit in bone.units:
-            earliest = max(earliest, carried.free.get(unit, 0))
-        for name in bone.reads:
-            earliest = max(earliest, carried.ready.get(name, 0))
+    def _held_up(self, launch: int, carried: Carried) -> list[int]:
+        """Until when the launch and earlier plans hold up each segment."""
+        earliest = [launch] * len(self.bones)
+        for index, bone in enumerate(self.bones):
+            for unit in bone.units:
+                at = carried.free.get(unit, 0)
+                if at > earliest[index]:
+                    earliest[index] = at
+            for name in bone.reads:
+                earliest[index] = max(earliest[index], carried.ready.get(name, 0))
         return earliest
 
     def _crowded(
         self, durations: Durations, starts: Sequence[int], ends: Sequence[int], carried: Carried
     ) -> str | None:
         crowded: str | None = None
+        if not self.watched:
+            return None
         classes, latency = self.priced.class_of_task, self.priced.latency
         for bone, start, end in zip(self.bones, starts, ends, strict=True):
             for task in bone.flows:
