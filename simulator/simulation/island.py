@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from simpy import Environment, Event
@@ -45,8 +45,8 @@ class Launch:
     bones: Skeleton | None = None
     passed: Passed | None = None
     """By segment of the skeleton, of a plan launched while others were under way."""
-    found: Carried = field(default_factory=Carried)
-    """What earlier plans had left to it."""
+    found: Carried | None = None
+    """What earlier plans had left to it, if anything."""
     running: Launched | None = None
     """In the hands of the task engine."""
 
@@ -54,7 +54,8 @@ class Launch:
         """When each task starts and ends: as R has it, or as far as the engine has come."""
         if self.running is not None:
             return self.running.so_far()
-        return schedule(self.use.priced, self.durations, self.at, self.found.copy())
+        found = Carried() if self.found is None else self.found.copy()
+        return schedule(self.use.priced, self.durations, self.at, found)
 
     def path(self) -> Counts:
         """Tasks of each class on the path that decided the outcome."""
@@ -118,7 +119,7 @@ class Island:
             self._by_events(launch)
             return
         self._open = [each for each in self._open if each.drained_at > launch.at]
-        if not self._open:
+        if not self._open and self._carried.free:
             self._carried = Carried()
         if self._open or not launch.use.reduced.never_crowded:
             self._beside_others(launch)

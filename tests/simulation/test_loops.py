@@ -122,6 +122,19 @@ def test_replicas_that_meet_on_an_uplink_take_turns_in_windows() -> None:
     assert sum(share < 1 for share in shares) >= 5
 
 
+def test_recorded_tasks_are_those_of_the_events() -> None:
+    """Also of steps that R had priced before a window took them over."""
+    rows = [(0, 9, 3), (20_000, 20, 4), (1, 9, 6), (10, 30, 2)]
+    spans = []
+    for fidelity in FIDELITIES:
+        serving = Serving(UPLINK, engine(), 60, Source(requests_of(rows)), fidelity, 2, record_steps=12)
+        record = serving.run()
+        spans.append(sorted(record.spans, key=lambda span: (span.step, span.start_s, span.name)))
+    assert 0 < record.event_steps < record.step_count
+    assert spans[0] == spans[1] == spans[2]
+    assert len({span.step for span in spans[0]}) == 12
+
+
 def test_a_replica_goes_ahead_of_the_others_and_deliveries_keep_their_order() -> None:
     """Long answers of replicas on lanes of their own: whole runs of steps at once in each, though the others'
     steps end meanwhile; cores still take deliveries in the order in which they are ready."""
