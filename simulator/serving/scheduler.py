@@ -150,13 +150,16 @@ class Scheduler:
         )  # fmt: skip
         return self._pending
 
-    def chunks(self) -> tuple[Chunk, ...]:
-        """The pending step's chunks with their blocks: decodes by admission, then prefills."""
+    def chunks(self, with_blocks: bool = True) -> tuple[Chunk, ...]:
+        """The pending step's chunks, with their blocks if asked: decodes by admission, then prefills."""
         assert self._pending is not None
         decoding = [s for s in self._running.values() if s.joined_round >= 0]
-        chunks = [Chunk(s.number, self._cached(s), 1, True, tuple(s.blocks)) for s in decoding]
+        chunks = [
+            Chunk(s.number, self._cached(s), 1, True, tuple(s.blocks) if with_blocks else ())
+            for s in decoding
+        ]
         for piece in self._pending.prefills:
-            blocks = tuple(self._running[piece.sequence].blocks)
+            blocks = tuple(self._running[piece.sequence].blocks) if with_blocks else ()
             chunks.append(Chunk(piece.sequence, piece.context, piece.new, piece.commits, blocks))
         return tuple(chunks)
 

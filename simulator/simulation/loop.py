@@ -153,7 +153,7 @@ class ServingLoop:
         microbatches = self.program.placement.microbatches
         if microbatches == 1:
             return (step.shape(self.program.traits),)
-        parts = split_chunks(self.scheduler.chunks(), microbatches)
+        parts = split_chunks(self.scheduler.chunks(with_blocks=False), microbatches)
         return tuple(StepShape.of(part, self.program.traits) for part in parts)
 
     def _account(self, step: Step, completed: Completed) -> None:
