@@ -46,8 +46,11 @@ class Step:
         decodes = self.decode_count
         decoding = StepShape(
             tokens=decodes, sequences=decodes, logit_rows=decodes, decode_tokens=decodes,
-            decode_span=self.decode_span, window_decode_span=self.window_decode_span,
+            decode_span=self.decode_span, decode_context=self.decode_span - decodes,
+            window_decode_span=self.window_decode_span,
+            window_decode_context=self.window_decode_span - decodes if traits.sliding_window else 0,
             window_growing=self.window_growing, active_experts=traits.active_experts(decodes),
+            side_experts=traits.side_experts(decodes),
         )  # fmt: skip
         if not self.prefills:
             return decoding
