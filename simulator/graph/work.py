@@ -84,6 +84,8 @@ class Value:
     role: str
     elements: Amount
     is_token_ids: bool = False
+    is_cached: bool = False
+    """Kept in the number format of the KV cache."""
 
 
 @dataclass(frozen=True, slots=True)

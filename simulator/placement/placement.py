@@ -1,4 +1,5 @@
-"""A placement: which devices compute which layers, and where weights that do not stay there live."""
+"""A placement: which devices compute which layers and operators, and in which memories weights, KV blocks and
+experts live."""
 
 from __future__ import annotations
 
@@ -32,6 +33,42 @@ class Streaming:
 
 
 @dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Operators that run on another device than their stage's; what they need is copied there, and what they
+    make is copied where it is needed next."""
+
+    device: str
+    operators: frozenset[str]
+    layers: frozenset[int | None]
+    """None stands for operators outside layers."""
+
+    def has(self, operator: str, layer: int | None) -> bool:
+        return operator in self.operators and layer in self.layers
+
+
+@dataclass(frozen=True, slots=True)
+class KvHome:
+    """KV blocks of every layer in a memory that is not that of the device which attends to them."""
+
+    memory: str
+    decode_device: str | None = None
+    """What attends for chunks of one new token, in place, beside the cache. None: their cached keys and
+    values are copied to the stage's device in each step, as those of other chunks always are."""
+    buffers: int = 2
+    """Layers whose cached tokens may lie in the stage's device at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsAside:
+    """Routed experts of every layer that another device computes, beside the stage's."""
+
+    device: str
+    experts: tuple[int, ...]
+    popularity: tuple[float, ...] | None = None
+    """Of each expert of the model, the probability that a token chooses it; None: equal for all."""
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """Where everything lives; what a strategy yields and lowering reads. The first stage embeds, the last
     one scores and samples."""
@@ -41,11 +78,22 @@ class Placement:
     microbatches: int = 1
     """Into how many parts a batch is cut so that stages can work on different ones at once."""
     streaming: Streaming | None = None
+    elsewhere: tuple[Elsewhere, ...] = ()
+    kv_home: KvHome | None = None
+    whole_experts: bool = False
+    """Ranks of a stage hold whole experts (expert parallel), and not columns of each."""
+    experts_aside: ExpertsAside | None = None
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Every device that computes, once, in stage order."""
-        return tuple(dict.fromkeys(device for stage in self.stages for device in stage.devices))
+        """Every device that computes, once, those of stages first and in their order."""
+        of_stages = [device for stage in self.stages for device in stage.devices]
+        others = [each.device for each in self.elsewhere]
+        if self.kv_home is not None and self.kv_home.decode_device is not None:
+            others.append(self.kv_home.decode_device)
+        if self.experts_aside is not None:
+            others.append(self.experts_aside.device)
+        return tuple(dict.fromkeys(of_stages + others))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
-from simulator.graph.shape import NOTHING, PLAIN, Amount, Chunk, StepShape, Traits, total
+from simulator.graph.shape import NOTHING, PLAIN, Amount, Chunk, Phase, StepShape, Traits, total
 from simulator.graph.share import Share
-from simulator.graph.work import Parameter, Work
+from simulator.graph.work import Parameter, Visits, Work
 
 TaskKind = Literal["compute", "transfer", "collective", "host"]
-HostWork = Literal["gather", "commit"]
+HostWork = Literal["gather", "launch", "commit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +101,23 @@ class Task:
     microbatch: int = 0
     layer: int | None = None
     share: Share | None = None
+    phase: Phase = "all"
+    """Which chunks of the microbatch it is for."""
     works: tuple[Work, ...] = ()
     dense_flops: Amount = NOTHING
+    visits: Visits | None = None
+    """Of work that depends on the experts that tokens choose; `dense_flops` is then an expectation."""
     link_bytes: tuple[tuple[str, Amount], ...] = ()
     """Exact bytes over each directed link."""
     after: tuple[int, ...] = ()
     frees: tuple[str, ...] = ()
     kv: str | None = None
-    """The slab of KV blocks or states read or written in place; streams keep its uses in order."""
+    """The slab of KV blocks or states read or written in place; streams keep its uses in order. A transfer
+    copies cached tokens out of it, or new ones into it."""
     kv_copy: KvCopy | None = None
     host_work: HostWork | None = None
+    kernels: int = 0
+    """How many a `launch` starts, one by one."""
     crossings: tuple[tuple[str, str], ...] = ()
     """Transitions between devices that a token's own pass makes here, as (from, to)."""
 
@@ -180,10 +187,8 @@ def with_frees(
     tasks: Sequence[Task], imports: Sequence[str], discarded: Sequence[str] = ()
 ) -> tuple[Task, ...]:
     """Let the last task that reads a plan's own or imported tensor free it, and the task that writes a
-    `discarded` one, which nobody reads.
-
-    Readers of one tensor must share a stream with the last of them, so that it ends after the others.
-    """
+    `discarded` one, which nobody reads. Where the last of several readers may end before others, the first
+    task after it that cannot frees the tensor."""
     passing = {tensor.name for task in tasks for tensor in task.writes if not tensor.kept}.union(imports)
     users: dict[str, list[int]] = defaultdict(list)
     for index, task in enumerate(tasks):
@@ -193,12 +198,41 @@ def with_frees(
         for tensor in task.writes:
             if tensor.name in discarded:
                 users[tensor.name].append(index)
+    order = _Order(tasks)
     frees: dict[int, list[str]] = defaultdict(list)
     for name, indices in users.items():
-        last = set(tasks[indices[-1]].units)
-        assert all(last & set(tasks[index].units) for index in indices), f"{name} is read on unlike streams"
-        frees[indices[-1]].append(name)
+        frees[order.first_after(indices)].append(name)
     return tuple(replace(task, frees=tuple(frees[index])) for index, task in enumerate(tasks))
+
+
+class _Order:
+    """Which tasks are sure to end before others."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._tasks = tasks
+
+    @cached_property
+    def _before(self) -> list[int]:
+        """For each task the set of those that end before it starts, and itself, as bits."""
+        template = Template(tuple(self._tasks), len(self._tasks) - 1)
+        before: list[int] = []
+        for index in range(len(self._tasks)):
+            mask = 1 << index
+            for other in (*template.needs[index], *template.previous_on_units[index]):
+                mask |= before[other]
+            before.append(mask)
+        return before
+
+    def first_after(self, indices: Sequence[int]) -> int:
+        """The first task from the last of some on that ends last of all of them."""
+        last = set(self._tasks[indices[-1]].units)
+        if all(last & set(self._tasks[index].units) for index in indices):
+            return indices[-1]
+        wanted = sum(1 << index for index in set(indices))
+        found = (i for i in range(indices[-1], len(self._tasks)) if self._before[i] & wanted == wanted)
+        first = next(found, None)
+        assert first is not None, f"{self._tasks[indices[-1]].name}: nothing follows all readers of its input"
+        return first
 
 
 def flaws(template: Template, resident: Iterable[str]) -> list[str]:

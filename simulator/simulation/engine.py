@@ -88,6 +88,9 @@ class TaskEngine:
             return
         latency = int(launched.priced.latency[price_class])
         loads, bytes_per_s = launched.priced.lone_flow(index, launched.durations)
+        if not any(loads.values()):  # nothing to carry, as cached tokens of a first prefill
+            after(self.env, total, action=lambda: self._end(running))
+            return
 
         def flow() -> None:
             self.links.start(loads, total - latency, bytes_per_s, lambda: self._end(running))

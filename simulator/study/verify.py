@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.errors import InputError, Problem
 from simulator.graph.shape import Chunk
+from simulator.graph.work import Parameter
 from simulator.placement.memory import split_chunks
 from simulator.placement.occupancy import peak_occupancy, standing_bytes
 from simulator.placement.placement import NotPlaceable
@@ -247,7 +249,7 @@ def _accounts(
     return [
         *_unequal("bytes over", _planned_link_bytes(plans), happened.link_bytes),
         *_unequal("bytes simulated over", record.link_bytes, happened.link_bytes),
-        *_unequal("FLOPs on", _planned_flops(plans), happened.flops),
+        *_unequal("FLOPs on", _planned_flops(plans), _by_place(plans, happened.flops)),
         *_unequal("peak bytes in", peaks, happened.peak_bytes),
     ]
 
@@ -278,28 +280,29 @@ def residency_flaws(program: Program, shapes: Mapping[str, tuple[int, ...]]) -> 
     shapes: of every parameter, as the network that is carried out has them.
     """
     found: list[str] = []
-    held: dict[str, set[tuple[int, int]]] = {name: set() for name in shapes}
-    seen: set[tuple[str, str, int]] = set()
+    held: dict[str, NDArray[np.bool_]] = {name: np.zeros(shape, dtype=bool) for name, shape in shapes.items()}
+    seen: set[tuple[str, Parameter]] = set()
     for resident in program.residents():
         parameter, memory = resident.parameter, resident.tensor.memory
-        part = (memory, parameter.name, parameter.start)
-        if part in seen and memory not in program.machine.hosts:
+        if (memory, parameter) in seen and memory not in program.machine.hosts:
             found.append(f"{parameter.name} is held twice in {memory}")
-        seen.add(part)
-        axis = parameter.axis or 0
-        held[parameter.name].add((parameter.start, parameter.start + parameter.shape[axis]))
-    for name, shape in shapes.items():
-        size, axis_size = 0, shape[_axis_of(program, name)]
-        for start, end in sorted(held[name]):
-            size = max(size, end) if start <= size else size
-        if size < axis_size:
-            found.append(f"{name} is nowhere in full: rows from {size} of {axis_size} are missing")
+        seen.add((memory, parameter))
+        held[parameter.name][_part_of(parameter)] = True
+    for name, there in held.items():
+        missing = there.size - int(there.sum())
+        if missing:
+            found.append(f"{name} is nowhere in full: {missing} of {there.size} numbers are missing")
     return found
 
 
-def _axis_of(program: Program, name: str) -> int:
-    axes = {r.parameter.axis for r in program.residents() if r.parameter.name == name}
-    return max((axis for axis in axes if axis is not None), default=0)
+def _part_of(parameter: Parameter) -> tuple[Any, ...]:
+    """Which rows, columns and experts of the whole parameter a part is, as an index."""
+    index: list[Any] = [slice(None)] * len(parameter.shape)
+    if parameter.axis is not None:
+        index[parameter.axis] = slice(parameter.start, parameter.start + parameter.shape[parameter.axis])
+    if parameter.experts is not None:
+        index[0] = list(parameter.experts)
+    return tuple(index)
 
 
 def _planned_link_bytes(plans: Sequence[Plan]) -> dict[str, int]:
@@ -311,13 +314,22 @@ def _planned_link_bytes(plans: Sequence[Plan]) -> dict[str, int]:
     return planned
 
 
+EVERYWHERE = "all devices"
+
+
 def _planned_flops(plans: Sequence[Plan]) -> dict[str, int]:
-    planned: dict[str, int] = {}
+    """By device; where work goes to devices as tokens choose experts, only the sum over all is planned."""
+    planned: Counter[str] = Counter()
     for plan in plans:
         for task in plan.template.tasks:
             if task.kind == "compute":
-                planned[task.place] = planned.get(task.place, 0) + plan.amount(task, task.dense_flops)
-    return planned
+                planned[task.place] += plan.amount(task, task.dense_flops)
+    return _by_place(plans, planned)
+
+
+def _by_place(plans: Sequence[Plan], flops: Counter[str]) -> dict[str, int]:
+    depends_on_choices = any(task.visits for plan in plans for task in plan.template.tasks)
+    return {EVERYWHERE: flops.total()} if depends_on_choices else dict(flops)
 
 
 def _unequal(what: str, planned: Mapping[str, int], counted: Mapping[str, int]) -> list[str]:
