@@ -96,7 +96,7 @@ def test_bytes_are_those_of_the_cached_tokens(before, after):
     crossed = sum(nbytes for task in handed.template.tasks for _, nbytes in handed.link_bytes(task))
     on_cpu = sum(len(stage.layers) for stage in before if stage.devices == ("cpu",))
     assert crossed == per_layer * (2 * (4 - on_cpu) + on_cpu)
-    assert handed.shapes == (StepShape(sequences=2, logit_rows=2, prefill_sequences=2, prefill_span=8),)
+    assert handed.shapes == (StepShape(sequences=2, logit_rows=2, prefill_sequences=2, prefill_span=8, prefill_context=8, has_prefill=1),)
 
 
 def test_a_forgotten_layer_shows():
