@@ -35,7 +35,7 @@ def stages(*parts: tuple[str, int]) -> tuple[Stage, ...]:
 
 
 def streaming(layers: range = range(4), **more: bool) -> Streaming:
-    return Streaming(frozenset(layers), "host", buffers=2, **more)
+    return Streaming(dict.fromkeys(layers, "host"), buffers=2, **more)
 
 
 PLACEMENTS = [

@@ -169,7 +169,7 @@ def stages(microbatches: int = 1, layers: int = 4, streaming: Streaming | None =
 
 def streamed(across_steps: bool = False, layers: int = 4, buffers: int = 2) -> Placement:
     """All layers streamed from the host to one GPU."""
-    streaming = Streaming(frozenset(range(layers)), "host", buffers, across_steps)
+    streaming = Streaming(dict.fromkeys(range(layers), "host"), buffers, across_steps)
     return Placement("streamed", (Stage(("gpu-0",), 0, layers),), streaming=streaming)
 
 

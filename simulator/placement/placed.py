@@ -177,7 +177,7 @@ class Placed:
     def is_streamed(self, layer: int | None) -> bool:
         """Whether a layer's weights come anew each step; one that has no parts has nothing to bring."""
         streaming = self.placement.streaming
-        if streaming is None or layer is None or layer not in streaming.layers:
+        if streaming is None or layer is None or layer not in streaming.homes:
             return False
         spec = self.model.layers[layer]
         return spec.attention is not None or spec.mlp is not None
@@ -190,8 +190,9 @@ class Placed:
                 size = Amount.of(one=self.parameter_bytes(parameter))
                 memory = self.machine.memory_of(placed.device)
                 name = weight_name(parameter.name, placed.where)
-                if self.is_fetched(placed) and self.placement.streaming:
-                    memory, name = self.placement.streaming.home, home_name(parameter.name, placed.where)
+                if self.is_fetched(placed) and self.placement.streaming and placed.operator.layer is not None:
+                    memory = self.placement.streaming.homes[placed.operator.layer]
+                    name = home_name(parameter.name, placed.where)
                 found[name] = Resident(Tensor(name, memory, size, kept=True), parameter)
         return tuple(found.values())
 

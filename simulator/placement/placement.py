@@ -3,6 +3,7 @@ experts live."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -23,9 +24,8 @@ class Stage:
 class Streaming:
     """Layers whose weights are copied to their device each time they are used."""
 
-    layers: frozenset[int]
-    home: str
-    """The memory that keeps them."""
+    homes: Mapping[int, str]
+    """Of each such layer, the memory that keeps it."""
     buffers: int = 2
     """Layers that fit beside each other in the device: one computes while the next arrive."""
     across_steps: bool = False

@@ -41,7 +41,7 @@ CERTIFIED: dict[str, Placement] = {
     "pipeline": tiny.stages(microbatches=2),
     "streamed": tiny.streamed(),
     "streamed_partly": Placement(
-        "partly", (Stage(("gpu-0",), 0, 4),), streaming=Streaming(frozenset({1, 3}), "host", buffers=1)
+        "partly", (Stage(("gpu-0",), 0, 4),), streaming=Streaming(dict.fromkeys({1, 3}, "host"), buffers=1)
     ),
     "streamed_across_steps": tiny.streamed(across_steps=True),
 }
@@ -122,8 +122,8 @@ def test_both_fidelities_record_the_same_tasks() -> None:
 @pytest.mark.parametrize(
     "placement",
     [
-        tiny.stages(streaming=Streaming(frozenset(range(4)), "host", buffers=1, across_steps=True)),
-        Placement("tp", (Stage(("gpu-0", "gpu-1"), 0, 4),), streaming=Streaming(frozenset(range(4)), "host")),
+        tiny.stages(streaming=Streaming(dict.fromkeys(range(4), "host"), buffers=1, across_steps=True)),
+        Placement("tp", (Stage(("gpu-0", "gpu-1"), 0, 4),), streaming=Streaming(dict.fromkeys(range(4), "host"))),
     ],
 )
 def test_fetches_behind_one_uplink_run_as_tasks(placement: Placement) -> None:
@@ -144,7 +144,7 @@ def test_fetches_behind_one_uplink_run_as_tasks(placement: Placement) -> None:
 
 def test_one_stage_that_streams_needs_no_tasks() -> None:
     """The second stage's activations do not cross the lanes of the first."""
-    program = tiny.program(tiny.stages(streaming=Streaming(frozenset({0, 1}), "host", 1)), fabric())
+    program = tiny.program(tiny.stages(streaming=Streaming(dict.fromkeys({0, 1}, "host"), 1)), fabric())
     record = run(program, [(0, 20, 4), (50, 9, 6)])
     assert (record.fidelity, record.crowded_link) == ("step", None)
 

@@ -1,11 +1,39 @@
 """The named placement strategies. Each is a small immutable object that a scenario names by `strategy`
 and that yields a `Placement`; none knows anything of tasks."""
 
+from simulator.placement.strategies.attention_offload import AttentionOffload
 from simulator.placement.strategies.base import Strategy
+from simulator.placement.strategies.custom import Custom
+from simulator.placement.strategies.expert_offload import ExpertOffload
+from simulator.placement.strategies.expert_parallel import ExpertParallel
+from simulator.placement.strategies.kv_offload import KvOffload
 from simulator.placement.strategies.layer_split import LayerSplit
 from simulator.placement.strategies.single_device import SingleDevice
 from simulator.placement.strategies.tensor_parallel import TensorParallel
+from simulator.placement.strategies.weight_streaming import WeightStreaming
 
-STRATEGIES: tuple[type[Strategy], ...] = (SingleDevice, LayerSplit, TensorParallel)
+STRATEGIES: tuple[type[Strategy], ...] = (
+    SingleDevice,
+    LayerSplit,
+    TensorParallel,
+    ExpertParallel,
+    WeightStreaming,
+    KvOffload,
+    AttentionOffload,
+    ExpertOffload,
+    Custom,
+)
 
-__all__ = ["STRATEGIES", "LayerSplit", "SingleDevice", "Strategy", "TensorParallel"]
+__all__ = [
+    "STRATEGIES",
+    "AttentionOffload",
+    "Custom",
+    "ExpertOffload",
+    "ExpertParallel",
+    "KvOffload",
+    "LayerSplit",
+    "SingleDevice",
+    "Strategy",
+    "TensorParallel",
+    "WeightStreaming",
+]
