@@ -85,20 +85,21 @@ class Interpreter:
         """Do a task's work and free what it frees; the FLOPs torch counted on the way."""
         task = plan.template.tasks[index]
         before = counter.get_total_flops()
-        chunks = _of_phase(plan.chunks[task.microbatch], task.phase)
-        for written, tensor in zip(task.writes, self._results(task, chunks), strict=True):
+        chunks = _of_phase(plan.chunks_of(task), task.phase)
+        for written, tensor in zip(task.writes, self._results(plan, task, chunks), strict=True):
             self.stores.put(written.memory, written.name, tensor)
         for name in task.frees:
             self.stores.drop(name)
         return counter.get_total_flops() - before
 
-    def _results(self, task: Task, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
+    def _results(self, plan: Plan, task: Task, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
         if task.kind == "compute":
             return self._compute(task, chunks)
         if task.kind == "transfer":
             return self._transfer_of(task, chunks)
         if task.kind == "collective":
-            return COLLECTIVES[task.operator](self.stores, task)
+            rows = [sum(chunk.new for chunk in part) for part in plan.chunks]
+            return COLLECTIVES[task.operator](self.stores, task, rows)
         return self._host(task, chunks)
 
     # -- the host ---------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def _norm(call: Call) -> Outputs:
 
 def _final_norm(call: Call) -> Outputs:
     """Of the last row of each chunk only."""
-    last_r = torch.tensor(call.sizes).cumsum(0) - 1
+    last_r = torch.tensor(call.sizes, dtype=torch.int64).cumsum(0) - 1
     rows_re = sum((value[last_r] for value in call.values[1:]), start=call.values[0][last_r])
     if not call.model.final_norm:
         return (rows_re,)

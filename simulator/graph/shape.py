@@ -242,6 +242,10 @@ class Amount:
     def __add__(self, other: Amount) -> Amount:
         return Amount(tuple(a + b for a, b in zip(self.coefficients, other.coefficients, strict=True)))
 
+    def among(self, number: int, count: int) -> Amount:
+        """The same amount of shape `number`, as a form of the features of `count` shapes side by side."""
+        return Amount(ZERO * number + self.coefficients + ZERO * (count - number - 1))
+
     def __mul__(self, factor: int) -> Amount:
         return Amount(tuple(a * factor for a in self.coefficients))
 
@@ -270,8 +274,9 @@ class Amount:
         """The coefficient of one feature of `StepShape`."""
         return self.coefficients[StepShape._fields.index(feature)]
 
-    def at(self, shape: StepShape) -> int:
-        """The amount for one shape; exact, unless it depends on an expected number of active experts."""
+    def at(self, shape: Sequence[float]) -> int:
+        """The amount for one shape, or for several side by side; exact, unless it depends on an expected
+        number of active experts."""
         return round(sum(a * b for a, b in zip(self.coefficients, shape, strict=True) if a))
 
 

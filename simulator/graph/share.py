@@ -50,13 +50,15 @@ class ExpertSplit:
     """Experts that another device computes, beside the ranks."""
     share_aside: Fraction = Fraction(0)
     """Expected share of all choices that fall on them."""
+    own: Share | None = None
+    """A rank's share of the experts, where it is not that of the rest of the model."""
 
     def held(self, count: int, share: Share) -> tuple[int, ...]:
         """Which of `count` experts a rank computes, at least some columns of them."""
         rest = self._not_aside(count)
         if not self.whole:
             return rest
-        part = share.of(len(rest))
+        part = (self.own or share).of(len(rest))
         return rest[part.start : part.start + part.count]
 
     def portion(self, amount: int, count: int, share: Share) -> int:
@@ -66,7 +68,7 @@ class ExpertSplit:
         rest = len(self._not_aside(count))
         if not self.whole or not rest:
             return left
-        part = share.of(rest)
+        part = (self.own or share).of(rest)
         return left * (part.start + part.count) // rest - left * part.start // rest
 
     def portion_aside(self, amount: int) -> int:

@@ -8,7 +8,6 @@ from collections import defaultdict
 from simulator.graph.attention import cached
 from simulator.graph.cache_apart import CACHED_KV, NEW_KV, cached_tokens, role_in
 from simulator.graph.shape import Amount
-from simulator.graph.share import Share
 from simulator.graph.work import byte_amount
 from simulator.placement.draft import Draft
 from simulator.placement.placed import PlacedOperator, slab_name
@@ -48,7 +47,8 @@ class CacheTraffic:
 
     def _cached_bytes(self, placed: PlacedOperator, stage: Stage, layer: int) -> Amount:
         spec, formats = self._draft.placed.model.layers[layer], self._draft.placed.formats
-        kept = cached(spec, Share(stage.devices.index(placed.lane), len(stage.devices)))
+        share = self._draft.placed.share(stage, stage.devices.index(placed.lane))
+        kept = cached(spec, share)
         assert kept is not None
         has_window = isinstance(spec.attention, Attention) and spec.attention.sliding_window is not None
         tokens = cached_tokens(has_window, placed.phase)

@@ -25,13 +25,11 @@ from simulator.placement.traffic import link_bytes, ring_link_elements
 from simulator.placement.weight_fetches import WeightFetches
 
 
-def lower(placed: Placed, microbatches: int, warm: bool) -> Template:
-    """The template of a step with so many microbatches; `warm` if its first streamed layers are there."""
-    return _Lowering(placed, microbatches, warm).template()
-
-
-class _Lowering:
+class Lowering:
     """One lowering: what is added to the draft, in which order."""
+
+    joint = False
+    """Whether some tasks work on all microbatches together."""
 
     def __init__(self, placed: Placed, microbatches: int, warm: bool) -> None:
         self.placed, self.placement = placed, placed.placement
@@ -58,7 +56,12 @@ class _Lowering:
             for stage in stages:
                 self.weights.for_next_step(stage)
         tasks = with_frees(draft.tasks, draft.imports, draft.discarded)
-        return Template(tasks, outcome, tuple(draft.imports), self.microbatches, self.placed.traits)
+        return Template(tasks, outcome, tuple(draft.imports), self.microbatches, self.joint,
+                        self.placed.traits)  # fmt: skip
+
+    def ranks(self, stage: Stage, microbatch: int) -> range:
+        """The ranks that work on a microbatch."""
+        return range(len(stage.devices))
 
     # -- the token loop's two ends ------------------------------------------------------------------
 
@@ -67,13 +70,14 @@ class _Lowering:
         ids = draft.tensor(f"ids.m{microbatch}@{host}", host, IDS)
         draft.add(Task(f"gather.m{microbatch}", "host", "gather", host, (self.placed.engine_unit,), (),
                        (ids,), microbatch, host_work="gather"))  # fmt: skip
-        places = [self.placed.ends(stage, rank)[0][0].device for rank in range(len(stage.devices))]
-        for lane, name in zip(stage.devices, draft.copy(ids.name, "ids", places, microbatch), strict=True):
-            draft.values[microbatch, lane]["ids"] = name
+        ranks = self.ranks(stage, microbatch)
+        places = [self.placed.ends(stage, rank)[0][0].device for rank in ranks]
+        for rank, name in zip(ranks, draft.copy(ids.name, "ids", places, microbatch), strict=True):
+            draft.values[microbatch, stage.devices[rank]]["ids"] = name
 
     def _return_answer(self, microbatch: int, stage: Stage) -> None:
         """The answer comes to the host; the last commit waits until new keys and values are at home too."""
-        host, lane = self.placed.host, stage.devices[0]
+        host, lane = self.placed.host, stage.devices[self.ranks(stage, microbatch)[0]]
         role = "embedding" if self.placed.model.is_encoder else "next_ids"
         answer = self.draft.values[microbatch, lane][role]
         arrived = self.draft.copy(answer, role, (host,), microbatch)[0]
@@ -92,7 +96,7 @@ class _Lowering:
             if rank not in sources:
                 draft.discarded += [values["residual"]] + ([values["branch"]] if closing else [])
             elif closing is not None:
-                self._compute(PlacedOperator(closing, lane, lane), stage, microbatch)
+                self.compute(PlacedOperator(closing, lane, lane), stage, microbatch)
         for rank, lane in enumerate(following.devices):
             residual = draft.values[microbatch, stage.devices[rank % count]]["residual"]
             role = f"residual.{following.first_layer}"
@@ -102,21 +106,29 @@ class _Lowering:
     # -- a stage ------------------------------------------------------------------------------------
 
     def _stage(self, stage: Stage, following: Stage | None) -> None:
-        ranks = range(len(stage.devices))
         for microbatch in range(self.microbatches):
+            ranks = self.ranks(stage, microbatch)
             self._ranks(stage, [self.placed.ends(stage, rank)[0] for rank in ranks], microbatch)
+        self._layers(stage, following)
+
+    def _layers(self, stage: Stage, following: Stage | None) -> None:
+        """A microbatch that has passed the last layer goes on at once, before the stage turns to the next."""
         for layer, microbatch in self._order(stage):
+            ranks = self.ranks(stage, microbatch)
             self._ranks(stage, [self.placed.layer(stage, rank, layer) for rank in ranks], microbatch)
             if self.weights and microbatch == self.microbatches - 1:
                 self.weights.after(stage, layer)
+            if layer == stage.layers[-1]:
+                self._leave(stage, following, microbatch)
+
+    def _leave(self, stage: Stage, following: Stage | None, microbatch: int) -> None:
+        if following is None:
+            self._head(stage, microbatch)
+            return
         factory = self.placed.factory(stage, 0)
         is_open = factory.leaves_branch(stage.first_layer, stage.layer_count)
-        for microbatch in range(self.microbatches):
-            if following is None:
-                self._head(stage, microbatch)
-            else:
-                closing = factory.residual_add(stage.layers[-1]) if is_open else None
-                self._move_on(microbatch, stage, following, closing)
+        closing = factory.residual_add(stage.layers[-1]) if is_open else None
+        self._move_on(microbatch, stage, following, closing)
 
     def _order(self, stage: Stage) -> Iterator[tuple[int, int]]:
         """A streamed stage does each layer for all microbatches before the next, so that a fetched layer
@@ -127,28 +139,29 @@ class _Lowering:
 
     def _head(self, stage: Stage, microbatch: int) -> None:
         """Score and sample; of an encoder, average on every rank and take the first one's answer."""
-        heads = [self.placed.ends(stage, rank)[1] for rank in range(len(stage.devices))]
+        ranks = self.ranks(stage, microbatch)
+        heads = [self.placed.ends(stage, rank)[1] for rank in ranks]
         if self.placed.model.is_encoder:
             (pool,) = heads[0]
-            self._compute(pool, stage, microbatch)
+            self.compute(pool, stage, microbatch)
             values = self.draft.values
             self.draft.discarded += [values[microbatch, lane]["residual"] for lane in stage.devices[1:]]
             return
         self._ranks(stage, heads, microbatch)
-        if len(stage.devices) > 1:
+        if len(ranks) > 1:
             self._gather_logits(stage, microbatch)
-        self._compute(self.placed.sampler(stage), stage, microbatch)
+        self.compute(self.placed.sampler(stage, ranks[0]), stage, microbatch)
 
     def _ranks(self, stage: Stage, shares: Sequence[Sequence[PlacedOperator]], microbatch: int) -> None:
         """The same operators on every rank, each with its share, and the reductions their summands need."""
         for placed in zip(*shares, strict=True):
             first = placed[0].operator
             for each in placed[:1] if first.once else placed:
-                self._compute(each, stage, microbatch)
-            if first.partial and len(stage.devices) > 1:
+                self.compute(each, stage, microbatch)
+            if first.partial and len(placed) > 1:
                 self._all_reduce(first, stage, microbatch)
 
-    def _compute(self, placed: PlacedOperator, stage: Stage, microbatch: int) -> None:
+    def compute(self, placed: PlacedOperator, stage: Stage, microbatch: int) -> None:
         draft, operator, lane, device = self.draft, placed.operator, placed.lane, placed.device
         if self.cache:
             self.cache.before(placed, stage, microbatch)
@@ -163,7 +176,7 @@ class _Lowering:
             values[value.role] = name
         keeps = operator.uses_kv and operator.layer is not None
         phase = "" if placed.phase == "all" else f".{placed.phase}"
-        share = Share() if operator.once else Share(stage.devices.index(lane), len(stage.devices))
+        share = Share() if operator.once else self.placed.share(stage, stage.devices.index(lane))
         index = draft.add(Task(
             f"{label}{phase}.m{microbatch}@{placed.where}", "compute", operator.name, device, (device,),
             (*arrived, *weights), tuple(writes), microbatch, operator.layer, share, placed.phase,

@@ -97,8 +97,14 @@ class Placed:
         """How the model's parameters lie in memory."""
         return weight_storage(self.model, self.formats)
 
+    def share(self, stage: Stage, rank: int) -> Share:
+        """What a rank of a stage holds of its layers."""
+        return Share() if self.placement.by_sequence else Share(rank, len(stage.devices))
+
     def factory(self, stage: Stage, rank: int) -> OperatorFactory:
-        return OperatorFactory(self.model, Share(rank, len(stage.devices)), self.formats, self.split)
+        own = Share(rank, len(stage.devices)) if self.placement.by_sequence else None
+        split = replace(self.split, own=own)
+        return OperatorFactory(self.model, self.share(stage, rank), self.formats, split)
 
     def layer(self, stage: Stage, rank: int, layer: int) -> tuple[PlacedOperator, ...]:
         """The operators of one layer of a stage's rank, each where it runs. The stage begins with all
@@ -119,10 +125,10 @@ class Placed:
         parts = (embed, head)
         return tuple(tuple(self._put(operator, factory, lane) for operator in part) for part in parts)
 
-    def sampler(self, stage: Stage) -> PlacedOperator:
+    def sampler(self, stage: Stage, rank: int = 0) -> PlacedOperator:
         """What chooses tokens from all logits."""
-        factory = self.factory(stage, 0)
-        return self._put(factory.sample(), factory, stage.devices[0])
+        factory = self.factory(stage, rank)
+        return self._put(factory.sample(), factory, stage.devices[rank])
 
     def whole_logits(self) -> Value:
         """The scores of the whole vocabulary, for every row."""
@@ -199,7 +205,7 @@ class Placed:
     def slabs(self) -> tuple[KvSlab, ...]:
         """The KV cache of each layer that has one, on each device that computes it."""
         slabs = (
-            self._slab(lane, layer, Share(rank, len(stage.devices)))
+            self._slab(lane, layer, self.share(stage, rank))
             for stage in self.placement.stages
             for layer in stage.layers
             for rank, lane in enumerate(stage.devices)
@@ -232,7 +238,7 @@ class Placed:
         slabs = []
         for stage in self.placement.stages:
             for layer, (rank, device) in product(stage.layers, enumerate(stage.devices)):
-                elements = state_elements(self.model.layers[layer], Share(rank, len(stage.devices)))
+                elements = state_elements(self.model.layers[layer], self.share(stage, rank))
                 nbytes = byte_amount(Amount.of(one=elements), self.formats.activations).per("one")
                 memory = self.kv_memory(layer, device)
                 slabs.append(StateSlab(slab_name(layer, device), memory, layer, elements, nbytes))

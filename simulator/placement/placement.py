@@ -83,6 +83,9 @@ class Placement:
     whole_experts: bool = False
     """Ranks of a stage hold whole experts (expert parallel), and not columns of each."""
     experts_aside: ExpertsAside | None = None
+    by_sequence: bool = False
+    """Ranks of the one stage hold everything but routed experts whole, and each has sequences of its own: a
+    microbatch for each (data-parallel attention). Tokens of all of them meet at the experts."""
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -14,13 +14,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 from simulator.graph.shape import NOTHING, PLAIN, Amount, Chunk, Phase, StepShape, Traits, total
 from simulator.graph.share import Share
 from simulator.graph.work import Parameter, Visits, Work
 
 TaskKind = Literal["compute", "transfer", "collective", "host"]
+T = TypeVar("T")
 HostWork = Literal["gather", "launch", "commit"]
 
 
@@ -133,6 +134,9 @@ class Template:
     imports: tuple[str, ...] = ()
     """Kept tensors that an earlier plan wrote and this one reads."""
     microbatch_count: int = 1
+    joint: bool = False
+    """Whether some tasks work on all microbatches together; for them these count as one more microbatch,
+    and bytes over links may be forms of all shapes side by side."""
     traits: Traits = PLAIN
     """Of the model, which decide the features of a step."""
 
@@ -157,6 +161,13 @@ class Template:
             last.update(dict.fromkeys(task.units, index))
         return tuple(result)
 
+    def shapes(self, chunks: Sequence[Iterable[Chunk]]) -> tuple[StepShape, ...]:
+        """The shape of each microbatch and, if some tasks are for all of them, of all together."""
+        parts = [tuple(part) for part in chunks]
+        if self.joint:
+            parts.append(tuple(chunk for part in parts for chunk in part))
+        return tuple(StepShape.of(part, self.traits) for part in parts)
+
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """Everything the plan writes, by name."""
@@ -172,15 +183,26 @@ class Plan:
     shapes: tuple[StepShape, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        traits = self.template.traits
-        object.__setattr__(self, "shapes", tuple(StepShape.of(chunks, traits) for chunks in self.chunks))
+        object.__setattr__(self, "shapes", self.template.shapes(self.chunks))
 
     def amount(self, task: Task, amount: Amount) -> int:
-        """`amount` for the microbatch of `task`."""
-        return amount.at(self.shapes[task.microbatch])
+        """`amount` for the microbatch of `task`, or for all of them."""
+        return amount.at(of_microbatch(self.shapes, task.microbatch, amount))
+
+    def chunks_of(self, task: Task) -> tuple[Chunk, ...]:
+        """The chunks that a task works on."""
+        parts = (*self.chunks, tuple(chunk for part in self.chunks for chunk in part))
+        return parts[task.microbatch]
 
     def link_bytes(self, task: Task) -> tuple[tuple[str, int], ...]:
         return tuple((link, self.amount(task, amount)) for link, amount in task.link_bytes)
+
+
+def of_microbatch(rows: Sequence[Sequence[T]], microbatch: int, amount: Amount) -> Sequence[T]:
+    """Of features by microbatch, those that an amount is a form of: one microbatch's, or all side by side."""
+    if len(amount.coefficients) == len(rows[microbatch]):
+        return rows[microbatch]
+    return [feature for row in rows for feature in row]
 
 
 def with_frees(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from simulator.placement.lowering import lower
+from simulator.placement.by_sequence import BySequence
+from simulator.placement.lowering import Lowering
 from simulator.placement.placed import Placed
 from simulator.placement.plan import Template, flaws
 
@@ -22,7 +23,8 @@ class Program(Placed):
         """
         key = (microbatches, warm)
         if key not in self._templates:
-            template = lower(self, microbatches, warm)
+            lowering = BySequence if self.placement.by_sequence else Lowering
+            template = lowering(self, microbatches, warm).template()
             assert not flaws(template, (resident.tensor.name for resident in self.residents()))
             self._templates[key] = template
         return self._templates[key]

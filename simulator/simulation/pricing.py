@@ -86,7 +86,8 @@ class PricedTemplate:
         number = {price: index for index, price in enumerate(self._prices)}
         self.class_of_task: NDArray[np.intp] = np.array([number[price] for price in prices], dtype=np.intp)
         self.class_count = len(self._prices)
-        self._lay_out(template.microbatch_count)
+        self.shape_count = template.microbatch_count + template.joint
+        self._lay_out(self.shape_count)
 
     def _lay_out(self, microbatches: int) -> None:
         """Stack the forms of all classes into one matrix."""
@@ -96,7 +97,8 @@ class PricedTemplate:
         forms = [(m, k.compute) for m, k in kernels] + [(m, k.memory) for m, k in kernels] + loads + host
         self._matrix: Floats = np.zeros((len(forms), FEATURE_COUNT * microbatches))
         for row, (microbatch, form) in enumerate(forms):
-            columns = slice(FEATURE_COUNT * microbatch, FEATURE_COUNT * (microbatch + 1))
+            first = FEATURE_COUNT * microbatch if len(form.coefficients) == FEATURE_COUNT else 0
+            columns = slice(first, first + len(form.coefficients))
             self._matrix[row, columns] = np.array(form.coefficients, dtype=np.float64) * form.s_per_unit
         self._kernel_count, self._load_count = len(kernels), len(loads)
         self._overhead_s = np.array([kernel.overhead_s for _, kernel in kernels])
@@ -218,13 +220,13 @@ class _Pricer:
 
     def _bytes_per_s(self, task: Task, directed: Directed) -> float:
         if task.kind == "collective":
-            return collective_bytes_per_s(directed.link, len(task.reads))
+            return collective_bytes_per_s(directed.link, len(task.units))
         return directed.bytes_per_s
 
     def _latency_s(self, task: Task, directed: Sequence[Directed]) -> float:
         """Of a collective, by its ranks; of a copy to several places, that of the longest route."""
         if task.kind == "collective":
-            return collective_latency_s([link.link for link in directed], len(task.reads))
+            return collective_latency_s([link.link for link in directed], len(task.units))
         machine = self.program.machine
         memories = dict.fromkeys(tensor.memory for tensor in task.writes) or [task.place]
         source = directed[0].source

@@ -147,8 +147,8 @@ class Custom(Strategy):
             own = {name: device for (number, name), device in where.items() if number == layer}
             if own.get("rotary") != own.get("attention"):
                 both = f"{own['rotary']} and {own['attention']}"
-                return NotPlaceable(f"layer {layer}: rotary and attention use the same KV blocks; they must be "
-                                    f"on one device, not on {both}")  # fmt: skip
+                return NotPlaceable(f"layer {layer}: rotary and attention use the same KV blocks; they must "
+                                    f"be on one device, not on {both}")  # fmt: skip
             before = home[-1] if home else next(iter(where.values()))
             home.append(Counter(own.values()).most_common(1)[0][0] if own else before)
         return Placement(self.label, _stages(home), elsewhere=_exceptions(where, home))
