@@ -90,7 +90,7 @@ def test_out_writes_everything_and_the_same_bytes_again(placewright, tmp_path):
     assert files - pictures == {"results.json", "runs.csv", "tradeoff.png", "timeline.json"}
     rows = json.loads((first / "results.json").read_text())["runs"]
     ran = [number for number, row in enumerate(rows, start=1) if row["fits"]]
-    assert sorted(int(Path(name).name[:2]) for name in pictures) == ran
+    assert sorted(int(Path(name).name.partition("-")[0]) for name in pictures) == ran
     for name in files:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
