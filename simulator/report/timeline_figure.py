@@ -15,19 +15,22 @@ from matplotlib.figure import Figure
 
 from simulator.report.timeline_bars import Bar
 from simulator.report.timeline_layout import GROUP_GAP, ROW, Crossing, Lane, Layout, Panel, laid_out
-from simulator.report.timeline_legend import (
+from simulator.report.timeline_legend import draw_legend, legend_of
+from simulator.report.timeline_looks import (
     EM,
     FAINT,
-    HATCHES,
     INK,
     LINE,
     MARGIN,
+    PADDING,
     PALE,
     SMALL,
     TEXT,
     Rectangle,
-    draw_legend,
-    legend_of,
+    drawn_ends,
+    hatch_of,
+    is_plain,
+    label_on,
     rectangle,
     write,
 )
@@ -36,10 +39,8 @@ from simulator.results.records import Span
 from simulator.units import format_seconds
 
 _DPI = 120
-_PADDING = 0.025
-"""Between a bar and its lane's edges; bars that follow one another are drawn that far apart at most."""
-_LEAST_BAR = 0.022
-"""A bar is drawn at least so wide."""
+_TITLE, _TITLE_EM, _MOST_TITLES = 10, 0.096, 2
+"""Size of a title in points, width of its letters, and how many lines it may take."""
 _LEAST_STRIPE = 0.12
 """Of a bar's height."""
 _DARK = frozenset({"attention", "feed-forward", "collective", "host work"})
@@ -54,8 +55,9 @@ def timeline_figure(spans: Sequence[Span], title: str, caption: str = "") -> Fig
     """
     layout = laid_out(spans)
     width = layout.right + 0.25
-    caption_lines = textwrap.wrap(caption, int((width - 2 * MARGIN) / EM[TEXT]))
-    above = LINE * (len(caption_lines) + 4.6)
+    titles = textwrap.wrap(title, int((width - 2 * MARGIN) / _TITLE_EM))[:_MOST_TITLES]
+    captions = textwrap.wrap(caption, int((width - 2 * MARGIN) / EM[TEXT]))
+    above = LINE * (len(captions) + 1.25 * len(titles) + 3.35)
     entries = legend_of(layout, width)
     legend_top = layout.height + LINE * (4.4 if layout.left_out else 3.4)
     below = legend_top - layout.height + LINE * (entries[-1].row + 0.8)
@@ -63,9 +65,7 @@ def timeline_figure(spans: Sequence[Span], title: str, caption: str = "") -> Fig
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(layout.height + below, -above))
     axes.axis("off")
-    write(axes, MARGIN, -above + LINE * 1.1, title, size=10, weight="bold")
-    for number, line in enumerate(caption_lines):
-        write(axes, MARGIN, -above + LINE * (2.3 + number), line, color=INK)
+    _write_title(axes, titles, captions, -above)
     _draw_lanes(axes, layout)
     unit = _time_unit(layout)
     for panel in layout.panels:
@@ -80,6 +80,14 @@ def png_bytes(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _write_title(axes: Axes, titles: Sequence[str], captions: Sequence[str], top: float) -> None:
+    for number, line in enumerate(titles):
+        write(axes, MARGIN, top + LINE * (1.1 + 1.25 * number), line, _TITLE, weight="bold")
+    top += LINE * (1.05 + 1.25 * len(titles))
+    for number, line in enumerate(captions):
+        write(axes, MARGIN, top + LINE * number, line, color=INK)
 
 
 # -- lanes --------------------------------------------------------------------------------------------------
@@ -113,10 +121,9 @@ def _draw_bars(axes: Axes, panel: Panel) -> None:
     looks: dict[tuple[str, bool], list[tuple[Rectangle, str]]] = defaultdict(list)
     for lane, bar in panel.bars:
         is_left_over = bar.step != panel.step
-        left, right = _drawn_ends(panel, bar)
-        looks[_hatch(bar), is_left_over] += _stripes(bar, left, right, lane)
-        room = right - left - _label_padding(bar)
-        label = next((text for text in bar.labels if len(text) * EM[SMALL] <= room), None)
+        left, right = drawn_ends(panel, bar)
+        looks[hatch_of(bar), is_left_over] += _stripes(bar, left, right, lane)
+        label = label_on(panel, bar)
         if label is not None:
             _write_on(axes, (left + right) / 2, lane.middle, bar, label)
     for (hatch, is_left_over), drawn in looks.items():
@@ -127,17 +134,11 @@ def _draw_bars(axes: Axes, panel: Panel) -> None:
         ))  # fmt: skip
 
 
-def _drawn_ends(panel: Panel, bar: Bar) -> tuple[float, float]:
-    left, right = panel.x(bar.start_s), panel.x(bar.end_s)
-    left = min(left, panel.right - _LEAST_BAR)
-    return left, max(right - min(_PADDING, (right - left) / 6), left + _LEAST_BAR)
-
-
 def _stripes(bar: Bar, left: float, right: float, lane: Lane) -> list[tuple[Rectangle, str]]:
     """One above the other, as high as their share of the bar's time, but high enough to be seen."""
     total_s = sum(time_s for _, time_s in bar.busy_s)
     shares = [max(time_s / total_s, _LEAST_STRIPE) for _, time_s in bar.busy_s]
-    top, height = lane.top + _PADDING, (ROW - 2 * _PADDING) / sum(shares)
+    top, height = lane.top + PADDING, (ROW - 2 * PADDING) / sum(shares)
     result = []
     for (part, _), share in zip(bar.busy_s, shares, strict=True):
         result.append((rectangle(left, top, right, top + height * share), COLOURS[part]))
@@ -145,22 +146,13 @@ def _stripes(bar: Bar, left: float, right: float, lane: Lane) -> list[tuple[Rect
     return result
 
 
-def _label_padding(bar: Bar) -> float:
-    """What a number needs beside it: a plain ground, where the bar has none."""
-    return 0.08 if len(bar.busy_s) > 1 or _hatch(bar) else 0.0
-
-
 def _write_on(axes: Axes, x: float, y: float, bar: Bar, label: str) -> None:
     is_dark = len(bar.busy_s) == 1 and bar.busy_s[0][0] in _DARK
     look: dict[str, Any] = {"ha": "center", "zorder": 4, "color": "white" if is_dark else "black"}
-    if _label_padding(bar):
+    if not is_plain(bar):
         ground = COLOURS[bar.busy_s[0][0]] if len(bar.busy_s) == 1 else "white"
         look["bbox"] = {"boxstyle": "square,pad=0.1", "fc": ground, "ec": "none"}
     write(axes, x, y, label, SMALL, **look)
-
-
-def _hatch(bar: Bar) -> str:
-    return HATCHES[(bar.microbatch or 0) % len(HATCHES)]
 
 
 def _draw_crossings(axes: Axes, panel: Panel) -> None:

@@ -1,4 +1,4 @@
-"""The legend of a drawn timeline, and the looks that it shares with the bars. Lengths are inches."""
+"""The legend of a drawn timeline. Lengths are inches."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 
 from simulator.report.timeline_layout import Layout
+from simulator.report.timeline_looks import (
+    EM,
+    FAINT,
+    HATCHES,
+    INK,
+    LINE,
+    MARGIN,
+    PALE,
+    SMALL,
+    TEXT,
+    Rectangle,
+    label_on,
+    rectangle,
+    write,
+)
 from simulator.report.timeline_parts import COLOURS
 
-LINE = 0.17
-"""Height of a line of text."""
-MARGIN = 0.12
-TEXT, SMALL = 7.5, 6.5
-"""Sizes of text, in points."""
-EM = {TEXT: 0.064, SMALL: 0.056}
-"""Width of a letter, rather too much."""
-HATCHES = ("", "//////", "......", "xxxxxx")
-"""Of a batch's parts, from its first."""
-PALE = 0.4
-INK, FAINT = "#333333", "#8A8A8A"
 _SIGN, _BESIDE, _BETWEEN = 0.22, 0.08, 0.16
 """Width of a sign, and what lies between it and its text, and between two entries."""
 _COLOURS: dict[str, str] = {str(part): colour for part, colour in COLOURS.items()}
 _MEANINGS = {"collective": "collective: devices add up or join what they have"}
 """Of parts whose name does not say it."""
-
-Rectangle = list[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +43,6 @@ class Entry:
     text: str
     row: int
     left: float
-
-
-def write(axes: Axes, x: float, y: float, text: str, size: float = TEXT, **look: Any) -> None:
-    axes.text(x, y, text, fontsize=size, va="center", parse_math=False, **look)
-
-
-def rectangle(left: float, top: float, right: float, bottom: float) -> Rectangle:
-    return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
 def legend_of(layout: Layout, width: float) -> list[Entry]:
@@ -73,7 +67,7 @@ def _signs(layout: Layout) -> Iterator[tuple[str, str]]:
         yield "stripes", "many short tasks: a stripe is as high as its share of the time"
     if any(bar.step != panel.step for panel, bar in drawn):
         yield "pale", "pale: started by the step before"
-    if any(bar.layers for _, bar in drawn):
+    if any(label_on(panel, bar) for panel, bar in drawn):
         yield "number", "number of the layer"
     if any(crossing.has_arrow for panel in layout.panels for crossing in panel.crossings):
         yield "arrow", "from device to device"

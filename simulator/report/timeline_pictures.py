@@ -9,7 +9,7 @@ from simulator.report.timeline_figure import png_bytes, timeline_figure
 from simulator.report.wording import row_name, shown_axes
 from simulator.results.run_result import StudyResult
 
-_LONGEST_SLUG, _LONGEST_TITLE = 60, 100
+_LONGEST_SLUG = 60
 
 
 def timeline_pictures(study: StudyResult) -> Iterator[tuple[str, bytes]]:
@@ -19,7 +19,7 @@ def timeline_pictures(study: StudyResult) -> Iterator[tuple[str, bytes]]:
     for number, run in enumerate(study.runs, start=1):
         if run.spans:
             name = row_name(run, axes)
-            figure = timeline_figure(run.spans, _cut(name), study.scenario)
+            figure = timeline_figure(run.spans, name, study.scenario)
             yield f"{number:0{digits}}-{slug(name)}.png", png_bytes(figure)
 
 
@@ -30,7 +30,3 @@ def slug(name: str) -> str:
     'layer-split-cpu-16-gpu-0-16-on-my-box-rate-4'
     """
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST_SLUG].strip("-")
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= _LONGEST_TITLE else f"{name[: _LONGEST_TITLE - 3]}..."

@@ -108,7 +108,9 @@ def test_names_of_any_length_are_readable():
                 crossings=())
         for span in spans_on(PLACEMENTS[4])
     )  # fmt: skip
-    assert_readable(timeline_figure(long, "my $model$ on $machine$"))
+    figure = timeline_figure(long, "my $model$ on $machine$ " * 20, "and $what$ to look for")
+    assert_readable(figure)
+    assert texts(figure)[0].startswith("my $model$ on $machine$ my $model$")
 
 
 def test_large_steps_are_readable():
