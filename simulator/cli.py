@@ -86,7 +86,10 @@ def run(
     as_json: AsJson = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for results.json, runs.csv, tradeoff.png and timeline.json (Perfetto)."),
+        typer.Option(
+            help="Folder for results.json, runs.csv, tradeoff.png, timeline.json (Perfetto) and, in "
+            "timelines/, a picture of the first two steps of each row."
+        ),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes to use; all cores if not given.")
@@ -100,7 +103,10 @@ def run(
         make_folder(out)
     with _progress("Simulating") as progress:
         study = run_scenario(scenario, set_ or (), progress, workers)
-    written = [] if out is None else _write_study(study, out)
+    written = []
+    if out is not None:
+        with _progress("Drawing") as progress:
+            written = _write_study(study, out, progress)
     if as_json:
         _print_json(study.as_dict())
         return
@@ -116,14 +122,15 @@ def run(
         console.print(f"wrote {path}", markup=False, highlight=False)
 
 
-def _write_study(study: Any, out: Path) -> list[Path]:
+def _write_study(study: Any, out: Path, progress: Callable[[int, int], None] | None) -> list[Path]:
     """Put the study's files into a folder that is there."""
     from io import BytesIO
 
     from simulator.report.figures import latency_against_throughput
-    from simulator.report.files import write_atomically, write_json
+    from simulator.report.files import make_folder, write_atomically, write_json
     from simulator.report.frame import frame
     from simulator.report.timeline import chrome_trace
+    from simulator.report.timeline_pictures import timeline_pictures
 
     picture = BytesIO()
     latency_against_throughput(study).savefig(picture, format="png", dpi=150, metadata={"Software": None})
@@ -131,7 +138,12 @@ def _write_study(study: Any, out: Path) -> list[Path]:
     write_atomically(out / "runs.csv", frame(study).to_csv(index=False))
     write_atomically(out / "tradeoff.png", picture.getvalue())
     write_json(out / "timeline.json", chrome_trace(study))
-    return [out / name for name in ("results.json", "runs.csv", "tradeoff.png", "timeline.json")]
+    make_folder(out / "timelines")
+    for number, (name, content) in enumerate(timeline_pictures(study), start=1):
+        write_atomically(out / "timelines" / name, content)
+        if progress is not None:
+            progress(number, len(study.runs))
+    return [out / name for name in ("results.json", "runs.csv", "tradeoff.png", "timeline.json", "timelines")]
 
 
 @app.command()

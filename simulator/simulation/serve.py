@@ -303,9 +303,14 @@ def _record_of(life: _Life) -> RequestRecord:
 
 
 def _spans(recorded: Recorded) -> Iterator[Span]:
-    timed = recorded.timed
-    for task, start, end in zip(recorded.priced.template.tasks, timed.starts, timed.ends, strict=True):
-        yield Span(task.name, task.kind, task.units, seconds(start), seconds(end), recorded.step)
+    template, timed = recorded.priced.template, recorded.timed
+    for index, (task, start, end) in enumerate(zip(template.tasks, timed.starts, timed.ends, strict=True)):
+        shape = recorded.shapes[task.microbatch]
+        yield Span(
+            task.name, task.kind, task.operator, task.units, seconds(start), seconds(end), recorded.step,
+            task.layer, task.microbatch, shape.prefill_tokens, shape.decode_tokens, task.crossings,
+            index == template.outcome,
+        )  # fmt: skip
 
 
 def serve(

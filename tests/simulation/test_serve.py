@@ -88,6 +88,21 @@ def run(
 # --- the law ------------------------------------------------------------------------------------------------
 
 
+def test_spans_say_what_the_plan_says_of_their_tasks() -> None:
+    program = PROGRAMS["pipeline"]
+    source = Source(requests_of([(0, 20, 4), (0, 9, 6)]))
+    record = Serving(program, engine(), BLOCKS, source, "step", 1, record_steps=3).run()
+    for step in range(3):
+        own = [span for span in record.spans if span.step == step]
+        template = program.template(1 + max(span.microbatch for span in own))
+        assert [(span.operator, span.layer, span.microbatch, span.crossings) for span in own] == [
+            (task.operator, task.layer, task.microbatch, task.crossings) for task in template.tasks]  # fmt: skip
+        assert [index for index, span in enumerate(own) if span.is_outcome] == [template.outcome]
+    first = {span.microbatch: span.prefill_tokens for span in record.spans if span.step == 0}
+    assert sum(first.values()) == 16, "what the token budget of a step lets through of 29"
+    assert {span.decode_tokens for span in record.spans if span.step == 0} == {0}
+
+
 @pytest.mark.parametrize("name", [*CERTIFIED, *OTHER_MODELS])
 def test_both_fidelities_give_the_same_record(name: str) -> None:
     """Every clock reading, count and attributed second of a whole run, with `==`."""
