@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 
 from simulator.costs.host import step_s
 from simulator.costs.operators import blended_terms, kernel_rates
-from simulator.costs.transfers import collective_bytes_per_s, collective_latency_s, copy_latency_s
+from simulator.costs.transfers import (
+    collective_bytes_per_s,
+    collective_latency_s,
+    copy_bytes_per_s,
+    copy_latency_s,
+    transition_s,
+)
 from simulator.graph.machine import Directed
 from simulator.graph.shape import FEATURE_COUNT, Amount, StepShape
 from simulator.placement.plan import Task, Template
@@ -186,6 +192,7 @@ class _Pricer:
 
     def __init__(self, program: Program, engine: Engine) -> None:
         self.program, self.links = program, program.machine.links
+        self.pinned = engine.memory.pinned
         self.engine_step_s = step_s(engine, program.machine.hosts[program.host].host)
 
     def price(self, task: Task) -> _Price:
@@ -195,7 +202,7 @@ class _Pricer:
             return _Price(task.microbatch, host=(self._host(task),))
         directed = [self.links[name] for name, _ in task.link_bytes]
         loads = tuple(
-            _Form(amount.coefficients, 1 / self._bytes_per_s(task, link))
+            _Form(amount.coefficients, 1 / self._bytes_per_s(task, directed, link))
             for link, (_, amount) in zip(directed, task.link_bytes, strict=True)
         )
         return _Price(task.microbatch, loads=loads, latency_s=self._latency_s(task, directed))
@@ -218,17 +225,27 @@ class _Pricer:
             kernels.append(_Kernel(compute, memory, rates.overhead_s, rates.blend))
         return kernels
 
-    def _bytes_per_s(self, task: Task, directed: Directed) -> float:
+    def _bytes_per_s(self, task: Task, directed: Sequence[Directed], link: Directed) -> float:
         if task.kind == "collective":
-            return collective_bytes_per_s(directed.link, len(task.units))
-        return directed.bytes_per_s
+            return collective_bytes_per_s(link.link, len(task.units))
+        source, targets = self._ends(task, directed)
+        owners = [self.program.machine.owner_of(memory) for memory in (source, *targets)]
+        pageable = not self.pinned and None in owners
+        return copy_bytes_per_s(link.link, pageable)
 
     def _latency_s(self, task: Task, directed: Sequence[Directed]) -> float:
         """Of a collective, by its ranks; of a copy to several places, that of the longest route."""
         if task.kind == "collective":
             return collective_latency_s([link.link for link in directed], len(task.units))
+        source, targets = self._ends(task, directed)
+        return max(self._copy_latency_s(source, target) for target in targets)
+
+    def _copy_latency_s(self, source: str, target: str) -> float:
         machine = self.program.machine
-        memories = dict.fromkeys(tensor.memory for tensor in task.writes) or [task.place]
-        source = directed[0].source
-        routes = (machine.route(source, memory) for memory in memories)
-        return max(copy_latency_s([link.link for link in route]) for route in routes)
+        route = [directed.link for directed in machine.route(source, target)]
+        return copy_latency_s(route) + transition_s(machine.owner_of(source), machine.owner_of(target))
+
+    def _ends(self, task: Task, directed: Sequence[Directed]) -> tuple[str, tuple[str, ...]]:
+        """The memory that a copy starts from, and those that it goes to."""
+        targets = dict.fromkeys(tensor.memory for tensor in task.writes) or (task.place,)
+        return directed[0].source, tuple(targets)

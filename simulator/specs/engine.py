@@ -59,6 +59,9 @@ class EngineMemory(Spec):
     """What the runtime itself takes on each device: context, libraries, graphs."""
     sampler_bytes_per_logit: Annotated[WholeNumber, Field(ge=0, le=1_000_000)]
     """Temporaries of the sampler for each logit of each sequence."""
+    pinned: bool = True
+    """Whether the host memory that copies start or end in is page-locked; else links move them at their
+    `pageable_efficiency`."""
 
 
 class Overheads(Spec):
@@ -68,6 +71,16 @@ class Overheads(Spec):
     """On every step, whatever is in it."""
     per_sequence_s: Annotated[Seconds, Field(alias="per_sequence")]
     """More for each sequence in the step."""
+
+
+class Launch(Spec):
+    """What the engine's own thread spends on launching kernels. An eager engine launches each by itself, so
+    a step takes the longer of launching and computing; a graph of kernels is launched at once."""
+
+    kernel_s: Annotated[Seconds, Field(alias="kernel")]
+    """For each kernel that is launched by itself."""
+    graphs: Literal["all", "decode", "none"]
+    """Steps whose kernels are launched as one graph: `all`, those that only decode, or `none`."""
 
 
 class HostStages(Spec):
@@ -96,5 +109,7 @@ class Engine(Spec):
     """Time on its own thread."""
     host_stages: HostStages
     """Core time around it."""
+    launch: Launch = Launch(kernel_s=0.0, graphs="all")
+    """Time to launch kernels; nothing if not given."""
     sources: Sources = Field(default_factory=dict)
     """Where each figure comes from."""
