@@ -25,6 +25,8 @@ class BySequence(Lowering):
     joint = True
 
     def ranks(self, stage: Stage, microbatch: int) -> range:
+        if microbatch == self.microbatches:
+            return range(len(stage.devices))
         return range(microbatch, microbatch + 1)
 
     def _layers(self, stage: Stage, following: Stage | None) -> None:

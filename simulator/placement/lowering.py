@@ -9,6 +9,7 @@ memory come and go as `weight_fetches` and `cache_traffic` say.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -38,7 +39,9 @@ class Lowering:
         streaming, home = self.placement.streaming, self.placement.kv_home
         self.weights = WeightFetches(self.draft, streaming) if streaming else None
         self.cache = CacheTraffic(self.draft, home) if home else None
-        self.launches: dict[str, int] = {}
+        self.kernels: Counter[tuple[int, int]] = Counter()
+        """Kernels that the first rank of each stage launches, by stage and microbatch."""
+        self.gathers: list[int] = []
 
     def template(self) -> Template:
         draft, stages = self.draft, self.placement.stages
@@ -68,8 +71,10 @@ class Lowering:
     def _gather_ids(self, microbatch: int, stage: Stage) -> None:
         draft, host = self.draft, self.placed.host
         ids = draft.tensor(f"ids.m{microbatch}@{host}", host, IDS)
-        draft.add(Task(f"gather.m{microbatch}", "host", "gather", host, (self.placed.engine_unit,), (),
-                       (ids,), microbatch, host_work="gather"))  # fmt: skip
+        self.gathers.append(draft.add(Task(
+            f"gather.m{microbatch}", "host", "gather", host, (self.placed.engine_unit,), (), (ids,),
+            microbatch, host_work="gather",
+        )))  # fmt: skip
         ranks = self.ranks(stage, microbatch)
         places = [self.placed.ends(stage, rank)[0][0].device for rank in ranks]
         for rank, name in zip(ranks, draft.copy(ids.name, "ids", places, microbatch), strict=True):
@@ -85,6 +90,22 @@ class Lowering:
         after = tuple(self.cache.stores) if self.cache and is_last else ()
         self.draft.add(Task(f"commit.m{microbatch}", "host", "commit", host, (self.placed.engine_unit,),
                             (arrived,), (), microbatch, host_work="commit", after=after))  # fmt: skip
+
+    def _launches(self, microbatch: int) -> tuple[int, ...]:
+        """An eager engine launches kernel after kernel, in a thread of each stage, while the devices work;
+        the last kernel of the pass, which is counted here, cannot start before it has been launched."""
+        if not self.placed.eager:
+            return ()
+        launches, stages = [], self.placement.stages
+        for number, stage in enumerate(stages):
+            lane = stage.devices[self.ranks(stage, microbatch)[0]]
+            kernels = self.kernels[number, microbatch] + (stage is stages[-1])
+            launches.append(self.draft.add(Task(
+                f"launch.{number}.m{microbatch}@{lane}", "host", "launch", self.placed.host,
+                (f"{lane}.launch",), (), (), microbatch, after=(self.gathers[microbatch],),
+                host_work="launch", kernels=kernels,
+            )))  # fmt: skip
+        return tuple(launches)
 
     def _move_on(self, microbatch: int, stage: Stage, following: Stage, closing: Operator | None) -> None:
         """Hand the residual stream to the next stage: rank j takes it from rank j modulo their number.
@@ -143,14 +164,15 @@ class Lowering:
         heads = [self.placed.ends(stage, rank)[1] for rank in ranks]
         if self.placed.model.is_encoder:
             (pool,) = heads[0]
-            self.compute(pool, stage, microbatch)
+            self.compute(pool, stage, microbatch, self._launches(microbatch))
             values = self.draft.values
             self.draft.discarded += [values[microbatch, lane]["residual"] for lane in stage.devices[1:]]
             return
         self._ranks(stage, heads, microbatch)
         if len(ranks) > 1:
             self._gather_logits(stage, microbatch)
-        self.compute(self.placed.sampler(stage, ranks[0]), stage, microbatch)
+        sampler = self.placed.sampler(stage, ranks[0])
+        self.compute(sampler, stage, microbatch, self._launches(microbatch))
 
     def _ranks(self, stage: Stage, shares: Sequence[Sequence[PlacedOperator]], microbatch: int) -> None:
         """The same operators on every rank, each with its share, and the reductions their summands need."""
@@ -161,7 +183,10 @@ class Lowering:
             if first.partial and len(placed) > 1:
                 self._all_reduce(first, stage, microbatch)
 
-    def compute(self, placed: PlacedOperator, stage: Stage, microbatch: int) -> None:
+    def compute(
+        self, placed: PlacedOperator, stage: Stage, microbatch: int, after: tuple[int, ...] = ()
+    ) -> None:
+        """Add an operator, after what it reads has come to its device."""
         draft, operator, lane, device = self.draft, placed.operator, placed.lane, placed.device
         if self.cache:
             self.cache.before(placed, stage, microbatch)
@@ -180,13 +205,21 @@ class Lowering:
         index = draft.add(Task(
             f"{label}{phase}.m{microbatch}@{placed.where}", "compute", operator.name, device, (device,),
             (*arrived, *weights), tuple(writes), microbatch, operator.layer, share, placed.phase,
-            operator.works, operator.dense_flops, operator.visits,
+            operator.works, operator.dense_flops, operator.visits, after=after,
             kv=slab_name(operator.layer, lane) if keeps and operator.layer is not None else None,
         ))  # fmt: skip
+        self._count_launches(placed, stage, microbatch)
         if self.cache:
             self.cache.after(placed, microbatch, index)
         if self.weights and operator.layer is not None:
             self.weights.used(lane, operator.layer, index)
+
+    def _count_launches(self, placed: PlacedOperator, stage: Stage, microbatch: int) -> None:
+        """Ranks launch side by side, so those of the first one are counted; a processor's are plain calls."""
+        is_first = placed.lane == stage.devices[self.ranks(stage, microbatch)[0]]
+        if is_first and self.placed.machine.devices[placed.device].device.kind != "cpu":
+            number = self.placement.stages.index(stage)
+            self.kernels[number, microbatch] += len(placed.operator.works)
 
     # -- collectives ----------------------------------------------------------------------------------
 

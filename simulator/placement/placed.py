@@ -52,6 +52,8 @@ class Placed:
     placement: Placement
     machine: MachineGraph
     formats: Formats
+    eager: bool = False
+    """Whether the engine launches kernels one by one, at least in some steps."""
 
     @property
     def host(self) -> str:

@@ -193,6 +193,7 @@ class _Pricer:
     def __init__(self, program: Program, engine: Engine) -> None:
         self.program, self.links = program, program.machine.links
         self.pinned = engine.memory.pinned
+        self.launch = engine.launch
         self.engine_step_s = step_s(engine, program.machine.hosts[program.host].host)
 
     def price(self, task: Task) -> _Price:
@@ -208,7 +209,12 @@ class _Pricer:
         return _Price(task.microbatch, loads=loads, latency_s=self._latency_s(task, directed))
 
     def _host(self, task: Task) -> _Form:
-        """The thread prepares a step as the engine's profile says; committing tokens takes one tick."""
+        """The thread prepares a step, and launches kernels, as the engine's profile says; committing tokens
+        takes one tick."""
+        if task.host_work == "launch":
+            when = "has_prefill" if self.launch.graphs == "decode" else "one"
+            each = Amount.of(**{when: task.kernels * tick(self.launch.kernel_s)})
+            return _Form(each.coefficients, 1 / tick(1.0))
         if task.host_work != "gather":
             return _Form(Amount().coefficients, 0.0)
         fixed_s, per_sequence_s = self.engine_step_s

@@ -113,3 +113,8 @@ class Engine(Spec):
     """Time to launch kernels; nothing if not given."""
     sources: Sources = Field(default_factory=dict)
     """Where each figure comes from."""
+
+    @property
+    def is_eager(self) -> bool:
+        """Whether kernels are launched one by one, at least in some steps."""
+        return self.launch.kernel_s > 0 and self.launch.graphs != "all"

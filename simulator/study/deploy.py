@@ -68,7 +68,7 @@ def deploy(
     if isinstance(placement, NotPlaceable):
         return placement
     formats = Formats(precision.weights, precision.activations, precision.kv_cache)
-    program = Program(model, placement, graph, formats)
+    program = Program(model, placement, graph, formats, engine.record.is_eager)
     unstorable = _why_not_storable(program)
     if unstorable is not None:
         return NotPlaceable(unstorable)
