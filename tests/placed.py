@@ -5,7 +5,7 @@ from functools import cache
 from simulator.graph.machine import MachineGraph, machine_graph
 from simulator.graph.work import Formats
 from simulator.placement.placement import Elsewhere, ExpertsAside, KvHome, Placement, Stage, Streaming
-from simulator.placement.program import Program
+from simulator.placement.program import programs_of
 from simulator.serving.arrivals import Request
 from simulator.specs.architecture import Architecture
 from simulator.specs.catalogue import Catalogue
@@ -35,7 +35,7 @@ def stages(*parts: tuple[str, int]) -> tuple[Stage, ...]:
 
 
 def streaming(layers: range = range(4), **more: bool) -> Streaming:
-    return Streaming(dict.fromkeys(layers, "host"), buffers=2, **more)
+    return Streaming(tuple("host" if layer in layers else None for layer in range(4)), buffers=2, **more)
 
 
 PLACEMENTS = [
@@ -66,6 +66,8 @@ PLACEMENTS = [
     Placement("streamed, KV cache at the host", stages(("gpu-0", 4)), 2, streaming(range(1, 3)),
               kv_home=KvHome("host", "cpu")),
     Placement("a streamed stage", stages(("gpu-0", 1), ("gpu-1", 3)), 2, streaming(range(1, 4))),
+    Placement("a pipeline of two loops", stages(("gpu-0", 2), ("gpu-1", 2)), loops=2),
+    Placement("loops and microbatches", stages(("gpu-0+gpu-1", 2), ("cpu", 2)), 2, loops=2),
 ]
 
 EXPERT_PLACEMENTS = [
@@ -96,16 +98,16 @@ def engine(name: str = "vllm") -> Engine:
     return Catalogue().engine(name).record
 
 
-def deployed(placement: Placement, model_name: str = "tiny-llama") -> Deployment:
-    program = Program(model(model_name), placement, machine(), FLOAT64)
-    return Deployment(program, engine())
+def deployed(placement: Placement, model_name: str = "tiny-llama", *replicas: Placement) -> Deployment:
+    programs = programs_of(model(model_name), (placement, *replicas), machine(), FLOAT64)
+    return Deployment(programs, engine())
 
 
-def verified(placement: Placement, model_name: str = "tiny-llama") -> Verified:
+def verified(placement: Placement, model_name: str = "tiny-llama", *replicas: Placement) -> Verified:
     """Simulate three unlike sequences under a placement, and carry the run out."""
-    deployment = deployed(placement, model_name)
-    scarce, blocks = made_scarce(deployment.engine, REQUESTS)
-    deployment = Deployment(deployment.program, scarce)
+    deployment = deployed(placement, model_name, *replicas)
+    scarce, blocks = made_scarce(deployment.engine, REQUESTS, deployment.programs)
+    deployment = Deployment(deployment.programs, scarce)
     simulated = simulate_for_replay(deployment, REQUESTS, blocks, WORKLOAD)
     blank = Verified("machine", model_name, placement.name, "not placed")
     return compare(blank, simulated, REQUESTS, scarce, blocks, seed=3)

@@ -187,7 +187,7 @@ def stages(microbatches: int = 1, layers: int = 4, streaming: Streaming | None =
 
 def streamed(across_steps: bool = False, layers: int = 4, buffers: int = 2) -> Placement:
     """All layers streamed from the host to one GPU."""
-    streaming = Streaming(dict.fromkeys(range(layers), "host"), buffers, across_steps)
+    streaming = Streaming(("host",) * layers, buffers, across_steps)
     return Placement("streamed", (Stage(("gpu-0",), 0, layers),), streaming=streaming)
 
 
@@ -209,9 +209,9 @@ def source(rows: Sequence[Request], users: int | None = None) -> Callable[[], So
 
 
 def facts(record: RunRecord) -> dict[str, Any]:
-    """All of a record that both fidelities must agree on, in a form that `==` compares."""
+    """All of a record that the fidelities must agree on, in a form that `==` compares."""
     fields = {name: getattr(record, name) for name in record.__dataclass_fields__}
-    for name in ("fidelity", "crowded_link", "spans"):
+    for name in ("fidelity", "crowded", "event_steps", "spans"):
         del fields[name]
     return {
         name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in fields.items()
@@ -244,6 +244,7 @@ class HandPriced:
         """ticks: the lone duration of each task, latency included; loads: of flows on several links."""
         self.template = template
         self._loads = dict(loads or {})
+        self.links_of_task = tuple(tuple(link for link, _ in each.link_bytes) for each in template.tasks)
         delays = list(latency or [0] * len(ticks))
         kinds = [(bool(each.link_bytes), total, delay)
                  for each, total, delay in zip(template.tasks, ticks, delays, strict=True)]  # fmt: skip
@@ -255,5 +256,10 @@ class HandPriced:
         self.durations = Durations(total, np.zeros(0))
 
     def lone_flow(self, index: int, durations: Durations) -> tuple[dict[str, float], float]:
-        links = [name for name, _ in self.template.tasks[index].link_bytes]
-        return dict(self._loads.get(index, dict.fromkeys(links, 1.0))), 1.0
+        return dict(self.most_loads[index]), 1.0
+
+    @property
+    def most_loads(self) -> tuple[Mapping[str, float], ...]:
+        return tuple(
+            self._loads.get(index, dict.fromkeys(links, 1.0)) for index, links in enumerate(self.links_of_task)
+        )

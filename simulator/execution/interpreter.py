@@ -26,7 +26,7 @@ from simulator.graph.shape import Chunk, Phase
 from simulator.graph.work import Parameter
 from simulator.placement.placed import same_weight
 from simulator.placement.plan import KvCopy, Plan, Task
-from simulator.placement.program import Program
+from simulator.placement.program import Program, by_placement
 from simulator.specs.architecture import Attention
 from simulator.specs.weight_formats import WeightFormat
 
@@ -53,8 +53,8 @@ class Interpreter:
         self._slot_of = {number: slot for slot, number in enumerate(sequences.tokens)}
         self._packed: dict[str, tuple[WeightFormat, tuple[int, ...]]] = {}
         """Weights that are not kept in the format they are computed in, and their shapes."""
-        for program in programs:
-            self._load(program, dict(model.named_parameters()), block_count, block_tokens)
+        for loops in by_placement(programs):
+            self._load(loops[0], dict(model.named_parameters()), block_count, block_tokens)
 
     def _load(
         self, program: Program, parameters: Mapping[str, Tensor], block_count: int, block_tokens: int

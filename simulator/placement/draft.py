@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 from simulator.graph.machine import Directed
 from simulator.graph.operators import TOKEN_ID_BYTES
 from simulator.graph.shape import Amount
-from simulator.graph.work import Value, byte_amount
+from simulator.graph.work import Operator, Value, byte_amount
 from simulator.placement.placed import Placed
 from simulator.placement.plan import Task, Tensor
 from simulator.placement.traffic import link_bytes
@@ -40,11 +40,12 @@ class Draft:
 
     def add(self, task: Task) -> int:
         """The task's index."""
-        self.tasks.append(task)
+        self.tasks.append(replace(task, name=self.placed.own_name(task.name)) if self.placed.loop else task)
         return len(self.tasks) - 1
 
     def tensor(self, name: str, place: str, nbytes: Amount) -> Tensor:
-        """Something that the device or host `place` writes."""
+        """Something that the device or host `place` writes; its name becomes the loop's own."""
+        name = self.placed.own_name(name)
         self.tensors[name] = Tensor(name, self.memory(place), nbytes)
         self._maker[name] = place
         return self.tensors[name]
@@ -83,14 +84,15 @@ class Draft:
     def _bring(self, names: Sequence[str], source: str, device: str, microbatch: int) -> None:
         writes = []
         for name in names:
-            stem = name.split("@")[0]
+            stem = self.placed.short_name(name).split("@")[0]
             copy = self.tensor(f"{stem}@{device}<-{source}", device, self.tensors[name].nbytes)
             self._copies[name, copy.memory] = copy.name
             writes.append(copy)
         traffic = [(self.route(source, device), tensor.nbytes) for tensor in writes]
-        role = names[0].split("@")[0].split(".m")[0].split(".")[-1]
+        first = self.placed.short_name(names[0])
+        role = first.split("@")[0].split(".m")[0].split(".")[-1]
         self.add(Task(
-            f"copy.{names[0]}->{device}", "transfer", f"copy_{role}", device,
+            f"copy.{first}->{device}", "transfer", f"copy_{role}", device,
             self.transfer_units(source, (device,)), tuple(names), tuple(writes), microbatch,
             link_bytes=link_bytes(traffic), crossings=((source, device),),
         ))  # fmt: skip
@@ -122,6 +124,6 @@ class Draft:
         return self.is_host(place) or place not in self.machine.devices
 
 
-def label_of(operator: Any) -> str:
+def label_of(operator: Operator) -> str:
     """An operator's name with its layer's number."""
-    return str(operator.name) if operator.layer is None else f"{operator.layer}.{operator.name}"
+    return operator.name if operator.layer is None else f"{operator.layer}.{operator.name}"

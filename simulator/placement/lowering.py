@@ -198,7 +198,7 @@ class Lowering:
         for value in operator.writes:
             name = f"{label}.{value.role}.m{microbatch}@{placed.where}"
             writes.append(draft.tensor(name, device, draft.size(value)))
-            values[value.role] = name
+            values[value.role] = writes[-1].name
         keeps = operator.uses_kv and operator.layer is not None
         phase = "" if placed.phase == "all" else f".{placed.phase}"
         share = Share() if operator.once else self.placed.share(stage, stage.devices.index(lane))
@@ -238,7 +238,7 @@ class Lowering:
         for lane in stage.devices:
             name = f"{label}.reduced.m{microbatch}@{lane}"
             writes.append(draft.tensor(name, lane, draft.size(value)))
-            draft.values[microbatch, lane][value.role] = name
+            draft.values[microbatch, lane][value.role] = writes[-1].name
         ring = list(zip(stage.devices, (*stage.devices[1:], stage.devices[0]), strict=True))
         per_link = ring_link_elements(value.elements.per("tokens"), len(stage.devices))
         traffic = [

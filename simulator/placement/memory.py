@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simulator.graph.shape import Chunk, split_evenly
 from simulator.placement.plan import Plan
@@ -51,6 +51,13 @@ class Budget:
     most_blocks: int
     """As many as the longest sequences could fill, as many of them as may run; all that a model without a
     KV cache is held to."""
+    loops: int = 1
+    """Serving loops that share the blocks out."""
+
+    @property
+    def blocks_of_a_loop(self) -> int:
+        """KV blocks that every loop has for its sequences."""
+        return self.kv_blocks // self.loops
 
     @property
     def kv_blocks(self) -> int:
@@ -69,9 +76,11 @@ def budget(program: Program, engine: Engine) -> Budget:
 
     The largest step is a prefill of `max_num_batched_tokens`. The sampler's warm-up follows vLLM, which
     profiles `max_num_seqs` rows of logits (`sampler_bytes_per_logit`); it counts on the device that
-    samples, by its share of the vocabulary.
+    samples, by its share of the vocabulary. The steps of all loops of the placement can be under way at once:
+    activations and states count for each.
     """
     weights: Counter[str] = Counter()
+    loops = program.placement.loops
     for resident in program.residents():
         weights[resident.tensor.memory] += resident.tensor.nbytes.coefficients[0]
     kv: Counter[str] = Counter()
@@ -79,8 +88,10 @@ def budget(program: Program, engine: Engine) -> Budget:
         kv[slab.memory] += slab.bytes_per_token * engine.scheduler.kv_block_tokens
     states: Counter[str] = Counter()
     for state in program.state_slabs():
-        states[state.memory] += state.bytes_per_sequence * engine.scheduler.max_num_seqs
+        states[state.memory] += state.bytes_per_sequence * engine.scheduler.max_num_seqs * loops
     activations = _largest_step(program, engine)
+    for memory in activations:
+        activations[memory] *= loops
     for device, nbytes in _sampler_bytes(program, engine).items():
         memory = program.machine.memory_of(device)
         activations[memory] = max(activations[memory], nbytes)
@@ -94,8 +105,27 @@ def budget(program: Program, engine: Engine) -> Budget:
         needs.append(MemoryNeed(memory, capacity, usable, weights[memory], activations[memory], runtime,
                                 states[memory], kv[memory]))  # fmt: skip
     per_sequence = -(-program.model.max_position_embeddings // engine.scheduler.kv_block_tokens)
-    most = per_sequence * engine.scheduler.max_num_seqs
-    return Budget(tuple(needs), engine.scheduler.kv_block_tokens, most)
+    most = per_sequence * engine.scheduler.max_num_seqs * loops
+    return Budget(tuple(needs), engine.scheduler.kv_block_tokens, most, loops)
+
+
+def together(budgets: Sequence[Budget], engine: Engine) -> Budget:
+    """The account of replicas that serve side by side, each with as many KV blocks as the others: what they
+    take of a memory that several of them use is added up."""
+    first = budgets[0]
+    needs: dict[str, MemoryNeed] = {}
+    for need in (need for budgeted in budgets for need in budgeted.needs):
+        needs[need.memory] = _added(needs[need.memory], need, engine) if need.memory in needs else need
+    return replace(first, needs=tuple(needs.values()))
+
+
+def _added(one: MemoryNeed, other: MemoryNeed, engine: Engine) -> MemoryNeed:
+    weights = one.weights_bytes + other.weights_bytes
+    activations = one.activations_bytes + other.activations_bytes
+    runtime, states = one.engine_bytes + other.engine_bytes, one.state_bytes + other.state_bytes
+    usable = _usable(one.capacity_bytes, weights + activations + runtime + states, engine)
+    return MemoryNeed(one.memory, one.capacity_bytes, usable, weights, activations, runtime, states,
+                      one.kv_block_bytes + other.kv_block_bytes)  # fmt: skip
 
 
 def _usable(capacity: int, taken: int, engine: Engine) -> int:
@@ -156,8 +186,9 @@ def peak_bytes(plan: Plan) -> defaultdict[str, int]:
 def refusal(budgeted: Budget, tokens: int) -> str | None:
     """Why not even one sequence of `tokens` fits, as arithmetic for people; None if one does."""
     blocks = budgeted.blocks_for(tokens)
-    if blocks <= budgeted.kv_blocks:
+    if blocks <= budgeted.blocks_of_a_loop:
         return None
+    blocks *= budgeted.loops
     short = [need for need in budgeted.needs if need.room_bytes < blocks * need.kv_block_bytes]
     if not short:
         return f"a sequence of {tokens:,} tokens is longer than the model's positions"

@@ -52,6 +52,8 @@ class Placed:
     placement: Placement
     machine: MachineGraph
     formats: Formats
+    loop: int = 0
+    """Which of the serving loops this is, on a machine that runs several."""
     eager: bool = False
     """Whether the engine launches kernels one by one, at least in some steps."""
 
@@ -62,8 +64,16 @@ class Placed:
 
     @property
     def engine_unit(self) -> str:
-        """The stream of the engine's own thread."""
-        return f"{self.host}.engine"
+        """The stream of the loop's own engine thread."""
+        return f"{self.host}.engine-{self.loop}" if self.loop else f"{self.host}.engine"
+
+    def own_name(self, name: str) -> str:
+        """A name of something of one step that no other loop's steps use."""
+        return f"loop-{self.loop}.{name}" if self.loop else name
+
+    def short_name(self, name: str) -> str:
+        """The name without the loop's mark."""
+        return name.removeprefix(f"loop-{self.loop}.") if self.loop else name
 
     @cached_property
     def traits(self) -> Traits:
@@ -182,10 +192,17 @@ class Placed:
         """Whether an operator's weights come anew each step: only what the stage's own device computes."""
         return self.is_streamed(placed.operator.layer) and placed.device == placed.lane
 
+    def home_of(self, layer: int | None) -> str:
+        """The memory that keeps the weights of a streamed layer."""
+        streaming = self.placement.streaming
+        home = streaming.homes[layer] if streaming is not None and layer is not None else None
+        assert home is not None, "only streamed layers have a home"
+        return home
+
     def is_streamed(self, layer: int | None) -> bool:
         """Whether a layer's weights come anew each step; one that has no parts has nothing to bring."""
         streaming = self.placement.streaming
-        if streaming is None or layer is None or layer not in streaming.homes:
+        if streaming is None or layer is None or streaming.homes[layer] is None:
             return False
         spec = self.model.layers[layer]
         return spec.attention is not None or spec.mlp is not None
@@ -198,8 +215,8 @@ class Placed:
                 size = Amount.of(one=self.parameter_bytes(parameter))
                 memory = self.machine.memory_of(placed.device)
                 name = weight_name(parameter.name, placed.where)
-                if self.is_fetched(placed) and self.placement.streaming and placed.operator.layer is not None:
-                    memory = self.placement.streaming.homes[placed.operator.layer]
+                if self.is_fetched(placed):
+                    memory = self.home_of(placed.operator.layer)
                     name = home_name(parameter.name, placed.where)
                 found[name] = Resident(Tensor(name, memory, size, kept=True), parameter)
         return tuple(found.values())

@@ -3,7 +3,6 @@ experts live."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -24,8 +23,8 @@ class Stage:
 class Streaming:
     """Layers whose weights are copied to their device each time they are used."""
 
-    homes: Mapping[int, str]
-    """Of each such layer, the memory that keeps it."""
+    homes: tuple[str | None, ...]
+    """Of each layer of the model, the memory that keeps it; None for those that stay on their device."""
     buffers: int = 2
     """Layers that fit beside each other in the device: one computes while the next arrive."""
     across_steps: bool = False
@@ -78,6 +77,8 @@ class Placement:
     microbatches: int = 1
     """Into how many parts a batch is cut so that stages can work on different ones at once."""
     streaming: Streaming | None = None
+    loops: int = 1
+    """Serving loops that take turns on the stages, each with a batch of its own in flight."""
     elsewhere: tuple[Elsewhere, ...] = ()
     kv_home: KvHome | None = None
     whole_experts: bool = False
@@ -86,6 +87,9 @@ class Placement:
     by_sequence: bool = False
     """Ranks of the one stage hold everything but routed experts whole, and each has sequences of its own: a
     microbatch for each (data-parallel attention). Tokens of all of them meet at the experts."""
+
+    def __post_init__(self) -> None:
+        assert self.loops == 1 or self.streaming is None, "loops would overwrite each other's fetched layers"
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from simulator.graph.machine import MachineGraph
+from simulator.graph.shape import split_evenly, starts_of
+from simulator.graph.work import Formats
 from simulator.placement.by_sequence import BySequence
 from simulator.placement.lowering import Lowering
 from simulator.placement.placed import Placed
+from simulator.placement.placement import Placement
 from simulator.placement.plan import Template, flaws
+from simulator.specs.architecture import Architecture
 
 
 @dataclass(frozen=True)
@@ -28,3 +34,30 @@ class Program(Placed):
             assert not flaws(template, (resident.tensor.name for resident in self.residents()))
             self._templates[key] = template
         return self._templates[key]
+
+
+def programs_of(
+    model: Architecture, placements: Sequence[Placement], machine: MachineGraph, formats: Formats,
+    eager: bool = False,
+) -> tuple[Program, ...]:  # fmt: skip
+    """A program for each serving loop of some placements (replicas), which are numbered through."""
+    placed = [placement for placement in placements for _ in range(placement.loops)]
+    return tuple(Program(model, each, machine, formats, loop, eager) for loop, each in enumerate(placed))
+
+
+def by_placement(programs: Sequence[Program]) -> tuple[tuple[Program, ...], ...]:
+    """Programs that are loops of one placement together; they share its weights and KV blocks."""
+    placements = dict.fromkeys(program.placement for program in programs)
+    return tuple(
+        tuple(program for program in programs if program.placement == placement) for placement in placements
+    )
+
+
+def block_ranges(programs: Sequence[Program], block_count: int) -> tuple[range, ...]:
+    """The KV blocks of each loop, out of `block_count` of each placement."""
+    found: dict[int, range] = {}
+    for loops in by_placement(programs):
+        sizes = split_evenly(block_count, len(loops))
+        for program, start, size in zip(loops, starts_of(sizes), sizes, strict=True):
+            found[program.loop] = range(start, start + size)
+    return tuple(found[program.loop] for program in programs)

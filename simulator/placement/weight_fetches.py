@@ -68,7 +68,7 @@ class WeightFetches:
         return list({p.name: p for operator in fetched for p in operator.parameters}.values())
 
     def _fetch(self, stage: Stage, rank: int, layer: int, after: tuple[int, ...], kept: bool) -> None:
-        draft, lane, home = self._draft, stage.devices[rank], self._streaming.homes[layer]
+        draft, lane, home = self._draft, stage.devices[rank], self._placed.home_of(layer)
         parameters = self._parameters(stage, rank, layer)
         position = self._streamed(stage).index(layer) % self._streaming.buffers
         sizes = [Amount.of(one=self._placed.parameter_bytes(p)) for p in parameters]

@@ -222,8 +222,9 @@ def _notes_of(run: RunResult) -> Iterator[str]:
         yield f"of {sum(run.requests.values())} requests {counts}"
     if run.preemptions:
         yield f"{run.preemptions} preemptions for want of KV blocks"
-    if run.crowded_link:
-        yield f"simulated task by task, because transfers share {run.crowded_link}"
+    if run.crowded:
+        steps, links = f"{run.event_steps} of {run.steps} steps", ", ".join(run.crowded)
+        yield f"{steps} simulated task by task, because transfers share {links}"
 
 
 def _empty_table() -> Table:

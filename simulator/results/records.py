@@ -118,8 +118,11 @@ class RunRecord:
     in_system_at_arrivals: NDArray[np.int64]
     """Requests in the system as each request arrived at the engine."""
     fidelity: str
-    crowded_link: str | None = None
-    """The link whose sharing made this a `task` run although `step` was asked for."""
+    crowded: Mapping[str, int] = field(default_factory=dict)
+    """Links that could not give every flow its full speed, each with the number of windows of the run that
+    were carried out task by task for it, although another fidelity was asked for."""
+    event_steps: int = 0
+    """Steps carried out task by task, in whole or in part."""
     spans: tuple[Span, ...] = field(default=(), repr=False)
 
     @property

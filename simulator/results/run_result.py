@@ -61,8 +61,11 @@ class RunResult:
     reason: str | None = None
     """Why it does not fit: the arithmetic, or what the machine lacks."""
     saturated: bool = False
-    crowded_link: str | None = None
-    """The link whose sharing called for fidelity `task`."""
+    crowded: Mapping[str, int] = field(default_factory=dict)
+    """Links whose sharing called for windows of fidelity `task`, and how many."""
+    event_steps: int = 0
+    """Steps carried out task by task."""
+    steps: int = 0
     memory: tuple[MemoryUse, ...] = ()
     requests: Mapping[str, int] = field(default_factory=lambda: {"finished": 0, "rejected": 0, "failed": 0})
     """Counts of finished, rejected and failed."""
@@ -111,7 +114,9 @@ class RunResult:
             "fits": self.fits,
             "reason": self.reason,
             "saturated": self.saturated,
-            "shared_link": self.crowded_link,
+            "shared_links": dict(self.crowded),
+            "steps": self.steps,
+            "event_steps": self.event_steps,
             "memory": [
                 {"memory": m.memory, "used_bytes": m.used_bytes, "capacity_bytes": m.capacity_bytes,
                  "parts": dict(m.parts)}

@@ -6,11 +6,12 @@ from __future__ import annotations
 class BlockPool:
     """Hands out block numbers; the one returned last goes out first, so stale contents show soonest."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, first: int = 0) -> None:
+        """first: the number of the first block."""
+        self.count, self._first = count, first
         self._returned: list[int] = []
         self._never_taken = 0
-        """The first block that nobody has had; all above are free too. A pool may have millions."""
+        """How many blocks somebody has had; all others are free too. A pool may have millions."""
         self.peak_taken = 0
 
     @property
@@ -23,8 +24,8 @@ class BlockPool:
         again = min(count, len(self._returned))
         taken = self._returned[len(self._returned) - again :][::-1]
         del self._returned[len(self._returned) - again :]
-        fresh = range(self._never_taken, self._never_taken + count - again)
-        self._never_taken = fresh.stop
+        fresh = range(self._first + self._never_taken, self._first + self._never_taken + count - again)
+        self._never_taken += len(fresh)
         self.peak_taken = max(self.peak_taken, self.count - self.free_count)
         return taken + list(fresh)
 

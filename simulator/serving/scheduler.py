@@ -88,11 +88,12 @@ class Scheduler:
     """The state machine: `add` requests, `decide` on a step, `complete` it."""
 
     def __init__(
-        self, settings: SchedulerSettings, block_count: int, sliding_window: int | None = None
-    ) -> None:
+        self, settings: SchedulerSettings, block_count: int, sliding_window: int | None = None,
+        first_block: int = 0,
+    ) -> None:  # fmt: skip
         self.settings = settings
         self._window = _DecodeWindow(sliding_window)
-        self.pool = BlockPool(block_count)
+        self.pool = BlockPool(block_count, first_block)
         self.preemptions = 0
         self._block_tokens = settings.kv_block_tokens
         self._waiting: deque[_Sequence] = deque()

@@ -4,35 +4,51 @@ A flow alone on its links takes its lone duration. On a shared link the flows ge
 is held back elsewhere leaves its part to the others. A flow over several links with unlike amounts is
 known by the bandwidth it takes of the link that carries most; on each link it weighs in proportion (its
 *load* there: the time that link alone would need, over the lone duration), so no link ever carries more
-than it can. Only the connected component of a change is computed again.
+than it can. As long as the loads on each link add up to no more than it has, nobody slows anybody.
+
+Bandwidth is shared out once a tick, when all flows of that tick have ended and started, and only in the
+connected component of what changed; what comes of it does not depend on the order of a tick's events.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from simpy import Environment, Event
+
+from simulator.simulation.events import NORMAL, SHARES, after
 
 Done = Callable[[], None]
 
 CLOSE = 1e-12
 """Shares of a link or a speed nearer to each other than this are taken for equal."""
 
+FULL = 1.0 - 1e-9
+"""Two or more flows whose loads on a link add up to at most this do not slow each other: there is room for
+every error of rounding."""
+
+
+def fits(loads: Sequence[float]) -> bool:
+    """Whether flows with these loads on one link all have their lone speed there."""
+    return len(loads) < 2 or math.fsum(loads) <= FULL
+
 
 @dataclass(eq=False, slots=True)
 class Flow:
     """One flow under way; `left` is the part of it still to move, as of `updated`."""
 
-    loads: dict[str, float]
+    loads: Mapping[str, float]
     """For each link, the share of it that the flow takes up when it runs at its lone speed."""
     lone_ticks: int
     lone_bytes_per_s: float
     """Over the link that carries most of it, when it has its links to itself."""
     started: int
     done: Done
+    order: tuple[int, int] = (0, 0)
+    """Of flows that share a link the one with the smaller is looked at first."""
     left: float = 1.0
     speed: float = 1.0
     """Relative to the flow's lone speed."""
@@ -45,6 +61,17 @@ class Flow:
         if not self.ever_slowed:
             return self.started + self.lone_ticks
         return self.updated + math.ceil(self.left * self.lone_ticks / self.speed)
+
+
+class FlowEnd(Event):
+    """The end of a flow, unless its speed has changed since."""
+
+    _ok = True
+    _value = None
+
+    def __init__(self, callbacks: list[Callable[[Event], None]], flow: Flow) -> None:
+        self.callbacks = callbacks
+        self.flow, self.version = flow, flow.version
 
 
 def fair_speeds(flows: Iterable[Flow]) -> list[float]:
@@ -80,60 +107,82 @@ class SharedLinks:
 
     def __init__(self, env: Environment) -> None:
         self.env = env
-        self._on_link: dict[str, set[Flow]] = defaultdict(set)
-        self._order: dict[Flow, int] = {}
+        self._on_link: dict[str, dict[Flow, None]] = defaultdict(dict)
+        self._changed: dict[str, None] = {}
+        """Links whose flows must share anew at the end of this tick."""
+        self._ending: list[Callable[[Event], None]] = [self._ended]
         self._count = 0
 
     def start(
-        self, loads: dict[str, float], lone_ticks: int, lone_bytes_per_s: float, done: Done
-    ) -> None:
-        """Start a flow now; `done` is called when its last byte has arrived."""
-        now = int(self.env.now)
-        flow = Flow(loads, lone_ticks, lone_bytes_per_s, now, done, updated=now)
-        self._order[flow] = self._count
-        self._count += 1
-        for link in loads:
-            self._on_link[link].add(flow)
-        self._share(flow)
+        self, loads: Mapping[str, float], lone_ticks: int, lone_bytes_per_s: float, done: Done,
+        order: tuple[int, int] | None = None, started: int | None = None,
+    ) -> None:  # fmt: skip
+        """Start a flow now; `done` is called when its last byte has arrived.
 
-    def _share(self, changed: Flow) -> None:
-        """Compute the speeds of all flows that share a link, through others too, with `changed`."""
-        now = int(self.env.now)
-        component = self._component(changed)
-        for flow, speed in zip(component, fair_speeds(component), strict=True):
-            if speed == flow.speed and flow.version > 0:
-                continue
-            flow.left -= flow.speed * (now - flow.updated) / flow.lone_ticks
-            flow.updated, flow.speed = now, speed
-            flow.ever_slowed |= speed < 1.0
+        order: a place among all flows, their order of starting if not given. started: of a flow that has
+        been under way since, at its lone speed.
+        """
+        since = int(self.env.now) if started is None else started
+        self._count += 1
+        flow = Flow(
+            loads, lone_ticks, lone_bytes_per_s, since, done, order or (0, self._count), updated=since
+        )
+        for link in loads:
+            self._on_link[link][flow] = None
+        crowded = [link for link in loads if not self._fits(link)]
+        if crowded:
+            self._share_later(crowded)
+        else:
             self._schedule_end(flow)
 
-    def _component(self, changed: Flow) -> list[Flow]:
-        found, frontier = {changed}, [changed]
-        while frontier:
-            for link in frontier.pop().loads:
-                fresh = self._on_link[link] - found
-                found |= fresh
-                frontier.extend(fresh)
-        running = [flow for flow in found if flow in self._order]
-        return sorted(running, key=self._order.__getitem__)
+    def _fits(self, link: str) -> bool:
+        return fits([flow.loads[link] for flow in self._on_link[link]])
+
+    def _share_later(self, links: Iterable[str]) -> None:
+        if not self._changed:
+            after(self.env, 0, SHARES, self._share)
+        self._changed.update(dict.fromkeys(links))
+
+    def _share(self) -> None:
+        """Compute the speeds of all flows on links that changed, and of those that share others with them."""
+        now = int(self.env.now)
+        for component in self._components():
+            for flow, speed in zip(component, fair_speeds(component), strict=True):
+                if speed == flow.speed and flow.version > 0:
+                    continue
+                flow.left -= flow.speed * (now - flow.updated) / flow.lone_ticks
+                flow.updated, flow.speed = now, speed
+                flow.ever_slowed |= speed < 1.0
+                self._schedule_end(flow)
+        self._changed.clear()
+
+    def _components(self) -> Iterable[list[Flow]]:
+        seen: set[Flow] = set()
+        for link in self._changed:
+            component = dict[Flow, None]()
+            frontier = [flow for flow in self._on_link[link] if flow not in seen]
+            while frontier:
+                component.update(dict.fromkeys(frontier))
+                links = dict.fromkeys(each for flow in frontier for each in flow.loads)
+                near = dict.fromkeys(flow for each in links for flow in self._on_link[each])
+                frontier = [flow for flow in near if flow not in component]
+            seen.update(component)
+            yield sorted(component, key=lambda flow: flow.order)
 
     def _schedule_end(self, flow: Flow) -> None:
         flow.version += 1
-        version = flow.version
-        event = self.env.timeout(max(0, flow.end() - int(self.env.now)))
+        delay = max(0, flow.end() - int(self.env.now))
+        self.env.schedule(FlowEnd(self._ending, flow), NORMAL, delay)  # type: ignore[arg-type]
 
-        def end(_: Event) -> None:
-            if flow.version == version:
-                self._end(flow)
-
-        assert event.callbacks is not None
-        event.callbacks.append(end)
-
-    def _end(self, flow: Flow) -> None:
+    def _ended(self, event: Event) -> None:
+        assert isinstance(event, FlowEnd)
+        flow = event.flow
+        if flow.version != event.version:
+            return
         flow.version += 1
-        del self._order[flow]
+        crowded = [link for link in flow.loads if not self._fits(link)]
         for link in flow.loads:
-            self._on_link[link].discard(flow)
-        self._share(flow)
+            del self._on_link[link][flow]
+        if crowded:
+            self._share_later(crowded)
         flow.done()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 KEPT_STEPS = 2048
-FEWEST_AHEAD, MOST_AHEAD = 8, 64
+FEWEST_AHEAD, MOST_AHEAD = 16, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Kept:
     total: Ticks
     lone_s: Floats
     path: Counts
-    """Tasks of each class on the path that decided the outcome."""
+    """Tasks of each class on the path that decided the outcome, a row for each step."""
     active: int
     """Sequences that took part."""
 
@@ -52,8 +52,8 @@ class Use:
 
     def durations(self, shapes: tuple[StepShape, ...]) -> Durations:
         """Price a step, together with those that would follow it if it only decodes."""
-        if len(shapes) == 1 and not shapes[0].prefill_tokens:
-            return self.forecast.take(shapes[0])
+        if not any(shape.prefill_tokens for shape in shapes):
+            return self.forecast.take(shapes)
         return self.priced.durations(shapes)
 
     def add(self, kept: Kept) -> None:
@@ -67,14 +67,26 @@ class Use:
         """Add up what has been kept."""
         if not self._kept:
             return
-        kept, counts = self._kept, [len(each.total) for each in self._kept]
+        kept = self._kept
         self._kept, self._kept_steps = [], 0
         features = np.concatenate([each.features for each in kept]).sum(axis=0)
         self.features += features.astype(np.int64).reshape(self.features.shape)
         self.class_ticks += np.concatenate([each.total for each in kept]).sum(axis=0)
         split_s = self.priced.split_s(np.concatenate([each.lone_s for each in kept]))
-        weights = np.array([each.path * each.active for each in kept])
-        self.time_s += np.einsum("sc,sck->k", np.repeat(weights, counts, axis=0), split_s)
+        weights = np.concatenate([each.path * each.active for each in kept])
+        self.time_s += np.einsum("sc,sck->k", weights, split_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """Some decode steps that follow each other: rows of features, ticks and lone times."""
+
+    features: Floats
+    total: Ticks
+    lone_s: Floats
+
+    def __getitem__(self, rows: slice) -> Priced:
+        return Priced(self.features[rows], self.total[rows], self.lone_s[rows])
 
 
 class Forecast:
@@ -83,38 +95,37 @@ class Forecast:
 
     def __init__(self, priced: PricedTemplate) -> None:
         self._priced = priced
-        self._expected: StepShape | None = None
+        self._expected: tuple[StepShape, ...] = ()
         self._came_true = 0
         """Steps since the sequences last changed."""
         self._next = 0
-        self._features: Floats = np.zeros((0, FEATURE_COUNT))
-        self._total: Ticks = np.zeros((0, 0), dtype=np.int64)
-        self._lone_s: Floats = np.zeros((0, 0))
+        nothing: Floats = np.zeros((0, 0))
+        self._rows = Priced(nothing, np.zeros((0, 0), dtype=np.int64), nothing)
 
-    def upcoming(self, shape: StepShape) -> tuple[Floats, Ticks, Floats]:
-        """Features, ticks and lone times of a decode step and of those after it, at least one row."""
-        goes_on = shape == self._expected
-        if not goes_on or self._next == len(self._total):
+    def upcoming(self, shapes: tuple[StepShape, ...]) -> Priced:
+        """A decode step, given the shape of each of its microbatches, and those after it; at least one."""
+        goes_on = shapes == self._expected
+        if not goes_on or self._next == len(self._rows.total):
             many = min(max(self._came_true, FEWEST_AHEAD), MOST_AHEAD)
             self._came_true = self._came_true if goes_on else 0
-            first = np.array(shape, dtype=np.float64)
-            growth = np.array(shape.grown(1), dtype=np.float64) - first
-            self._features = first + np.outer(np.arange(many), growth)
-            self._total, self._lone_s = self._priced.durations_of_many(self._features)
-            self._next, self._expected = 0, shape
-        return self._features[self._next :], self._total[self._next :], self._lone_s[self._next :]
+            first = np.array(shapes, dtype=np.float64)
+            growth = np.array([shape.grown(1) for shape in shapes], dtype=np.float64) - first
+            features = first.ravel() + np.outer(np.arange(many), growth.ravel())
+            self._rows = Priced(features, *self._priced.durations_of_many(features))
+            self._next, self._expected = 0, shapes
+        return self._rows[self._next :]
 
-    def use(self, shape: StepShape, count: int) -> None:
-        """Go on by `count` of the upcoming steps, the first of which has `shape`."""
+    def use(self, shapes: tuple[StepShape, ...], count: int) -> None:
+        """Go on by `count` of the upcoming steps, the first of which has `shapes`."""
         self._next += count
         self._came_true += count
-        self._expected = shape.grown(count)
+        self._expected = tuple(shape.grown(count) for shape in shapes)
 
-    def take(self, shape: StepShape) -> Durations:
+    def take(self, shapes: tuple[StepShape, ...]) -> Durations:
         """The price of a decode step."""
-        _, total, lone_s = self.upcoming(shape)
-        self.use(shape, 1)
-        return Durations(total[0], lone_s[0])
+        rows = self.upcoming(shapes)
+        self.use(shapes, 1)
+        return Durations(rows.total[0], rows.lone_s[0])
 
 
 @dataclass
@@ -149,10 +160,16 @@ class PlanBook:
         return list(self.uses.values())
 
 
-def busy_seconds(book: PlanBook) -> dict[str, float]:
+def settled(books: Iterable[PlanBook]) -> Iterator[Use]:
+    """Every template that was used, all its steps added up."""
+    for book in books:
+        yield from book.settled()
+
+
+def busy_seconds(books: Iterable[PlanBook]) -> dict[str, float]:
     """How long each stream was held by all steps together."""
     busy: dict[str, int] = {}
-    for use in book.settled():
+    for use in settled(books):
         for index, task in enumerate(use.priced.template.tasks):
             spent = int(use.class_ticks[use.priced.class_of_task[index]])
             for unit in task.units:
@@ -160,10 +177,10 @@ def busy_seconds(book: PlanBook) -> dict[str, float]:
     return {unit: seconds(spent) for unit, spent in busy.items()}
 
 
-def link_totals(book: PlanBook) -> dict[str, int]:
+def link_totals(books: Iterable[PlanBook]) -> dict[str, int]:
     """Bytes over each directed link by all steps together."""
     carried: dict[str, int] = {}
-    for use in book.settled():
+    for use in settled(books):
         rows = use.features.tolist()
         for task in use.priced.template.tasks:
             for link, amount in task.link_bytes:
@@ -173,10 +190,10 @@ def link_totals(book: PlanBook) -> dict[str, int]:
     return carried
 
 
-def flops_total(book: PlanBook) -> float:
+def flops_total(books: Iterable[PlanBook]) -> float:
     """FLOPs under the causal mask of all steps together."""
     total = 0
-    for use in book.settled():
+    for use in settled(books):
         for task in use.priced.template.tasks:
             sums = use.features[task.microbatch].tolist()
             for work in task.works:

@@ -4,12 +4,16 @@ The tasks of a template have few distinct prices (a layer costs what the layer b
 grouped into price classes once. Every lone time (of arithmetic, of memory traffic, of a link) is a linear
 form of the step's features; a step is priced by one matrix product and a handful of operations on short
 arrays. Classes are ordered: kernels, then flows, then the work of the engine's thread.
+
+Which tasks are flows is decided here too: copies and collectives over their links, and kernels that compute
+on a host's DRAM over its memory bus, where the machine has one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
@@ -25,10 +29,10 @@ from simulator.costs.transfers import (
     transition_s,
 )
 from simulator.graph.machine import Directed
-from simulator.graph.shape import FEATURE_COUNT, Amount, StepShape
+from simulator.graph.shape import FEATURE_COUNT, Amount, StepShape, total
 from simulator.placement.plan import Task, Template
 from simulator.placement.program import Program
-from simulator.simulation.ticks import Ticks, tick, ticks
+from simulator.simulation.ticks import TICKS_PER_S, Ticks, tick, ticks
 from simulator.specs.engine import Engine
 
 Floats = NDArray[np.float64]
@@ -66,6 +70,8 @@ class _Price:
     """Of each link crossed."""
     host: tuple[_Form, ...] = ()
     latency_s: float = 0.0
+    bus: tuple[_Form, ...] = ()
+    """Of a kernel on a host's DRAM: the time its traffic would keep the memory bus busy."""
 
     @property
     def rank(self) -> int:
@@ -78,7 +84,9 @@ class Durations:
 
     total: Ticks
     lone_s: Floats
-    """The linear forms: arithmetic and memory time of each kernel, each load, each host form."""
+    """The linear forms: arithmetic and memory time of each kernel, each load, each host form, each bus."""
+    shares: dict[int, tuple[list[float], float]] = field(default_factory=dict, compare=False)
+    """By class, what a lone flow of it takes of its links, and its bytes/s; worked out when asked for."""
 
 
 class PricedTemplate:
@@ -88,6 +96,8 @@ class PricedTemplate:
         self.template = template
         pricer = _Pricer(program, engine)
         prices = [pricer.price(task) for task in template.tasks]
+        self.links_of_task = tuple(pricer.links_crossed(task) for task in template.tasks)
+        """For each task the links it flows over; none for one that is no flow."""
         self._prices = sorted(dict.fromkeys(prices), key=lambda price: price.rank)
         number = {price: index for index, price in enumerate(self._prices)}
         self.class_of_task: NDArray[np.intp] = np.array([number[price] for price in prices], dtype=np.intp)
@@ -100,13 +110,19 @@ class PricedTemplate:
         kernels = [(price.microbatch, kernel) for price in self._prices for kernel in price.kernels]
         loads = [(price.microbatch, load) for price in self._prices for load in price.loads]
         host = [(price.microbatch, form) for price in self._prices for form in price.host]
-        forms = [(m, k.compute) for m, k in kernels] + [(m, k.memory) for m, k in kernels] + loads + host
+        bus = [(price.microbatch, form) for price in self._prices for form in price.bus]
+        forms = [(m, k.compute) for m, k in kernels] + [(m, k.memory) for m, k in kernels]
+        forms += loads + host + bus
         self._matrix: Floats = np.zeros((len(forms), FEATURE_COUNT * microbatches))
         for row, (microbatch, form) in enumerate(forms):
             first = FEATURE_COUNT * microbatch if len(form.coefficients) == FEATURE_COUNT else 0
             columns = slice(first, first + len(form.coefficients))
             self._matrix[row, columns] = np.array(form.coefficients, dtype=np.float64) * form.s_per_unit
-        self._kernel_count, self._load_count = len(kernels), len(loads)
+        self._kernel_count, self._load_count, self._bus_start = (
+            len(kernels),
+            len(loads),
+            len(forms) - len(bus),
+        )
         self._overhead_s = np.array([kernel.overhead_s for _, kernel in kernels])
         self._blend = np.array([kernel.blend for _, kernel in kernels])
         self._inverse_blend = 1 / self._blend
@@ -114,6 +130,7 @@ class PricedTemplate:
         self._load_starts = _starts([len(price.loads) for price in self._prices])
         self._load_s_per_byte = np.array([load.s_per_unit for _, load in loads])
         self._load_slices = _slices([len(price.loads) for price in self._prices])
+        self._bus_slices = _slices([len(price.bus) for price in self._prices])
         latency_s = np.array([price.latency_s for price in self._prices])
         self.latency: Ticks = np.array([tick(s) for s in latency_s], dtype=np.int64)
         self._latency_s = latency_s
@@ -138,7 +155,7 @@ class PricedTemplate:
         kernel_s += self._overhead_s * (memory_s > 0)
         loads = lone_s[:, 2 * count : 2 * count + self._load_count]
         flow_s = np.maximum.reduceat(loads, self._load_starts, axis=1) if self._load_count else loads
-        host_s = lone_s[:, 2 * count + self._load_count :]
+        host_s = lone_s[:, 2 * count + self._load_count : self._bus_start]
         kernel_s = np.add.reduceat(kernel_s, self._kernel_starts, axis=1)
         own_s = np.concatenate((kernel_s, flow_s, host_s), axis=1)
         return ticks(own_s) + self.latency, lone_s
@@ -146,14 +163,35 @@ class PricedTemplate:
     def lone_flow(self, index: int, durations: Durations) -> tuple[dict[str, float], float]:
         """For each link that task `index` crosses the share of it taken up when it flows alone, and the
         bytes/s it then moves over the link that carries most."""
-        rows = self._load_slices[self.class_of_task[index]]
+        price_class = int(self.class_of_task[index])
+        if price_class not in durations.shares:
+            durations.shares[price_class] = self._lone_shares(price_class, durations)
+        loads, bytes_per_s = durations.shares[price_class]
+        return dict(zip(self.links_of_task[index], loads, strict=True)), bytes_per_s
+
+    def _lone_shares(self, price_class: int, durations: Durations) -> tuple[list[float], float]:
+        price = self._prices[price_class]
+        if price.bus:
+            bus_s = durations.lone_s[self._bus_start :][self._bus_slices[price_class]]
+            alone_s = max(float(bus_s[0]), TINY_S)
+            share = min(1.0, alone_s / (int(durations.total[price_class]) / TICKS_PER_S))
+            return [share], share / price.bus[0].s_per_unit
+        rows = self._load_slices[price_class]
         start = 2 * self._kernel_count
-        alone_s = durations.lone_s[start : start + self._load_count][rows]
-        longest_s = max(float(alone_s.max()), TINY_S)
-        links = (link for link, _ in self.template.tasks[index].link_bytes)
-        moved = float((alone_s / self._load_s_per_byte[rows]).max())
-        loads = dict(zip(links, (alone_s / longest_s).tolist(), strict=True))
-        return loads, max(moved / longest_s, TINY_S)
+        each_s = durations.lone_s[start : start + self._load_count][rows]
+        longest_s = max(float(each_s.max()), TINY_S)
+        moved = float((each_s / self._load_s_per_byte[rows]).max())
+        return (each_s / longest_s).tolist(), max(moved / longest_s, TINY_S)
+
+    @cached_property
+    def most_loads(self) -> tuple[Mapping[str, float], ...]:
+        """For each task the most that it can take of each link it crosses, whatever the step: a constant
+        where the amounts on all its links are proportional, else all of it."""
+        by_class = [_most_loads(price) for price in self._prices]
+        return tuple(
+            dict(zip(links, by_class[price_class], strict=True)) if links else {}
+            for links, price_class in zip(self.links_of_task, self.class_of_task.tolist(), strict=True)
+        )
 
     def split_s(self, lone_s: Floats) -> Floats:
         """Seconds of each class by `PARTS`: shape [..., class, part], for lone times of shape [..., form]."""
@@ -169,11 +207,27 @@ class PricedTemplate:
             loads = lone_s[..., 2 * count : 2 * count + self._load_count]
             moving_s = np.maximum.reduceat(loads, self._load_starts, axis=-1)
             result[..., kernels : kernels + flows, 2] = moving_s + self._latency_s[kernels : kernels + flows]
-        result[..., kernels + flows :, 3] = lone_s[..., 2 * count + self._load_count :]
+        result[..., kernels + flows :, 3] = lone_s[..., 2 * count + self._load_count : self._bus_start]
         return result
 
 
 TINY_S = 1e-300
+
+
+def _most_loads(price: _Price) -> list[float]:
+    """The largest loads a class can have on its links: exact where its forms are multiples of one another."""
+    if not price.loads:
+        return [1.0] * len(price.bus)
+    first = price.loads[0].coefficients
+    pivot = next((at for at, count in enumerate(first) if count), None)
+    if pivot is None or not all(_is_multiple(form.coefficients, first, pivot) for form in price.loads):
+        return [1.0] * len(price.loads)
+    seconds = [form.coefficients[pivot] * form.s_per_unit for form in price.loads]
+    return [each / max(seconds) for each in seconds]
+
+
+def _is_multiple(form: Sequence[int], of: Sequence[int], pivot: int) -> bool:
+    return all(a * of[pivot] == b * form[pivot] for a, b in zip(form, of, strict=True))
 
 
 def _starts(counts: Sequence[int]) -> NDArray[np.intp]:
@@ -196,9 +250,24 @@ class _Pricer:
         self.launch = engine.launch
         self.engine_step_s = step_s(engine, program.machine.hosts[program.host].host)
 
+    def links_crossed(self, task: Task) -> tuple[str, ...]:
+        """The links a task flows over: those it puts bytes on, or the memory bus a kernel computes over."""
+        if task.kind == "compute":
+            bus = self._bus(task)
+            return (bus.name,) if bus is not None else ()
+        return tuple(link for link, _ in task.link_bytes)
+
+    def _bus(self, task: Task) -> Directed | None:
+        """The memory bus of the host on whose DRAM a task computes, where the machine has one."""
+        memory = self.program.machine.memory_of(task.place)
+        return self.links.get(f"{memory}.bus") if memory in self.program.machine.hosts else None
+
     def price(self, task: Task) -> _Price:
         if task.kind == "compute":
-            return _Price(task.microbatch, kernels=tuple(self._kernels(task)))
+            bus = self._bus(task)
+            moved = total(work.moved_bytes for work in task.works)
+            over_bus = (_Form(moved.coefficients, 1 / bus.bytes_per_s),) if bus is not None else ()
+            return _Price(task.microbatch, kernels=tuple(self._kernels(task)), bus=over_bus)
         if task.kind == "host":
             return _Price(task.microbatch, host=(self._host(task),))
         directed = [self.links[name] for name, _ in task.link_bytes]
@@ -254,4 +323,6 @@ class _Pricer:
     def _ends(self, task: Task, directed: Sequence[Directed]) -> tuple[str, tuple[str, ...]]:
         """The memory that a copy starts from, and those that it goes to."""
         targets = dict.fromkeys(tensor.memory for tensor in task.writes) or (task.place,)
-        return directed[0].source, tuple(targets)
+        first = directed[0]  # a bus is one link in both directions: its name tells the memory
+        source = first.name.removesuffix(".bus") if first.name.endswith(".bus") else first.source
+        return source, tuple(targets)

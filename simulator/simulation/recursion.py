@@ -2,10 +2,10 @@
 
     finish = max(launch, finish of what it needs, finish of the previous task on each stream) + duration
 
-It carries from plan to plan when each stream and each kept tensor becomes free. In R every flow has its
-links to itself; the *certificate* tells whether that was true. If no two flows of R's schedule overlap on
-a common link, an event-by-event simulation with shared links ends every task at the same tick: up to the
-first overlap both schedules are one, and there is none.
+It carries from plan to plan when each stream and each kept tensor becomes free. In R every flow has its lone
+speed; the *certificate* tells whether that was true. If at every moment of R's schedule the loads of the
+flows on each link fit on it, an event-by-event simulation with shared links ends every task at the same tick:
+up to the first moment at which they do not both schedules are one, and there is none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from simulator.placement.plan import Template
+from simulator.simulation.flows import fits
 from simulator.simulation.pricing import Durations, PricedTemplate
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The time during which a flow holds its links. What it takes of them is worked out only where it
+    matters: flows hardly ever overlap."""
+
+    start: int
+    end: int
+    priced: PricedTemplate
+    durations: Durations
+    task: int
+
+    def load(self, link: str) -> float:
+        return self.priced.lone_flow(self.task, self.durations)[0][link]
 
 
 @dataclass
@@ -26,13 +42,13 @@ class Carried:
     """When each stream has finished all it was given."""
     ready: dict[str, int] = field(default_factory=dict)
     """When each kept tensor's latest version is there."""
-    flows: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
-    """Spans during which flows held each link, those that may still be running."""
+    flows: dict[str, list[Span]] = field(default_factory=lambda: defaultdict(list))
+    """The flows over each link that may still be running."""
 
     def forget_before(self, tick: int) -> None:
         """Drop flows that ended by `tick`; nothing launched later can meet them."""
         for link, spans in self.flows.items():
-            self.flows[link] = [span for span in spans if span[1] > tick]
+            self.flows[link] = [span for span in spans if span.end > tick]
 
 
 @dataclass(frozen=True)
@@ -42,7 +58,8 @@ class Schedule:
     starts: tuple[int, ...]
     ends: tuple[int, ...]
     crowded_link: str | None
-    """A link on which two flows met, so that the schedule is no certificate; None if there is none."""
+    """A link that could not give every flow its lone speed, so that the schedule is no certificate; None if
+    there is none."""
 
 
 def schedule(priced: PricedTemplate, durations: Durations, launch: int, carried: Carried) -> Schedule:
@@ -69,16 +86,26 @@ def schedule(priced: PricedTemplate, durations: Durations, launch: int, carried:
         for tensor in task.writes:
             if tensor.kept:
                 carried.ready[tensor.name] = end
-        flow = (earliest + latency[classes[index]], end)
-        for link, _ in task.link_bytes:
-            crowded = crowded or _crowding(carried.flows[link], flow, link)
-            carried.flows[link].append(flow)
+        links = priced.links_of_task[index]
+        if links:
+            flow = Span(earliest + latency[classes[index]], end, priced, durations, index)
+            for link in links:
+                crowded = crowded or _crowding(carried.flows[link], flow, link)
+                carried.flows[link].append(flow)
     return Schedule(tuple(starts), tuple(ends), crowded)
 
 
-def _crowding(spans: Sequence[tuple[int, int]], flow: tuple[int, int], link: str) -> str | None:
-    overlaps = any(start < flow[1] and flow[0] < end for start, end in spans)
-    return link if overlaps else None
+def _crowding(spans: Sequence[Span], flow: Span, link: str) -> str | None:
+    """The link, if at some moment of `flow` the loads of all flows on it are more than it can carry."""
+    near = [span for span in spans if span.start < flow.end and flow.start < span.end]
+    if not near:
+        return None
+    loads = {id(span): span.load(link) for span in (*near, flow)}
+    if fits(list(loads.values())):
+        return None
+    moments = {max(flow.start, span.start) for span in near}
+    together = ([flow, *(span for span in near if span.start <= at < span.end)] for at in moments)
+    return None if all(fits([loads[id(span)] for span in group]) for group in together) else link
 
 
 def critical_path(template: Template, timed: Schedule, nodes: Sequence[int]) -> list[int]:

@@ -3,18 +3,20 @@
 When nothing of earlier plans is under way at launch, R is a max-plus expression of the class prices
 alone. Tasks with the same predecessors and the same price end together (the ranks of a tensor-parallel
 stage do); a predecessor that precedes another one never decides; a chain is a count of classes. Most
-templates reduce to one chain, so that pricing a step is a dot product; the result is R's to the tick.
+templates reduce to one chain, so that pricing a step is a dot product; the result is R's to the tick. Several
+steps are evaluated at once, as rows of arrays.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.placement.plan import Template
+from simulator.simulation.flows import FULL
 from simulator.simulation.pricing import PricedTemplate
 from simulator.simulation.ticks import Ticks
 
@@ -39,8 +41,23 @@ class Reduced:
     """The segment whose end is the step's outcome."""
     nodes: tuple[int, ...]
     """The node of each task; tasks that always end together are one."""
-    never_crowded: bool
-    """No two flows on a common link can overlap, whatever the durations: one always precedes the other."""
+    peak_loads: Mapping[str, float]
+    """For each link a bound on what all flows of one step take of it at any moment, whatever the
+    durations."""
+    trailing_links: frozenset[str]
+    """Links that are crossed by tasks that the outcome does not wait for."""
+    drains: bool
+    """Whether everything has ended when the outcome has."""
+
+    @cached_property
+    def never_crowded(self) -> bool:
+        """Whether no flow can be slowed by another of the same step."""
+        return all(load <= 1.0 for load in self.peak_loads.values())
+
+    @cached_property
+    def _counts(self) -> NDArray[np.int64]:
+        """Of each class in each segment."""
+        return np.array([segment.counts for segment in self.segments], dtype=np.int64).T.copy()
 
     def ends(self, total: Ticks) -> list[int]:
         """Ticks after launch at which each segment ends, given each class's duration."""
@@ -50,7 +67,33 @@ class Reduced:
             ends.append(start + int(segment.counts @ total))
         return ends
 
-    def critical_counts(self, ends: list[int]) -> NDArray[np.int64]:
+    def ends_of_many(self, total: Ticks) -> Ticks:
+        """As `ends` for several steps, given a row of durations for each: shape [step, segment]."""
+        ends: Ticks = total @ self._counts
+        for index, segment in enumerate(self.segments):
+            if len(segment.before) == 1:
+                ends[:, index] += ends[:, segment.before[0]]
+            elif segment.before:
+                ends[:, index] += ends[:, list(segment.before)].max(axis=1)
+        return ends
+
+    def critical_counts_of_many(self, ends: Ticks) -> NDArray[np.int64]:
+        """As `critical_counts` for several steps: shape [step, class]."""
+        first = self.segments[0].counts
+        if len(self.segments) == 1:
+            return np.broadcast_to(first, (len(ends), len(first)))
+        counts: NDArray[np.int64] = np.zeros((len(self.segments), len(ends), len(first)), dtype=np.int64)
+        rows = np.arange(len(ends))
+        for index, segment in enumerate(self.segments):
+            counts[index] = segment.counts
+            if segment.before:
+                by_node = np.array(sorted(segment.before, key=lambda i: -self.segments[i].last_node))
+                decides = by_node[ends[:, by_node].argmax(axis=1)]
+                counts[index] += counts[decides, rows]
+        of_outcome: NDArray[np.int64] = counts[self.outcome]
+        return of_outcome
+
+    def critical_counts(self, ends: Sequence[int]) -> NDArray[np.int64]:
         """How many tasks of each class lie on the path that decides the outcome."""
         if len(self.segments) == 1:
             return self.segments[0].counts
@@ -85,9 +128,18 @@ def reduce(priced: PricedTemplate) -> Reduced:
                 mask |= 1 << node
             ancestors.append(mask)
         canonical.append(known[key])
-    segments, end_of = _chains(nodes, canonical[template.outcome], priced.class_count)
-    crowdable = not _never_crowded(template, canonical, ancestors)
-    return Reduced(segments, end_of[canonical[template.outcome]], tuple(canonical), not crowdable)
+    outcome = canonical[template.outcome]
+    segments, end_of = _chains(nodes, outcome, priced.class_count)
+    before_outcome = ancestors[outcome] | 1 << outcome
+    trailing = frozenset(
+        link
+        for node, links in zip(canonical, priced.links_of_task, strict=True)
+        for link in links
+        if not before_outcome >> node & 1
+    )
+    drains = before_outcome == (1 << len(nodes)) - 1
+    peaks = _peak_loads(priced, canonical, ancestors, _descendants(nodes))
+    return Reduced(segments, end_of[outcome], tuple(canonical), peaks, trailing, drains)
 
 
 def _chains(
@@ -114,14 +166,38 @@ def _chains(
     return tuple(joined), segment_of
 
 
-def _never_crowded(template: Template, canonical: list[int], ancestors: list[int]) -> bool:
-    flows: dict[str, list[int]] = {}
-    for index, task in enumerate(template.tasks):
-        for link, _ in task.link_bytes:
-            flows.setdefault(link, []).append(canonical[index])
-    for nodes in flows.values():
-        for a, b in combinations(nodes, 2):
-            ordered = a != b and (ancestors[b] >> a & 1 or ancestors[a] >> b & 1)
-            if not ordered:
-                return False
-    return True
+def _descendants(nodes: list[tuple[tuple[int, ...], int]]) -> list[int]:
+    """For each node a mask of those that it precedes."""
+    masks = [0] * len(nodes)
+    for node in range(len(nodes) - 1, -1, -1):
+        for before in nodes[node][0]:
+            masks[before] |= masks[node] | 1 << node
+    return masks
+
+
+def _peak_loads(
+    priced: PricedTemplate, canonical: list[int], ancestors: list[int], descendants: list[int]
+) -> dict[str, float]:
+    """For each link the most that a flow and all that it is not ordered with can take of it together; a sum
+    of two or more that does not surely fit counts as more than the link has."""
+    flows: dict[str, dict[int, list[float]]] = {}
+    for node, loads in zip(canonical, priced.most_loads, strict=True):
+        for link, load in loads.items():
+            flows.setdefault(link, {}).setdefault(node, []).append(load)
+    peaks = {}
+    for link, loads_of in flows.items():
+        on_link = sum(1 << node for node in loads_of)
+        peaks[link] = 0.0
+        for node in loads_of:
+            unordered = on_link & ~(ancestors[node] | descendants[node])
+            together = [load for each in _members(unordered) for load in loads_of[each]]
+            peaks[link] = max(peaks[link], sum(together) / (FULL if len(together) > 1 else 1.0))
+    return peaks
+
+
+def _members(mask: int) -> Iterator[int]:
+    """The nodes of a mask."""
+    while mask:
+        lowest = mask & -mask
+        yield lowest.bit_length() - 1
+        mask ^= lowest

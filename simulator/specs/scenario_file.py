@@ -14,7 +14,7 @@ from simulator.specs.quantities import Quantity, Seconds, SharePerYear, UsdPerKw
 from simulator.specs.weight_formats import WEIGHT_CHOICES
 from simulator.specs.workload import Workload, id_or_file
 
-Fidelity = Literal["task", "step"]
+Fidelity = Literal["task", "step", "fast"]
 
 SLO_METRICS = tuple(
     f"{what}_{how}"
@@ -116,5 +116,6 @@ class ScenarioFile(Spec):
     """Energy price, site overhead, life and discount."""
     seed: Annotated[WholeNumber, Field(ge=0, le=10**15)] = 0
     """Of every random draw."""
-    fidelity: Fidelity = "step"
-    """Whether each task or each step is an event on the clock."""
+    fidelity: Fidelity = "fast"
+    """Whether each task is an event on the clock, each step, or whole runs of decode steps. Results are the
+    same."""

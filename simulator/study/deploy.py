@@ -1,4 +1,4 @@
-"""Brings a scenario's parts together: machine, model, engine and strategy become a placed model."""
+"""Brings a scenario's parts together: machine, model, engine and strategy become placed models that serve."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from simulator.errors import InputError, Problem, SimulatorError
 from simulator.graph.machine import machine_graph
 from simulator.graph.work import Formats
-from simulator.placement.memory import Budget, budget
+from simulator.placement.memory import Budget, budget, together
 from simulator.placement.placement import NotPlaceable
-from simulator.placement.program import Program
+from simulator.placement.program import Program, by_placement, programs_of
 from simulator.placement.strategies import Strategy
 from simulator.serving.arrivals import Request, Source, from_trace, generate, users_of
 from simulator.specs.architecture import Architecture
@@ -32,29 +32,42 @@ from simulator.specs.workload import HistogramLengths, TraceArrivals, Workload
 class Deployment:
     """A model placed on a machine and served by an engine, with the account of its memories."""
 
-    program: Program
+    programs: tuple[Program, ...]
+    """One for each serving loop: those of a placement, and those of its replicas."""
     engine: Engine
     figures: tuple[Figure, ...] = ()
     """Uncertain figures of the machine and the engine."""
 
+    @property
+    def program(self) -> Program:
+        """The first."""
+        return self.programs[0]
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Every device that computes."""
+        return tuple(dict.fromkeys(d for program in self.programs for d in program.placement.devices))
+
     @cached_property
     def budget(self) -> Budget:
-        """The account of every memory the placement touches."""
-        return budget(self.program, self.engine)
+        """The account of every memory the placements touch."""
+        budgets = [budget(loops[0], self.engine) for loops in by_placement(self.programs)]
+        return together(budgets, self.engine)
 
     @property
     def host(self) -> Host:
-        """The host whose thread drives the placement."""
+        """The host where requests arrive, and whose thread drives the first placement."""
         return self.program.machine.hosts[self.program.host].host
 
     @property
     def cores(self) -> int:
-        """Cores left for requests: without the share a `cpu` device of the placement computes on, and
-        without the engine's own thread. At least one."""
+        """Cores left for requests: without the share a `cpu` device of a placement computes on, and
+        without the thread of each serving loop that the host drives. At least one."""
         assert self.host.cores is not None
-        used = {self.program.machine.memory_of(device) for device in self.program.placement.devices}
+        used = {self.program.machine.memory_of(device) for device in self.devices}
         taken = self.host.cpu.share if self.host.cpu is not None and self.program.host in used else 0.0
-        return max(1, math.floor(self.host.cores * (1 - taken)) - 1)
+        threads = sum(program.host == self.program.host for program in self.programs)
+        return max(1, math.floor(self.host.cores * (1 - taken)) - threads)
 
 
 def deploy(
@@ -64,11 +77,13 @@ def deploy(
     """Place a model; raises InputError for files that cannot be used."""
     graph = machine_graph(load_machine(machine_ref, catalogue, case))
     engine = catalogue.engine(engine_id, case)
-    placement = strategy.place(model, graph)
-    if isinstance(placement, NotPlaceable):
-        return placement
+    placed = strategy.place(model, graph)
+    if isinstance(placed, NotPlaceable):
+        return placed
     formats = Formats(precision.weights, precision.activations, precision.kv_cache)
-    program = Program(model, placement, graph, formats, engine.record.is_eager)
+    placements = placed if isinstance(placed, tuple) else (placed,)
+    programs = programs_of(model, placements, graph, formats, engine.record.is_eager)
+    program = programs[0]
     unstorable = _why_not_storable(program)
     if unstorable is not None:
         return NotPlaceable(unstorable)
@@ -76,7 +91,7 @@ def deploy(
     if host.host.cores is None:
         return NotPlaceable(f"host {host.host_id} does not say how many cores it has (unknown)")
     engine_figures = tuple(figure.under(f"engines.{engine_id}") for figure in engine.figures)
-    return Deployment(program, _for_model(engine.record, model), graph.machine.figures + engine_figures)
+    return Deployment(programs, _for_model(engine.record, model), graph.machine.figures + engine_figures)
 
 
 def _why_not_storable(program: Program) -> str | None:

@@ -60,7 +60,7 @@ def economics(deployment: Deployment, record: RunRecord, cost: Cost, unknown_as_
 
 def _parts(deployment: Deployment, record: RunRecord) -> Iterator[_Part]:
     machine = deployment.program.machine
-    used = set(deployment.program.placement.devices)
+    used = set(deployment.devices)
     for node in machine.machine.nodes:
         in_node = [placed for placed in machine.devices.values() if placed.node == node.name]
         accelerators = [placed for placed in in_node if placed.device.kind != "cpu"]

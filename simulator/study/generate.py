@@ -193,7 +193,7 @@ def _clock(
     if reason is not None:
         return reason
     record = serve(
-        deployment.program, deployment.engine, deployment.budget.kv_blocks,
+        deployment.programs, deployment.engine, deployment.budget.kv_blocks,
         lambda: Source([Request(0, 0.0, *tokens)]), cores=deployment.cores,
     )  # fmt: skip
     return list(accumulate((record.requests[0].first_received_s, *record.gaps_s.tolist())))

@@ -131,7 +131,7 @@ def simulate(run: RunSpec, cost: Cost, case: Case, catalogue: Catalogue) -> RunR
     if reason is not None:
         return replace(blank, reason=reason, memory=memory)
     record = serve(
-        deployment.program, deployment.engine, deployment.budget.kv_blocks,
+        deployment.programs, deployment.engine, deployment.budget.kv_blocks,
         lambda: source_of(run.workload, requests), run.fidelity, deployment.cores,
         RECORDED_STEPS if case == "nominal" else 0,
     )  # fmt: skip
@@ -151,7 +151,9 @@ def _row(
         blank,
         fits=True,
         fidelity=record.fidelity,
-        crowded_link=record.crowded_link,
+        crowded=record.crowded,
+        event_steps=record.event_steps,
+        steps=record.step_count,
         saturated=open_loop and is_saturated(record),
         memory=memory_use(deployment, record.peak_blocks),
         requests=_counts(record),

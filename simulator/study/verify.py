@@ -24,14 +24,15 @@ from simulator.placement.memory import split_chunks
 from simulator.placement.occupancy import peak_occupancy, standing_bytes
 from simulator.placement.placement import NotPlaceable
 from simulator.placement.plan import Plan, flaws
-from simulator.placement.program import Program
+from simulator.placement.program import Program, by_placement
 from simulator.placement.strategies import STRATEGIES, Strategy
 from simulator.results.records import RunRecord
 from simulator.serving.actions import Step
 from simulator.serving.arrivals import Request
 from simulator.serving.scheduler import Scheduler
 from simulator.simulation.clock import Recorded
-from simulator.simulation.serve import Observer, Serving
+from simulator.simulation.loop import Observer
+from simulator.simulation.serve import Serving
 from simulator.specs.architecture import Architecture
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.engine import Engine
@@ -103,11 +104,11 @@ class Verified:
 class Simulated:
     """A run on the clock, ready to be carried out."""
 
-    program: Program
+    programs: tuple[Program, ...]
     record: RunRecord
     steps: tuple[Recorded, ...]
     chunks: tuple[tuple[Chunk, ...], ...]
-    """Of each step, with blocks, as the scheduler decided them."""
+    """Of each step, with blocks, as its loop's scheduler decided them."""
 
 
 def verify_scenario(
@@ -145,23 +146,26 @@ def verify_run(run: RunSpec, catalogue: Catalogue) -> Verified:
     too_large = _too_large(deployment)
     if too_large:
         return replace(blank, mismatches=(too_large,))
-    engine, blocks = made_scarce(deployment.engine, requests)
+    engine, blocks = made_scarce(deployment.engine, requests, deployment.programs)
     deployment = replace(deployment, engine=engine)
     simulated = simulate_for_replay(deployment, requests, blocks, run.workload)
     return compare(blank, simulated, requests, engine, blocks, run.seed)
 
 
 def _too_large(deployment: Deployment) -> str | None:
-    elements = sum(resident.parameter.elements for resident in deployment.program.residents())
+    loops = by_placement(deployment.programs)
+    elements = sum(r.parameter.elements for programs in loops for r in programs[0].residents())
     if elements <= MOST_PARAMETERS:
         return None
     return (f"{elements:,} parameters are too many to carry out; `verify` takes up to {MOST_PARAMETERS:,}: "
             "use a small model of the same family")  # fmt: skip
 
 
-def made_scarce(engine: Engine, requests: Sequence[Request]) -> tuple[Engine, int]:
-    """The engine with a token budget that cuts the longest prompt (where it may), and fewer KV blocks than
-    the requests together want, so that chunks and preemption are verified too."""
+def made_scarce(
+    engine: Engine, requests: Sequence[Request], programs: Sequence[Program]
+) -> tuple[Engine, int]:
+    """The engine with a token budget that cuts the longest prompt (where it may), and fewer KV blocks of each
+    placement than its share of the requests wants, so that chunks and preemption are verified too."""
     scheduler = engine.scheduler
     size = min(scheduler.kv_block_tokens, SMALL_BLOCK_TOKENS)
     wanted = [-(-(request.prompt_tokens + request.output_tokens) // size) for request in requests]
@@ -171,7 +175,8 @@ def made_scarce(engine: Engine, requests: Sequence[Request]) -> tuple[Engine, in
         budget = min(scheduler.max_num_batched_tokens, max(len(requests), longest * 2 // 3))
         changes |= {"max_num_batched_tokens": budget, "max_num_seqs": min(scheduler.max_num_seqs, budget)}
     scarce = engine.model_copy(update={"scheduler": scheduler.model_copy(update=changes)})
-    return scarce, max(max(wanted), sum(wanted) // 2)
+    each_loop = max(max(wanted), sum(wanted) // (2 * len(programs)))
+    return scarce, each_loop * programs[0].placement.loops
 
 
 def simulate_for_replay(
@@ -184,12 +189,11 @@ def simulate_for_replay(
         decided.append(scheduler.chunks())
 
     serving = Serving(
-        deployment.program, deployment.engine, blocks, source_of(workload, tuple(requests)), "task",
+        deployment.programs, deployment.engine, blocks, source_of(workload, tuple(requests)), "task",
         deployment.cores, record_steps=2**62, observer=Observer(note),
     )  # fmt: skip
     record = serving.run()
-    steps = tuple(sorted(serving.clock.recorded, key=lambda recorded: recorded.step))
-    return Simulated(deployment.program, record, steps, tuple(decided))
+    return Simulated(deployment.programs, record, tuple(serving.clock.recorded), tuple(decided))
 
 
 def compare(
@@ -198,9 +202,11 @@ def compare(
     """Carry a simulated run out and compare everything the plan says with what happened."""
     from simulator.execution import replay as real
 
-    program, record = simulated.program, simulated.record
+    programs, record = simulated.programs, simulated.record
+    program, loops = programs[0], by_placement(programs)
     steps = [
-        real.TimedPlan(_plan(program, recorded, chunks), recorded.timed.starts, recorded.timed.ends)
+        real.TimedPlan(_plan(programs[recorded.loop], recorded, chunks), recorded.timed.starts,
+                       recorded.timed.ends)
         for recorded, chunks in zip(simulated.steps, simulated.chunks, strict=True)
     ]
     finished = {r.number: r.output_tokens for r in record.requests if r.status == "finished"}
@@ -210,11 +216,12 @@ def compare(
     size = engine.scheduler.kv_block_tokens
     with real.repeatable():
         network = real.random_model(program.model, seed, program.storage)
-        happened = real.replay([program], network, prompts, steps, blocks, size)
+        happened = real.replay(programs, network, prompts, steps, blocks, size)
         tokens, logits = real.reference(network, prompts, finished)
     difference = real.largest_difference(happened.logits, logits)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.named_parameters()}
-    found = _flaws_of(program, steps) + residency_flaws(program, shapes)
+    found = _flaws_of(programs, steps)
+    found += [flaw for replica in loops for flaw in residency_flaws(replica[0], shapes)]
     found += [happened.fault] if happened.fault else []
     found += happened.wrong_flops[:MOST_FLAWS]
     if difference > LOGITS_TOLERANCE:
@@ -223,7 +230,8 @@ def compare(
     if wrong:
         found.append(f"tokens of sequences {wrong} differ from plain generation's")
     if not happened.fault:
-        standing = standing_bytes(program, blocks, size, len(prompts))
+        each = (standing_bytes(replica[0], blocks, size, len(prompts)) for replica in loops)
+        standing = sum(each, Counter[str]())
         found += _accounts(happened, record, [timed.plan for timed in steps], standing, real.moments(steps))
     return replace(
         blank,
@@ -268,8 +276,8 @@ def _prompt(model: Architecture, request: Request, seed: int) -> list[int]:
     return [int(token) for token in rng.integers(0, model.vocab_size, request.prompt_tokens)]
 
 
-def _flaws_of(program: Program, steps: Sequence[Any]) -> list[str]:
-    resident = [resident.tensor.name for resident in program.residents()]
+def _flaws_of(programs: Sequence[Program], steps: Sequence[Any]) -> list[str]:
+    resident = [resident.tensor.name for program in programs for resident in program.residents()]
     templates = {id(timed.plan.template): timed.plan.template for timed in steps}
     return [flaw for template in templates.values() for flaw in flaws(template, resident)][:MOST_FLAWS]
 

@@ -16,6 +16,7 @@ from simulator.placement.placement import Placement
 from simulator.placement.plan import Resident, Task, Template, with_frees
 from simulator.placement.program import Program
 from simulator.serving.scheduler import Scheduler
+from simulator.simulation import serve
 from tests.placed import PLACEMENTS, stages, streaming, verified
 
 SPLIT = Placement("split", stages(("gpu-0", 2), ("gpu-1", 2)))
@@ -38,6 +39,25 @@ def test_what_is_simulated_is_what_torch_computes(placement: Placement, model: s
     assert row.tokens == 13
     assert row.preemptions > 0, "the blocks are meant to be scarce"
     assert 0 < row.logits_difference < 1e-9
+
+
+@pytest.mark.parametrize("loops", [1, 2])
+def test_replicas_are_carried_out_side_by_side(loops: int) -> None:
+    """Each with its own weights and KV blocks, their steps interleaved by the clock."""
+    replicas = (
+        Placement("replicas", stages(("gpu-0", 2), ("gpu-1", 2)), loops=loops),
+        Placement("replicas", stages(("gpu-2+gpu-3", 4))),
+    )
+    row = verified(replicas[0], "tiny-llama", *replicas[1:])
+    assert (row.status, row.mismatches) == ("ok", ())
+    assert row.tokens == 13
+
+
+def test_loops_that_take_each_others_blocks_are_caught(monkeypatch) -> None:
+    """Two loops of a placement that both number their blocks from 0 overwrite each other's cache."""
+    monkeypatch.setattr(serve, "block_ranges", lambda programs, count: (range(count // 2),) * len(programs))
+    row = verified(Placement("loops", stages(("gpu-0", 2), ("gpu-1", 2)), loops=2))
+    assert row.status == "mismatch"
 
 
 def changed(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:

@@ -7,10 +7,17 @@ from hypothesis import strategies as st
 from simulator.graph.machine import machine_graph
 from simulator.graph.shape import Chunk
 from simulator.graph.work import Formats
-from simulator.placement.memory import budget, refusal, split_chunks
+from simulator.placement.memory import budget, refusal, split_chunks, together
 from simulator.placement.placement import Placement
 from simulator.placement.program import Program
-from simulator.placement.strategies import LayerSplit, SingleDevice, Strategy, TensorParallel
+from simulator.placement.strategies import (
+    DataParallel,
+    LayerSplit,
+    PipelineParallel,
+    SingleDevice,
+    Strategy,
+    TensorParallel,
+)
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.machine import load_machine
 from tests.placed import engine, machine, model
@@ -64,6 +71,40 @@ def test_an_engine_that_takes_a_share_of_what_is_free():
     (gpu,) = (need for need in account.needs if need.memory == "gpu-0")
     left = gpu.capacity_bytes - gpu.weights_bytes - gpu.activations_bytes - gpu.engine_bytes
     assert gpu.room_bytes == pytest.approx(0.8 * left, abs=1)
+
+
+def test_every_loop_of_a_placement_has_its_own_activations_and_blocks():
+    """Four loops of a pipeline: weights once, activations four times, a quarter of the blocks each."""
+    one, four = (
+        budget(placed(PipelineParallel(stages=4, loops=loops), "hgx-h100-8"), engine()) for loops in (1, 4)
+    )
+    for alone, shared in zip(one.needs, four.needs, strict=True):
+        assert shared.weights_bytes == alone.weights_bytes
+        assert shared.kv_block_bytes == alone.kv_block_bytes
+        if alone.memory == "gpu-0":  # on the last stage the sampler's warm-up is more, and is done once
+            assert shared.activations_bytes == 4 * alone.activations_bytes
+    assert four.kv_blocks <= one.kv_blocks
+    assert four.blocks_of_a_loop == four.kv_blocks // 4
+    tokens = (four.blocks_of_a_loop + 1) * 16
+    assert refusal(one, tokens) is None
+    assert refusal(four, tokens) is not None
+
+
+def test_replicas_share_nothing_but_the_host():
+    """Each memory of a replica is as in a placement alone; what all put into the host's adds up."""
+    strategy = DataParallel(replicas=2)
+    placements = strategy.place(model("llama-3.1-8b"), machine("hgx-h100-8"))
+    assert isinstance(placements, tuple)
+    both = [budget(Program(model("llama-3.1-8b"), each, machine("hgx-h100-8"), BF16), engine()) for each in placements]
+    account = {need.memory: need for need in together(both, engine()).needs}
+    assert list(account) == ["host", "gpu-0", "gpu-1"]
+    for alone in both:
+        for need in alone.needs:
+            if need.memory != "host":
+                assert account[need.memory] == need
+    hosts = [need.activations_bytes for alone in both for need in alone.needs if need.memory == "host"]
+    assert account["host"].activations_bytes == sum(hosts) > 0
+    assert together(both, engine()).kv_blocks == both[0].kv_blocks
 
 
 def test_a_refusal_does_its_sums():

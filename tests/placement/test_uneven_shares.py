@@ -40,8 +40,8 @@ def test_two_ranks_share_three_blocks() -> None:
     held = {r.tensor.memory: r.parameter.shape for r in placed.residents()
             if r.parameter.name == "layers.0.mlp.down_proj.weight"}  # fmt: skip
     assert sorted(shape[1] for shape in held.values()) == [32, 64]
-    scarce, blocks = made_scarce(engine(), REQUESTS)
-    simulated = simulate_for_replay(Deployment(placed, scarce), REQUESTS, blocks, WORKLOAD)
+    scarce, blocks = made_scarce(engine(), REQUESTS, (placed,))
+    simulated = simulate_for_replay(Deployment((placed,), scarce), REQUESTS, blocks, WORKLOAD)
     row = compare(Verified("machine", "wide", "two ranks", "not placed"), simulated, REQUESTS, scarce, blocks, 3)
     assert (row.status, row.mismatches, row.weights) == ("ok", (), "fp4")
 

@@ -56,11 +56,12 @@ def test_a_narrow_terminal_gets_paragraphs_and_no_word_is_cut():
 
 
 def test_notes_say_what_the_table_has_no_room_for():
-    run = a_run(requests={"finished": 90, "rejected": 10, "failed": 0}, crowded_link="pcie-0", preemptions=3)
+    run = a_run(requests={"finished": 90, "rejected": 10, "failed": 0}, preemptions=3,
+                crowded={"pcie-0": 2, "uplink": 1}, event_steps=7, steps=900)  # fmt: skip
     assert notes(a_study(run, unfit())) == [
         "single_device on box: of 100 requests 10 rejected",
         "single_device on box: 3 preemptions for want of KV blocks",
-        "single_device on box: simulated task by task, because transfers share pcie-0",
+        "single_device on box: 7 of 900 steps simulated task by task, because transfers share pcie-0, uplink",
         "tensor_parallel 4 on box: does not fit: needs 91.2 GiB of 79.6 GiB on gpu-3: weights 70.1",
     ]
 

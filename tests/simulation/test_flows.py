@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from simpy import Environment
 
-from simulator.simulation.flows import Flow, SharedLinks, fair_speeds
+from simulator.simulation.events import FLOWS, after
+from simulator.simulation.flows import FULL, Flow, SharedLinks, fair_speeds, fits
 
 LINKS = ("a", "b", "c", "d")
 TOLERANCE = 1e-9
@@ -79,6 +82,31 @@ def test_unequal_speeds_by_hand() -> None:
     assert fair_speeds(flows) == pytest.approx([1 / 3, 1 / 3, 1 / 3, 2 / 3])
 
 
+@st.composite
+def loads_that_fit(draw: st.DrawFn) -> list[dict[str, float]]:
+    """Flows whose loads add up, on the fullest link, to as much as fits or less."""
+    each_loads = draw(st.lists(loads(), min_size=2, max_size=7))
+    fullest = max(math.fsum(each.get(link, 0.0) for each in each_loads) for link in LINKS)
+    scale = draw(st.sampled_from([1.0, 0.999_999, 0.5, 0.01])) * FULL / fullest * (1 - 1e-15)
+    return [{link: load * scale for link, load in each.items()} for each in each_loads]
+
+
+@settings(max_examples=300)
+@given(loads_that_fit(), st.lists(st.floats(1e-3, 1e12), min_size=7, max_size=7))
+def test_flows_that_fit_have_exactly_their_lone_speed(
+    each_loads: list[dict[str, float]], bytes_per_s: list[float]
+) -> None:
+    """What the certificate rests on: no error of rounding slows a flow whose link has room for all."""
+    assert all(fits([each[link] for each in each_loads if link in each]) for link in LINKS)
+    flows = [flow(each, bytes_per_s=rate) for each, rate in zip(each_loads, bytes_per_s, strict=False)]
+    assert fair_speeds(flows) == [1.0] * len(flows)
+
+
+def test_two_flows_that_fill_a_link_do_not_pass_for_ones_that_fit() -> None:
+    assert fits([1.0]) and fits([]) and fits([0.5, 0.4999])
+    assert not fits([0.5, 0.5]) and not fits([0.7, 0.4])
+
+
 # --- in time ------------------------------------------------------------------------------------------------
 
 
@@ -118,6 +146,35 @@ def test_a_flow_slowed_through_another_link_by_hand() -> None:
     """X on a, Y on a and b, Z on b; lone 60 ticks each, all at 0: all at half speed until 120."""
     ends = ends_of((0, {"a": 1.0}, 60), (0, {"a": 1.0, "b": 1.0}, 60), (0, {"b": 1.0}, 60))
     assert ends == [120, 120, 120]
+
+
+def test_flows_that_fit_beside_each_other_take_their_lone_ticks() -> None:
+    """0.6 and 0.3 of a link fit. A third that wants 0.2 comes at 10: until the second has gone, at 30, the two
+    smaller ones have what they want and 0.5 is left to the first, 5/6 of its speed. It then has done 10 + 20 *
+    5/6 of its 60 ticks, and the rest fits again: 63 1/3, rounded up."""
+    first, second, third = (0, {"a": 0.6}, 60, 0.6), (0, {"a": 0.3}, 30, 0.3), (10, {"a": 0.2}, 100, 0.2)
+    assert ends_at(first, second) == [60, 30]
+    assert ends_at(first, second, third) == [64, 30, 110]
+
+
+def ends_at(*flows: tuple[int, dict[str, float], int, float]) -> list[int]:
+    """When flows end, given as (start, loads, lone ticks, lone bytes/s)."""
+    env = Environment()
+    links, ends = SharedLinks(env), [-1] * len(flows)
+    for number, (start, each_loads, ticks, rate) in enumerate(flows):
+        done = functools.partial(lambda number: ends.__setitem__(number, int(env.now)), number)
+        after(env, start, FLOWS, functools.partial(links.start, each_loads, ticks, rate, done))
+    env.run()
+    return ends
+
+
+@given(st.permutations(range(5)))
+def test_the_order_of_one_ticks_events_does_not_matter(order: list[int]) -> None:
+    """Flows that start at one tick, some as others end, in any order of the events."""
+    flows = [(0, {"a": 1.0}, 10, 1.0), (0, {"b": 0.5}, 10, 2.0), (10, {"a": 0.5, "b": 0.7}, 33, 1.0),
+             (10, {"b": 0.9}, 21, 3.0), (10, {"a": 0.5}, 17, 2.0)]  # fmt: skip
+    shuffled = ends_at(*(flows[index] for index in order))
+    assert [shuffled[order.index(index)] for index in range(5)] == ends_at(*flows)
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=6))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -149,6 +150,25 @@ def test_two_transfers_on_one_link_by_hand() -> None:
     assert lone.crowded_link == "uplink", "the schedule must not pass as a certificate"
 
 
+@pytest.mark.parametrize(
+    ("each", "beside", "crowded", "never"), [(0.6, 0.3, None, False), (0.6, 0.5, "uplink", False), (0.3, 0.3, None, True)]
+)
+def test_loads_decide_and_not_overlaps(each: float, beside: float, crowded: str | None, never: bool) -> None:
+    """Three copies overlap on a link, never all at once: the second follows the first, the third is beside
+    both. With 0.3 beside 0.6 there is room; without knowing durations that is sure only if all three fit."""
+    tasks = (
+        task("first", "transfer", ["g0.in"], writes=["a"], links=["uplink"]),
+        task("second", "transfer", ["g0.in"], writes=["b"], links=["uplink"]),
+        task("beside", "transfer", ["g1.in"], writes=["c"], links=["uplink"]),
+    )
+    loads = {0: {"uplink": each}, 1: {"uplink": each}, 2: {"uplink": beside}}
+    plan = HandPriced(Template(tasks, outcome=2), [50, 50, 70], loads=loads)
+    lone = by_recursion([(plan, 0)])[0]
+    assert lone.crowded_link == crowded
+    assert reduce(plan).never_crowded is never  # type: ignore[arg-type]
+    assert (times([lone]) == by_events([(plan, 0)])) == (crowded is None)
+
+
 def test_flows_that_only_touch_are_certified() -> None:
     """The second starts at the tick at which the first ends."""
     plan = HandPriced(sharing().template, [60, 60, 100, 130], [10, 0, 0, 10])
@@ -164,9 +184,12 @@ UNITS, LINKS, KEPT = ("u0", "u1", "u2"), ("l0", "l1", "l2"), ("k0", "k1", "k2")
 
 @st.composite
 def plans(draw: st.DrawFn, flow_share: float = 0.4) -> HandPriced:
-    """A random plan: any units, needs, order, flows, and kept tensors read from earlier plans."""
+    """A random plan: any units, needs, order, flows with all or part of their links, and kept tensors read from
+    earlier plans."""
     count = draw(st.integers(1, 10))
     tasks, ticks, latency, kept_left = [], list[int](), list[int](), list(KEPT)
+    loads = dict[int, dict[str, float]]()
+    small = draw(st.sampled_from([None, None, 0.1, 0.3]))
     for index in range(count):
         earlier = list(range(index))
         reads = [f"t{i}" for i in draw(st.lists(st.sampled_from(earlier), max_size=2, unique=True))] if earlier else []
@@ -182,8 +205,10 @@ def plans(draw: st.DrawFn, flow_share: float = 0.4) -> HandPriced:
         tasks.append(task(f"task-{index}", kind, units, reads, [f"t{index}"], kept, links, after))
         ticks.append(delay + draw(st.integers(1, 12)))
         latency.append(delay)
+        if links and small is not None:
+            loads[index] = {link: small * draw(st.integers(1, 3)) for link in links}
     outcome = draw(st.integers(0, count - 1))
-    return HandPriced(Template(tuple(tasks), outcome), ticks, latency)
+    return HandPriced(Template(tuple(tasks), outcome), ticks, latency, loads)
 
 
 @st.composite
@@ -197,9 +222,11 @@ def programs(draw: st.DrawFn) -> list[Launch]:
 
 
 def test_a_certified_schedule_is_that_of_the_events() -> None:
-    """The law: if no two flows of R's schedule overlap on a link, every task starts and ends at the same
-    tick in both. It would prove little if few plans with flows were certified, or if all were."""
+    """The law: if in R's schedule the flows on each link always fit on it, every task starts and ends at the
+    same tick in both. It would prove little if few plans with flows were certified, if all were, or if none of
+    them had flows that overlap."""
     certified: list[bool] = []
+    overlapping: list[bool] = []
 
     @settings(max_examples=180)
     @given(programs())
@@ -208,6 +235,7 @@ def test_a_certified_schedule_is_that_of_the_events() -> None:
         is_certified = all(each.crowded_link is None for each in schedules)
         if is_certified:
             assert times(schedules) == by_events(launches)
+            overlapping.append(any_overlap(launches, schedules))
         flows = sum(bool(each.link_bytes) for plan, _ in launches for each in plan.template.tasks)
         if flows > 1 and len(launches) > 1:
             certified.append(is_certified)
@@ -215,6 +243,19 @@ def test_a_certified_schedule_is_that_of_the_events() -> None:
     check()
     assert certified.count(True) >= 15
     assert certified.count(False) >= 15
+    assert overlapping.count(True) >= 10
+
+
+def any_overlap(launches: list[Launch], schedules: list[Schedule]) -> bool:
+    """Whether two flows hold a link at once."""
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for (plan, _), timed in zip(launches, schedules, strict=True):
+        latency = plan.latency[plan.class_of_task].tolist()
+        for index, each in enumerate(plan.template.tasks):
+            for link, _ in each.link_bytes:
+                spans.setdefault(link, []).append((timed.starts[index] + latency[index], timed.ends[index]))
+    pairs = (pair for held in spans.values() for pair in combinations(held, 2))
+    return any(a[0] < b[1] and b[0] < a[1] for a, b in pairs)
 
 
 @settings(max_examples=80)
@@ -242,6 +283,19 @@ def test_the_reduced_template_ends_as_the_recursion_does(plan: HandPriced, launc
     assert launch + max(ends) == max(timed.ends)
     assert not (reduced.never_crowded and timed.crowded_link)
     assert int(reduced.critical_counts(ends) @ plan.durations.total) == ends[reduced.outcome]
+    assert not reduced.drains or ends[reduced.outcome] == max(ends)
+
+
+@settings(max_examples=60)
+@given(plans(), st.lists(st.integers(1, 40), min_size=3, max_size=3))
+def test_several_steps_at_once_end_as_each_by_itself(plan: HandPriced, factors: list[int]) -> None:
+    """Ends, and the tasks charged, of arrays of steps are those of the steps, with unlike prices."""
+    reduced = reduce(plan)  # type: ignore[arg-type]
+    total = np.array([1 + (plan.durations.total * factor) % 17 for factor in factors])
+    ends = reduced.ends_of_many(total)
+    assert ends.tolist() == [reduced.ends(row) for row in total]
+    each = [reduced.critical_counts(reduced.ends(row)).tolist() for row in total]
+    assert reduced.critical_counts_of_many(ends).tolist() == each
 
 
 @settings(max_examples=80)

@@ -1,4 +1,4 @@
-"""Whole runs: both fidelities say the same, and nothing is lost on the way."""
+"""Whole runs: all fidelities say the same, and nothing is lost on the way."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from tests import tiny
 
 STAGES = {"receive_s": 3e-6, "tokenize_s": 2e-7, "detokenize_s": 5e-7, "send_s": 3e-7}
 BLOCKS = 14
+FIDELITIES = ("task", "step", "fast")
 ETHERNET = tiny.link("ethernet", bandwidth=1e8, latency_s=7e-6)
 
 
@@ -41,7 +42,7 @@ CERTIFIED: dict[str, Placement] = {
     "pipeline": tiny.stages(microbatches=2),
     "streamed": tiny.streamed(),
     "streamed_partly": Placement(
-        "partly", (Stage(("gpu-0",), 0, 4),), streaming=Streaming(dict.fromkeys({1, 3}, "host"), buffers=1)
+        "partly", (Stage(("gpu-0",), 0, 4),), streaming=Streaming((None, "host", None, "host"), buffers=1)
     ),
     "streamed_across_steps": tiny.streamed(across_steps=True),
 }
@@ -78,7 +79,7 @@ def requests_of(rows: Sequence[tuple[int, int, int]]) -> tuple[Request, ...]:
 
 
 def run(
-    program: Program, rows: Sequence[tuple[int, int, int]], fidelity: str = "step", users: int | None = None,
+    program: Program, rows: Sequence[tuple[int, int, int]], fidelity: str = "fast", users: int | None = None,
     cores: int = 1, blocks: int = BLOCKS, **changes: Any,
 ) -> RunRecord:  # fmt: skip
     make_source: Callable[[], Source] = tiny.source(requests_of(rows), users)
@@ -104,7 +105,7 @@ def test_spans_say_what_the_plan_says_of_their_tasks() -> None:
 
 
 @pytest.mark.parametrize("name", [*CERTIFIED, *OTHER_MODELS])
-def test_both_fidelities_give_the_same_record(name: str) -> None:
+def test_all_fidelities_give_the_same_record(name: str) -> None:
     """Every clock reading, count and attributed second of a whole run, with `==`."""
     preempted: list[int] = []
     program = (PROGRAMS | OTHER_MODELS)[name]
@@ -112,56 +113,55 @@ def test_both_fidelities_give_the_same_record(name: str) -> None:
     @settings(max_examples=20)
     @given(rows=workloads, users=loops, cores=st.integers(1, 2))
     def check(rows: list[tuple[int, int, int]], users: int | None, cores: int) -> None:
-        by_step = run(program, rows, "step", users, cores)
-        by_task = run(program, rows, "task", users, cores)
-        assert (by_step.fidelity, by_task.fidelity) == ("step", "task"), by_step.crowded_link
-        assert tiny.facts(by_step) == tiny.facts(by_task)
+        by_task, by_step, fast = (run(program, rows, each, users, cores) for each in FIDELITIES)
+        assert by_step.crowded == {} == fast.crowded
+        assert tiny.facts(by_task) == tiny.facts(by_step) == tiny.facts(fast)
         preempted.append(by_step.preemptions)
 
     check()
     assert any(preempted), "workloads must reach preemption too"
 
 
-def test_both_fidelities_record_the_same_tasks() -> None:
+def test_all_fidelities_record_the_same_tasks() -> None:
     rows = [(0, 20, 4), (50, 9, 6), (10, 30, 2)]
     for name in ("single", "pipeline", "streamed", "streamed_across_steps"):
         spans = []
-        for fidelity in ("step", "task"):
+        for fidelity in FIDELITIES:
             source = Source(requests_of(rows))
             record = Serving(PROGRAMS[name], engine(), BLOCKS, source, fidelity, 1, record_steps=8).run()
             spans.append(sorted(record.spans, key=lambda span: (span.step, span.start_s, span.name)))
-        assert spans[0] == spans[1]
+        assert spans[0] == spans[1] == spans[2]
         assert len({span.step for span in spans[0]}) == 8
 
 
 @pytest.mark.parametrize(
     "placement",
     [
-        tiny.stages(streaming=Streaming(dict.fromkeys(range(4), "host"), buffers=1, across_steps=True)),
-        Placement("tp", (Stage(("gpu-0", "gpu-1"), 0, 4),), streaming=Streaming(dict.fromkeys(range(4), "host"))),
+        tiny.stages(streaming=Streaming(("host",) * 4, buffers=1, across_steps=True)),
+        Placement("tp", (Stage(("gpu-0", "gpu-1"), 0, 4),), streaming=Streaming(("host",) * 4)),
     ],
 )
-def test_fetches_behind_one_uplink_run_as_tasks(placement: Placement) -> None:
+def test_what_meets_on_an_uplink_is_carried_out_as_events(placement: Placement) -> None:
     """Both GPUs of a network-attached host fetch layers at once: the fetches meet on the uplink."""
     nvlink = tiny.link("nvlink", bandwidth=1e9)
     graph = tiny.server(2, kind="network-attached", network=ETHERNET, interconnect=nvlink)
     program = tiny.program(placement, graph)
     rows = [(0, 20, 4), (50, 9, 6), (10, 30, 2)]
-    asked_as_step, as_task = run(program, rows, "step"), run(program, rows, "task")
-    assert asked_as_step.fidelity == "task"
-    assert asked_as_step.crowded_link == "host->pcie-switch"
-    assert as_task.crowded_link is None
-    assert tiny.facts(asked_as_step) == tiny.facts(as_task)
+    by_task, by_step, fast = (run(program, rows, each) for each in FIDELITIES)
+    assert set(by_step.crowded) == set(fast.crowded) == {"host->pcie-switch"}
+    assert by_task.crowded == {}
+    assert by_task.event_steps == by_task.step_count
+    assert tiny.facts(by_task) == tiny.facts(by_step) == tiny.facts(fast)
     with_own_lanes = run(tiny.program(placement, fabric()), rows, "step")
-    assert with_own_lanes.fidelity == "step"
-    assert with_own_lanes.end_s < as_task.end_s
+    assert (with_own_lanes.crowded, with_own_lanes.event_steps) == ({}, 0)
+    assert with_own_lanes.end_s < by_task.end_s
 
 
 def test_one_stage_that_streams_needs_no_tasks() -> None:
     """The second stage's activations do not cross the lanes of the first."""
-    program = tiny.program(tiny.stages(streaming=Streaming(dict.fromkeys({0, 1}, "host"), 1)), fabric())
+    program = tiny.program(tiny.stages(streaming=Streaming(("host", "host", None, None), 1)), fabric())
     record = run(program, [(0, 20, 4), (50, 9, 6)])
-    assert (record.fidelity, record.crowded_link) == ("step", None)
+    assert (record.fidelity, record.crowded, record.event_steps) == ("fast", {}, 0)
 
 
 # --- simultaneous events ------------------------------------------------------------------------------------
@@ -182,12 +182,12 @@ def as_a_step_ends(fidelity: str) -> RunRecord:
 
 def test_a_request_that_arrives_as_a_step_ends_joins_the_next() -> None:
     """At one tick, requests that reach the queue come before the decision on the next step."""
-    by_step, by_task = as_a_step_ends("step"), as_a_step_ends("task")
+    by_task, by_step, fast = map(as_a_step_ends, FIDELITIES)
     assert by_step.requests[1].scheduled_s == by_step.requests[1].queued_s
-    assert tiny.facts(by_step) == tiny.facts(by_task)
+    assert tiny.facts(by_task) == tiny.facts(by_step) == tiny.facts(fast)
 
 
-@pytest.mark.parametrize("fidelity", ["step", "task"])
+@pytest.mark.parametrize("fidelity", FIDELITIES)
 def test_a_client_that_answers_at_once_joins_the_next_step(fidelity: str) -> None:
     """Two users of a closed loop, without network and host work: the second's next request reaches the
     queue at the tick at which its answer was complete, before the decision on the next step."""

@@ -47,7 +47,7 @@ def test_machines_are_outermost_and_an_axis_in_a_placement_is_its_own(house: Pat
 
 def test_the_example_of_the_design_is_plain_si(house: Path) -> None:
     run = chat(house).runs[0]
-    assert (run.model, run.engine, run.seed, run.fidelity) == ("llama-3.1-8b", "vllm", 1, "step")
+    assert (run.model, run.engine, run.seed, run.fidelity) == ("llama-3.1-8b", "vllm", 1, "fast")
     assert run.slo == {"ttft_p99": 1.0, "tpot_p99": 0.06}
     assert run.cost.life_s == 5 * 365 * 86400
     assert (run.cost.electricity_usd_per_kwh, run.cost.pue, run.cost.discount_per_year) == (0.09, 1.25, 0.08)
@@ -59,7 +59,7 @@ def test_defaults_of_cost_seed_and_fidelity_are_those_of_the_design(house: Path)
     kept = [line for line in CHAT.splitlines() if not line.startswith(("cost", "seed", "slo"))]
     run = load_scenario(write(house, "scenarios/short.yaml", "\n".join(kept)), STRATEGIES).runs[0]
     assert run.cost == chat(house).runs[0].cost
-    assert (run.seed, run.fidelity, run.slo) == (0, "step", {})
+    assert (run.seed, run.fidelity, run.slo) == (0, "fast", {})
 
 
 def test_axes_multiply_in_file_order(house: Path) -> None:
@@ -219,7 +219,7 @@ def test_one_machine_in_place_needs_no_list(house: Path) -> None:
         ("ttft_p99: 1 s", "ttft_p99: 1", "14:17: slo.ttft_p99 = 1: write a number and one of: ns"),
         ("life: 5 years", "life: 5", "cost.life = 5: write a number and one of"),
         ("seed: 1", "seed: one", "16:7: seed = 'one': write a whole number"),
-        ("seed: 1", "fidelity: fast", "16:11: fidelity = 'fast': not one of: task, step"),
+        ("seed: 1", "fidelity: quick", "16:11: fidelity = 'quick': not one of: task, step, fast"),
         ("seed: 1", "sead: 1", "16:1: sead = 1: unknown key; did you mean 'seed'?"),
         ("name: who", "name: [a, b] #", "1:7: name: write one text, not a list"),
     ],

@@ -24,8 +24,10 @@ class Strategy(Spec):
         """How tables and figures call this placement."""
         raise AssertionError("every strategy labels itself")
 
-    def place(self, model: Architecture, machine: MachineGraph) -> Placement | NotPlaceable:
-        """Where everything lives; or why it cannot."""
+    def place(
+        self, model: Architecture, machine: MachineGraph
+    ) -> Placement | tuple[Placement, ...] | NotPlaceable:
+        """Where everything lives, of each replica if there are several; or why it cannot."""
         raise AssertionError("every strategy places")
 
 

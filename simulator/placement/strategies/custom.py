@@ -184,7 +184,7 @@ def _from_map(
         return _on_processor(label, located, model, machine)
     main, host = accelerators[numbers[0]], machine.host_of(accelerators[numbers[0]])
     memories = {"cpu": host.name, "disk": disk_of(machine, main)}
-    homes = {layer: memories[str(t)] for layer, t in enumerate(located.layers) if t in ("cpu", "disk")}
+    homes = tuple(memories.get(str(target)) for target in located.layers)
     lacking = missing_disk(machine, main) if "disk" in located.layers else None
     if lacking is not None:
         return lacking
@@ -201,7 +201,7 @@ def _from_map(
             target = located.embed if part == "embed" else located.head
             where[layer, name] = device_of(located.final_norm if name == "final_norm" else target)
     home = [device_of(target) for target in located.layers]
-    streaming = Streaming(homes, buffers=1) if homes else None
+    streaming = Streaming(homes, buffers=1) if any(homes) else None
     return Placement(label, _stages(home), streaming=streaming, elsewhere=_exceptions(where, home))
 
 

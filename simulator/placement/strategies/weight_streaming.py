@@ -93,14 +93,14 @@ class WeightStreaming(Strategy):
         kv_home = self._kv_home(machine, ranks[0])
         if isinstance(kv_home, NotPlaceable):
             return kv_home
-        streaming = Streaming(homes, self.buffers, self.prefetch) if homes else None
+        streaming = Streaming(homes, self.buffers, self.prefetch) if any(homes) else None
         stages = (Stage(ranks, 0, model.num_hidden_layers),)
         return Placement(self.label, stages, self.microbatches, streaming, kv_home=kv_home)
 
     def _homes(
         self, model: Architecture, machine: MachineGraph, device: str
-    ) -> dict[int, str] | NotPlaceable:
-        """The memory of each layer that does not stay on the accelerator."""
+    ) -> tuple[str | None, ...] | NotPlaceable:
+        """The memory of each layer, None for those that stay on the accelerator."""
         layers = range(model.num_hidden_layers)
         kept = self.gpu_layers if self.gpu_layers is not None else round((self.gpu_share or 0) * len(layers))
         on_disk = len(layers) if self.home == "nvme" else round((self.nvme_share or 0) * len(layers))
@@ -113,7 +113,8 @@ class WeightStreaming(Strategy):
             return lacking
         host, disk = machine.host_of(device).name, disk_of(machine, device)
         from_disk = {moving[index] for index in evenly_spread(far, range(len(moving)))}
-        return {layer: disk if layer in from_disk else host for layer in moving}
+        homes = {layer: disk if layer in from_disk else host for layer in moving}
+        return tuple(homes.get(layer) for layer in layers)
 
     def _kv_home(self, machine: MachineGraph, device: str) -> KvHome | NotPlaceable | None:
         if self.kv == "device":

@@ -80,5 +80,5 @@ def served(
 ) -> RunRecord:  # fmt: skip
     """Serve requests once, with the KV blocks that fit unless their count is stated."""
     blocks = deployment.budget.kv_blocks if kv_blocks is None else kv_blocks
-    return serve(deployment.program, deployment.engine, blocks, lambda: Source(requests, users), "step",
-                 deployment.cores)  # fmt: skip
+    return serve(deployment.programs, deployment.engine, blocks, lambda: Source(requests, users),
+                 cores=deployment.cores)  # fmt: skip

@@ -1,0 +1,162 @@
+"""A serving loop: decide on a step, carry it out, account for it, again; sleep when there is nothing to do.
+
+At one tick, whatever requests and clients do comes before a finished step is accounted for, and again before
+the next step is decided. Loops take their turns in their own order.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+from simpy import Environment, Event
+
+from simulator.graph.shape import StepShape
+from simulator.placement.memory import split_chunks
+from simulator.placement.program import Program
+from simulator.serving.actions import Completed, Step
+from simulator.serving.scheduler import Scheduler
+from simulator.simulation.clock import Clock
+from simulator.simulation.events import ACCOUNT, DECIDE, after
+from simulator.simulation.front import Front
+from simulator.simulation.lives import RequestLife
+from simulator.simulation.plan_book import MOST_AHEAD
+
+Life = Generator[Event, Any, None]
+
+
+@dataclass(frozen=True)
+class Observer:
+    """What who watches a run is told: each decision with the scheduler that took it."""
+
+    decided: Callable[[Scheduler, Step, int], None]
+
+
+@dataclass
+class Gaps:
+    """Times between successive tokens at the client, in ticks, each with how many sequences shared it."""
+
+    ticks: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+
+    def add(self, ticks: int, count: int) -> None:
+        self.ticks.append(ticks)
+        self.counts.append(count)
+
+
+class ServingLoop:
+    """One loop with its program and its scheduler."""
+
+    def __init__(
+        self, env: Environment, program: Program, scheduler: Scheduler, clock: Clock, front: Front,
+        gaps: Gaps, left: Callable[[RequestLife], None], observer: Observer | None,
+    ) -> None:  # fmt: skip
+        """left: is told of each request that is over."""
+        self.env, self.program, self.scheduler = env, program, scheduler
+        self._clock, self._front, self._gaps, self._left, self._observer = clock, front, gaps, left, observer
+        self._number = program.loop
+        self.lives: dict[int, RequestLife] = {}
+        """Requests in the loop."""
+        self._idle: Event | None = None
+        self._previous_received = 0
+
+    def take(self, life: RequestLife) -> bool:
+        """Queue a request; False if it can never be served."""
+        request = life.request
+        if not self.scheduler.add(request.number, request.prompt_tokens, request.output_tokens):
+            return False
+        self.lives[request.number] = life
+        if self._idle is not None:
+            self._idle.succeed()
+            self._idle = None
+        return True
+
+    def serve(self) -> Life:
+        """The loop itself, as a process."""
+        while True:
+            yield from self._all_else_of_this_tick(DECIDE)
+            step = self.scheduler.decide()
+            if step is None:
+                self._idle = self.env.event()
+                yield self._idle
+                continue
+            launched = int(self.env.now)
+            if self._observer is not None:
+                self._observer.decided(self.scheduler, step, launched)
+            self._note(step, launched)
+            step, shapes = self._run_ahead(step, self._shapes(step))
+            launch = self._clock.run(self._number, shapes)
+            yield launch.outcome
+            yield from self._all_else_of_this_tick(ACCOUNT)
+            self._clock.charge(launch, step.decode_count + len(step.prefills))
+            self._account(step, self.scheduler.complete(step))
+
+    def _run_ahead(self, step: Step, shapes: tuple[StepShape, ...]) -> tuple[Step, tuple[StepShape, ...]]:
+        """Carry out at once the decode steps that nothing can touch, because the one after them is launched
+        before anything else happens; the step that is then to be launched, and its shapes."""
+        if self._observer is not None or step.prefills:
+            return step, shapes
+        horizon = self.env.peek()
+        while True:
+            ahead = self._clock.ahead(self._number, shapes, self.scheduler.rounds_ahead(MOST_AHEAD))
+            untouched = bisect_left(ahead.ends, horizon) if ahead is not None else 0
+            if ahead is None or not untouched:
+                return step, shapes
+            self._clock.skip(self._number, ahead, untouched, step.decode_count)
+            for end in ahead.ends[:untouched]:
+                self._deliver(end, step.decode_count)
+            step = self.scheduler.skip(untouched)
+            shapes = self._shapes(step)
+
+    def _all_else_of_this_tick(self, turn: int) -> Life:
+        """Let everything else that happens now happen first, and loops before this one take their turn."""
+        if self.env.peek() == self.env.now:
+            yield after(self.env, 0, turn + self._number)
+
+    def _note(self, step: Step, launched: int) -> None:
+        """Remember which requests the step takes up for the first time, and which it preempts."""
+        for piece in step.prefills:
+            life = self.lives[piece.sequence]
+            if life.scheduled < 0:
+                life.scheduled = launched
+        for number in step.preempted:
+            life = self.lives[number]
+            life.preemptions += 1
+            if life.first_token >= 0 and life.stalled < 0:
+                life.stalled = self._previous_received
+
+    def _shapes(self, step: Step) -> tuple[StepShape, ...]:
+        microbatches = self.program.placement.microbatches
+        if microbatches == 1:
+            return (step.shape(self.program.traits),)
+        parts = split_chunks(self.scheduler.chunks(), microbatches)
+        return tuple(StepShape.of(part, self.program.traits) for part in parts)
+
+    def _account(self, step: Step, completed: Completed) -> None:
+        now = int(self.env.now)
+        work, on_wire = self._deliver(now, step.decode_count, completed.token_count - step.decode_count)
+        received = self._previous_received
+        for number in completed.resumed:
+            life = self.lives[number]
+            self._gaps.add(received - life.stalled, 1)
+            life.stalled = -1
+        for number in completed.started:
+            life = self.lives[number]
+            life.first_token, life.first_received = now, received
+        for number in completed.finished:
+            life = self.lives.pop(number)
+            life.last_token, life.last_received, life.status = now, received, "finished"
+            life.host_ticks += work
+            life.network_ticks += on_wire + self._front.latency
+            self._left(life)
+
+    def _deliver(self, ready: int, decoded: int, others: int = 0) -> tuple[int, int]:
+        """Send a step's tokens to the clients, those of `decoded` sequences that had one in the step before
+        and `others`; ticks of a core's work and on the network."""
+        received, work, on_wire = self._front.deliver(ready, decoded + others)
+        if decoded:
+            self._gaps.add(received - self._previous_received, decoded)
+        self._previous_received = received
+        return work, on_wire

@@ -1,0 +1,90 @@
+"""What a finished run amounts to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simulator.placement.placement import Placement
+from simulator.results.records import RequestRecord, RunRecord, Span
+from simulator.simulation.clock import Recorded
+from simulator.simulation.plan_book import busy_seconds, flops_total, link_totals, settled
+from simulator.simulation.pricing import PARTS
+from simulator.simulation.ticks import seconds, tick
+
+if TYPE_CHECKING:
+    from simulator.simulation.serve import Serving
+
+
+def run_record(serving: Serving) -> RunRecord:
+    """Everything measured in one run."""
+    requests = tuple(life.record() for life in serving.lives.values())
+    finished = [request for request in requests if request.status == "finished"]
+    busy = busy_seconds(serving.books)
+    threads = {
+        program.engine_unit for program in serving.programs if program.host == serving.programs[0].host
+    }
+    clock = serving.clock
+    return RunRecord(
+        requests=requests,
+        gaps_s=np.array(serving.gaps.ticks, dtype=np.float64) / tick(1.0),
+        gap_counts=np.array(serving.gaps.counts, dtype=np.int64),
+        step_count=clock.step_count,
+        output_tokens=sum(request.output_tokens for request in finished),
+        start_s=min((request.sent_s for request in requests), default=0.0),
+        end_s=max((request.last_received_s for request in finished), default=0.0),
+        time_s=_times(serving, finished),
+        overhead_s=_times_in_steps(serving)["overhead"],
+        busy_s=busy,
+        host_busy_s=sum(busy.get(thread, 0.0) for thread in sorted(threads))
+        + seconds(serving.front.cores.busy),
+        link_bytes=link_totals(serving.books),
+        flops=flops_total(serving.books),
+        peak_blocks=_peak_blocks(serving),
+        preemptions=sum(loop.scheduler.preemptions for loop in serving.loops),
+        in_system_at_arrivals=np.array(serving.in_system_at_arrivals, dtype=np.int64),
+        fidelity=serving.fidelity,
+        crowded=clock.crowded,
+        event_steps=clock.event_steps,
+        spans=tuple(span for recorded in clock.recorded for span in _spans(recorded)),
+    )
+
+
+def _peak_blocks(serving: Serving) -> int:
+    """KV blocks that the loops of a placement held at their peaks; of replicas the most of any."""
+    peaks: Counter[Placement] = Counter()
+    for loop in serving.loops:
+        peaks[loop.program.placement] += loop.scheduler.pool.peak_taken
+    return max(peaks.values())
+
+
+def _times_in_steps(serving: Serving) -> dict[str, float]:
+    """Request-seconds on the critical paths of steps, by part."""
+    in_steps = sum((use.time_s for use in settled(serving.books)), np.zeros(len(PARTS)))
+    return dict(zip(PARTS, in_steps.tolist(), strict=True))
+
+
+def _times(serving: Serving, finished: Sequence[RequestRecord]) -> dict[str, float]:
+    """Request-seconds by category; waiting is what is left of the requests' time."""
+    times = _times_in_steps(serving)
+    times["compute"] += times.pop("overhead")
+    served = [life for life in serving.lives.values() if life.status == "finished"]
+    times["host"] += seconds(sum(life.host_ticks for life in served))
+    times["network"] = seconds(sum(life.network_ticks for life in served))
+    total = sum(request.e2e_s for request in finished)
+    times["waiting"] = max(0.0, total - sum(times.values()))
+    return times
+
+
+def _spans(recorded: Recorded) -> Iterator[Span]:
+    template, timed = recorded.priced.template, recorded.timed
+    for index, (task, start, end) in enumerate(zip(template.tasks, timed.starts, timed.ends, strict=True)):
+        shape = recorded.shapes[task.microbatch]
+        yield Span(
+            task.name, task.kind, task.operator, task.units, seconds(start), seconds(end), recorded.step,
+            task.layer, task.microbatch, shape.prefill_tokens, shape.decode_tokens, task.crossings,
+            index == template.outcome,
+        )  # fmt: skip

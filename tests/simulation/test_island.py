@@ -1,0 +1,120 @@
+"""Windows: where flows crowd a link, plans go over to the task engine and back, and no tick changes."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simpy import Environment, Event
+
+from simulator.simulation.events import DECIDE, after
+from simulator.simulation.island import Island, Launch, islands_of
+from simulator.simulation.reduced import reduce
+from tests.simulation.test_recursion import Launch as MadeUp
+from tests.simulation.test_recursion import Times, by_events, by_recursion, pipeline, plans, sharing
+from tests.tiny import HandPriced
+
+
+class Run:
+    """Plans carried out in one island, each launched at its tick after all else of that tick."""
+
+    def __init__(self, launches: list[MadeUp], task_by_task: bool) -> None:
+        self.env = Environment()
+        self.island = Island(self.env, as_events=False, ended=lambda launch, launched: None)
+        self.launches: list[Launch] = []
+        self.outcomes: list[int] = [-1] * len(launches)
+        self.as_events: list[bool] = []
+        self.env.process(self._launcher(launches, task_by_task))
+        self.env.run()
+
+    def _launcher(self, launches: list[MadeUp], task_by_task: bool) -> Generator[Event, Any, None]:
+        for number, (plan, at) in enumerate(launches):
+            yield after(self.env, at - int(self.env.now), DECIDE)
+            use: Any = SimpleNamespace(priced=plan, reduced=reduce(plan))  # type: ignore[arg-type]
+            launch = Launch(0, number, use, (), plan.durations, at, self.env.event())
+            self.launches.append(launch)
+            assert launch.outcome.callbacks is not None
+            launch.outcome.callbacks.append(lambda _, number=number: self._note(number))
+            self.island.launch(launch, task_by_task)
+            self.as_events.append(launch.running is not None)
+
+    def _note(self, number: int) -> None:
+        assert self.outcomes[number] == -1, "an outcome comes once"
+        self.outcomes[number] = int(self.env.now)
+
+    def times(self, launches: list[MadeUp]) -> Times:
+        return [self._times_of(launch, plan) for launch, (plan, _) in zip(self.launches, launches, strict=True)]
+
+    def _times_of(self, launch: Launch, plan: HandPriced) -> tuple[list[int], list[int]]:
+        timed = launch.running.so_far() if launch.running is not None else launch.timed
+        if timed is None:  # a plan on quiet streams that nobody asked the tasks of
+            timed = by_recursion([(plan, launch.at)])[0]
+        return list(timed.starts), list(timed.ends)
+
+
+@st.composite
+def crowdable(draw: st.DrawFn) -> list[MadeUp]:
+    """Plans launched one after the other, often before the one before has ended, sometimes long after."""
+    launches, now = list[MadeUp](), 0
+    for _ in range(draw(st.integers(2, 6))):
+        now += draw(st.integers(0, 30)) + draw(st.sampled_from([0, 0, 150]))
+        launches.append((draw(plans(0.5)), now))
+    return launches
+
+
+def test_windows_change_no_tick() -> None:
+    """Step with windows is task: every start, end and outcome. The sample must have windows that begin while
+    plans of R are under way, and windows that end before later plans."""
+    taken_over, handed_back = list[bool](), list[bool]()
+
+    @settings(max_examples=250)
+    @given(crowdable(), st.booleans())
+    def check(launches: list[MadeUp], task_by_task: bool) -> None:
+        run = Run(launches, task_by_task)
+        expected = by_events(launches)
+        assert run.times(launches) == expected
+        outcomes = [ends[plan.template.outcome] for (plan, _), (_, ends) in zip(launches, expected, strict=True)]
+        assert run.outcomes == outcomes
+        adopted = sum(launch.running is not None for launch in run.launches) - run.as_events.count(True)
+        assert run.island.event_steps == adopted + run.as_events.count(True)
+        assert (sum(run.island.crowded.values()) > 0) == any(run.as_events)
+        taken_over.append(adopted > 0)
+        windows = [launch.running is not None for launch in run.launches]
+        handed_back.append(any(now and not later for now, later in pairwise(windows)))
+
+    check()
+    assert taken_over.count(True) >= 25
+    assert handed_back.count(True) >= 25
+
+
+def test_a_window_by_hand() -> None:
+    """Two copies meet on the uplink in the second of three plans; the first is a pipeline whose last stage, on
+    g1, runs until 115; the last is launched when all is quiet. `first` flows from 110. `work` waits for g1
+    and ends at 175, when `first` has 35 of its 100 left; both flow at half speed until 245, then `second`
+    has 65 left and goes on alone until 310."""
+    launches = [(pipeline(), 0), (sharing(), 100), (pipeline(), 400)]
+    run = Run(launches, task_by_task=False)
+    assert run.island.crowded == {"uplink": 1}
+    assert run.island.event_steps == 2, "the pipeline's last stage runs until 115"
+    assert [launch.running is not None for launch in run.launches] == [True, True, False]
+    assert run.outcomes == [115, 310, 515]
+    assert run.times(launches) == by_events(launches)
+
+
+def test_loops_that_cannot_meet_are_islands() -> None:
+    """Islands are of loops that share a stream, or a link that they could fill together."""
+
+    def reduced(*loads: tuple[str, float], trailing: tuple[str, ...] = ()) -> Any:
+        return SimpleNamespace(peak_loads=dict(loads), trailing_links=frozenset(trailing))
+
+    lone = [frozenset({f"gpu-{loop}"}) for loop in range(3)]
+    assert islands_of([reduced(("a", 1.0)), reduced(("b", 1.0)), reduced(("c", 1.0))], lone) == [0, 1, 2]
+    assert islands_of([reduced(("a", 0.6)), reduced(("b", 1.0)), reduced(("a", 0.6))], lone) == [0, 1, 0]
+    assert islands_of([reduced(("a", 0.3)), reduced(("a", 0.3)), reduced(("a", 0.3))], lone) == [0, 1, 2]
+    assert islands_of([reduced(("a", 0.3)), reduced(("a", 0.3), trailing=("a",)), reduced()], lone) == [0, 0, 1]
+    shared = [frozenset({"x"}), frozenset({"y"}), frozenset({"x", "y"})]
+    assert islands_of([reduced(), reduced(), reduced()], shared) == [0, 0, 0]
