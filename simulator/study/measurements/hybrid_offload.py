@@ -85,8 +85,8 @@ METRICS: Mapping[str, tuple[str, Metric]] = {
     "decode_s_per_token": ("time_per_new_token_s", _s_per_new_token),
     "p90_decode_latency": ("p90_decode_time_s", _p90_decode_s),
 }
-"""By the table's name of a metric: ours, and how it is computed. IPEX's total is its batch over its decode step
-to within 4 %, which leaves no room for a prompt."""
+"""By the table's name of a metric: ours, and how it is computed. IPEX's total is its batch over its decode
+step to within 4 %, which leaves no room for a prompt."""
 
 
 UNITS = ("tok/s", "s/token", "ms/token")

@@ -48,7 +48,8 @@ FORMATS: Mapping[str, PrecisionChoice] = dict(PRECISIONS) | {
     "fp16 weights, int4 kv": _formats("fp16", "fp16", "int4"),
     "INT8 weight-only": _formats("int8", "bf16", "bf16"),
 }
-"""By the table's names. FlexGen's 4 bits have scale and offset for 64 numbers each: its KV is an eighth more."""
+"""By the table's names. FlexGen's 4 bits have a scale and an offset every 64 numbers: its KV is an eighth
+more."""
 
 LLAMAFILE = _formats("q4_k_m", "fp32", "bf16")
 """A CPU multiplies experts with AVX-512 in fp32, as llamafile's kernels and llama.cpp do, without AMX."""
