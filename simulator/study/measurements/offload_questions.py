@@ -262,7 +262,7 @@ def _ktransformers(row: Row, _: Catalogue) -> Question | str:
 def _ipex(row: Row, _: Catalogue) -> Question | str:
     placement = {"strategy": "single_device", "device": "cpu"}
     lengths = (row.count("batch_size"), IPEX_PROMPT, IPEX_OUTPUT)
-    return _ask(row, "aws-m7i-16xlarge", "transformers", placement, lengths)
+    return _ask(row, "aws-m7i-16xlarge", "ipex", placement, lengths)
 
 
 _SOURCES: Mapping[str, Callable[[Row, Catalogue], Question | str]] = {
