@@ -9,7 +9,7 @@ from simulator.graph.attention import cached
 from simulator.graph.cache_apart import CACHED_KV, NEW_KV, cached_tokens, role_in
 from simulator.graph.shape import Amount
 from simulator.graph.work import byte_amount
-from simulator.placement.draft import Draft
+from simulator.placement.draft import Draft, kind_of
 from simulator.placement.placed import PlacedOperator, slab_name
 from simulator.placement.placement import KvHome, Stage
 from simulator.placement.plan import Task
@@ -35,7 +35,8 @@ class CacheTraffic:
             return
         draft, used, source = self._draft, self._attended[lane], self._home.memory
         nbytes = self._cached_bytes(placed, stage, layer)
-        tensor = draft.tensor(f"{layer}.{role}.m{microbatch}@{lane}", placed.device, nbytes)
+        name = f"{layer}.{role}.m{microbatch}@{lane}"
+        tensor = draft.tensor(name, placed.device, nbytes, kind_of(role))
         draft.values[microbatch, lane][role] = tensor.name
         draft.add(Task(
             f"kv_fetch.{layer}.m{microbatch}@{lane}", "transfer", "kv_fetch", placed.device,

@@ -10,12 +10,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
+from simulator.graph.cache_apart import CACHED_KV, NEW_KV
 from simulator.graph.machine import Directed
 from simulator.graph.operators import TOKEN_ID_BYTES
 from simulator.graph.shape import Amount
 from simulator.graph.work import Operator, Value, byte_amount
 from simulator.placement.placed import Placed
-from simulator.placement.plan import Task, Tensor
+from simulator.placement.plan import Task, Tensor, TensorKind
 from simulator.placement.traffic import link_bytes
 
 
@@ -43,10 +44,10 @@ class Draft:
         self.tasks.append(replace(task, name=self.placed.own_name(task.name)) if self.placed.loop else task)
         return len(self.tasks) - 1
 
-    def tensor(self, name: str, place: str, nbytes: Amount) -> Tensor:
+    def tensor(self, name: str, place: str, nbytes: Amount, kind: TensorKind = "activations") -> Tensor:
         """Something that the device or host `place` writes; its name becomes the loop's own."""
         name = self.placed.own_name(name)
-        self.tensors[name] = Tensor(name, self.memory(place), nbytes)
+        self.tensors[name] = Tensor(name, self.memory(place), nbytes, kind=kind)
         self._maker[name] = place
         return self.tensors[name]
 
@@ -85,7 +86,8 @@ class Draft:
         writes = []
         for name in names:
             stem = self.placed.short_name(name).split("@")[0]
-            copy = self.tensor(f"{stem}@{device}<-{source}", device, self.tensors[name].nbytes)
+            tensor = self.tensors[name]
+            copy = self.tensor(f"{stem}@{device}<-{source}", device, tensor.nbytes, tensor.kind)
             self._copies[name, copy.memory] = copy.name
             writes.append(copy)
         traffic = [(self.route(source, device), tensor.nbytes) for tensor in writes]
@@ -122,6 +124,13 @@ class Draft:
 
     def _has_no_engines(self, place: str) -> bool:
         return self.is_host(place) or place not in self.machine.devices
+
+
+def kind_of(role: str) -> TensorKind:
+    """What a value is in accounts of memory."""
+    if role == "logits":
+        return "logits"
+    return "fetched_kv" if role.startswith((CACHED_KV, NEW_KV)) else "activations"
 
 
 def label_of(operator: Operator) -> str:

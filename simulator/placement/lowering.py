@@ -18,7 +18,7 @@ from simulator.graph.shape import Amount
 from simulator.graph.share import Share
 from simulator.graph.work import Operator
 from simulator.placement.cache_traffic import CacheTraffic
-from simulator.placement.draft import Draft, label_of
+from simulator.placement.draft import Draft, kind_of, label_of
 from simulator.placement.placed import Placed, PlacedOperator, slab_name, weight_name
 from simulator.placement.placement import Stage
 from simulator.placement.plan import Task, Template, with_frees
@@ -197,7 +197,7 @@ class Lowering:
         writes = []
         for value in operator.writes:
             name = f"{label}.{value.role}.m{microbatch}@{placed.where}"
-            writes.append(draft.tensor(name, device, draft.size(value)))
+            writes.append(draft.tensor(name, device, draft.size(value), kind_of(value.role)))
             values[value.role] = writes[-1].name
         keeps = operator.uses_kv and operator.layer is not None
         phase = "" if placed.phase == "all" else f".{placed.phase}"
@@ -256,7 +256,7 @@ class Lowering:
         draft, root = self.draft, stage.devices[0]
         reads = self._on_ranks("logits", stage, microbatch)
         whole = self.placed.whole_logits()
-        joined = draft.tensor(f"logits.m{microbatch}@{root}", root, draft.size(whole))
+        joined = draft.tensor(f"logits.m{microbatch}@{root}", root, draft.size(whole), kind_of(whole.role))
         traffic = [
             (draft.route(lane, root), draft.tensors[name].nbytes)
             for lane, name in zip(stage.devices[1:], reads[1:], strict=True)

@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from simulator.graph.shape import Chunk, split_evenly
+from simulator.placement.liveness import most_alive
 from simulator.placement.plan import Plan
 from simulator.placement.program import Program
 from simulator.specs.engine import Engine
 from simulator.units import GIB
+
+PASSING = ("activations", "logits", "fetched_weights", "fetched_kv")
+"""Parts that a step's own tensors take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,25 +25,31 @@ class MemoryNeed:
     capacity_bytes: int
     usable_bytes: int
     """What the engine allows itself to take of the capacity."""
-    weights_bytes: int
-    activations_bytes: int
-    """Peak of the tensors alive in the largest step, or of the sampler's warm-up if that is more."""
-    engine_bytes: int
-    """The runtime's own, from the engine's profile."""
-    state_bytes: int
-    """States of linear attention, one for each sequence that may run."""
+    parts: Mapping[str, int]
+    """Bytes by what they are for: `weights`; of the largest step `activations`, `logits`, `fetched_weights`
+    and `fetched_kv`; `states` of linear attention; and what the engine reserves, each part by its name
+    (`engine_context`, `engine_graphs`, `engine_collectives`, `engine_sampler`)."""
     kv_block_bytes: int
 
     @property
     def room_bytes(self) -> int:
         """Left for KV blocks; negative if the rest does not fit already."""
-        taken = self.weights_bytes + self.activations_bytes + self.engine_bytes + self.state_bytes
-        return self.usable_bytes - taken
+        return self.usable_bytes - sum(self.parts.values())
 
     @property
     def kv_blocks(self) -> int | None:
         """Whole KV blocks that fit; None if none of the cache lives here."""
         return max(0, self.room_bytes // self.kv_block_bytes) if self.kv_block_bytes else None
+
+    @property
+    def passing_bytes(self) -> int:
+        """Of a step's own tensors."""
+        return sum(self.parts.get(kind, 0) for kind in PASSING)
+
+    def with_blocks(self, blocks: int) -> dict[str, int]:
+        """Every part, so many KV blocks among them; those that are nothing are left out."""
+        weights = {"weights": self.parts.get("weights", 0), "kv_cache": blocks * self.kv_block_bytes}
+        return {name: size for name, size in (weights | dict(self.parts)).items() if size}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,39 +84,57 @@ class Budget:
 def budget(program: Program, engine: Engine) -> Budget:
     """Work out the account of every memory that holds weights or KV blocks, or passes activations on.
 
-    The largest step is a prefill of `max_num_batched_tokens`. The sampler's warm-up follows vLLM, which
-    profiles `max_num_seqs` rows of logits (`sampler_bytes_per_logit`); it counts on the device that
-    samples, by its share of the vocabulary. The steps of all loops of the placement can be under way at once:
-    activations and states count for each.
+    The largest step is a prefill of `max_num_batched_tokens`; its tensors count as many as can be alive at
+    once in any order that the plan allows. The sampler's warm-up follows vLLM, which profiles `max_num_seqs`
+    rows of logits (`sampler_bytes_per_logit`); what it takes beyond the largest step is `engine_sampler`. It
+    counts on the device that samples, by its share of the vocabulary. The steps of all loops of the placement
+    can be under way at once: activations and states count for each.
     """
-    weights: Counter[str] = Counter()
-    loops = program.placement.loops
+    machine, loops, scheduler = program.machine, program.placement.loops, engine.scheduler
+    parts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for resident in program.residents():
-        weights[resident.tensor.memory] += resident.tensor.nbytes.coefficients[0]
+        parts[resident.tensor.memory]["weights"] += resident.tensor.nbytes.per("one")
+    for memory, passing in largest_step(program, engine).items():
+        parts[memory].update({kind: size * loops for kind, size in passing.items()})
+    for state in program.state_slabs():
+        parts[state.memory]["states"] += state.bytes_per_sequence * scheduler.max_num_seqs * loops
     kv: Counter[str] = Counter()
     for slab in program.slabs():
-        kv[slab.memory] += slab.bytes_per_token * engine.scheduler.kv_block_tokens
-    states: Counter[str] = Counter()
-    for state in program.state_slabs():
-        states[state.memory] += state.bytes_per_sequence * engine.scheduler.max_num_seqs * loops
-    activations = _largest_step(program, engine)
-    for memory in activations:
-        activations[memory] *= loops
-    for device, nbytes in _sampler_bytes(program, engine).items():
-        memory = program.machine.memory_of(device)
-        activations[memory] = max(activations[memory], nbytes)
+        kv[slab.memory] += slab.bytes_per_token * scheduler.kv_block_tokens
+    for memory, reserve in _reserves(program, engine, parts).items():
+        parts[memory].update(reserve)
     needs = []
-    for memory, capacity in program.machine.capacity_bytes.items():
-        if not (weights[memory] or kv[memory] or activations[memory]):
+    for memory, capacity in machine.capacity_bytes.items():
+        if not (kv[memory] or parts[memory]["weights"] or _passing(parts[memory])):
             continue
-        runtime = 0 if memory in program.machine.hosts else round(engine.memory.context_bytes)
-        taken = weights[memory] + activations[memory] + runtime + states[memory]
-        usable = _usable(capacity, taken, engine)
-        needs.append(MemoryNeed(memory, capacity, usable, weights[memory], activations[memory], runtime,
-                                states[memory], kv[memory]))  # fmt: skip
-    per_sequence = -(-program.model.max_position_embeddings // engine.scheduler.kv_block_tokens)
-    most = per_sequence * engine.scheduler.max_num_seqs * loops
-    return Budget(tuple(needs), engine.scheduler.kv_block_tokens, most, loops)
+        usable = _usable(capacity, parts[memory].total(), engine)
+        needs.append(MemoryNeed(memory, capacity, usable, +parts[memory], kv[memory]))
+    per_sequence = -(-program.model.max_position_embeddings // scheduler.kv_block_tokens)
+    most = per_sequence * scheduler.max_num_seqs * loops * program.rank_groups
+    return Budget(tuple(needs), scheduler.kv_block_tokens, most, loops)
+
+
+def _passing(parts: Counter[str]) -> int:
+    return sum(parts[kind] for kind in PASSING)
+
+
+def _reserves(
+    program: Program, engine: Engine, parts: Mapping[str, Counter[str]]
+) -> defaultdict[str, Counter[str]]:
+    """What the engine itself takes on each device of the placement, by name; nothing of a host's memory."""
+    reserves: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    sampler = _sampler_bytes(program, engine)
+    for stage in program.placement.stages:
+        for device in stage.devices:
+            memory = program.machine.memory_of(device)
+            if memory not in program.machine.hosts:
+                reserve = reserves[memory]
+                reserve["engine_context"] = round(engine.memory.context_bytes)
+                reserve["engine_graphs"] = round(engine.memory.graphs_bytes)
+                if len(stage.devices) > 1:
+                    reserve["engine_collectives"] = round(engine.memory.collectives_bytes)
+            reserves[memory]["engine_sampler"] = max(0, sampler.get(device, 0) - _passing(parts[memory]))
+    return reserves
 
 
 def together(budgets: Sequence[Budget], engine: Engine) -> Budget:
@@ -120,11 +148,10 @@ def together(budgets: Sequence[Budget], engine: Engine) -> Budget:
 
 
 def _added(one: MemoryNeed, other: MemoryNeed, engine: Engine) -> MemoryNeed:
-    weights = one.weights_bytes + other.weights_bytes
-    activations = one.activations_bytes + other.activations_bytes
-    runtime, states = one.engine_bytes + other.engine_bytes, one.state_bytes + other.state_bytes
-    usable = _usable(one.capacity_bytes, weights + activations + runtime + states, engine)
-    return MemoryNeed(one.memory, one.capacity_bytes, usable, weights, activations, runtime, states,
+    parts = Counter(one.parts)
+    parts.update(other.parts)
+    usable = _usable(one.capacity_bytes, parts.total(), engine)
+    return MemoryNeed(one.memory, one.capacity_bytes, usable, parts,
                       one.kv_block_bytes + other.kv_block_bytes)  # fmt: skip
 
 
@@ -144,13 +171,22 @@ def _sampler_bytes(program: Program, engine: Engine) -> dict[str, int]:
     return dict.fromkeys(stage.devices, rows * per_rank * engine.memory.sampler_bytes_per_logit)
 
 
-def _largest_step(program: Program, engine: Engine) -> defaultdict[str, int]:
-    scheduler = engine.scheduler
+def largest_step(program: Program, engine: Engine) -> dict[str, Counter[str]]:
+    """By memory, what the tensors of the largest step can take up at once, by kind."""
+    scheduler, placement = engine.scheduler, program.placement
     tokens = scheduler.max_num_batched_tokens
     rows = min(scheduler.max_num_seqs, tokens)
     chunks = [Chunk(index, 0, new, True) for index, new in enumerate(split_evenly(tokens, rows))]
-    parts = split_chunks(chunks, program.placement.microbatches)
-    return peak_bytes(Plan(program.template(len(parts)), parts))
+    parts = (tuple(chunks),) * program.rank_groups if placement.by_sequence else \
+        split_chunks(chunks, placement.microbatches)  # fmt: skip
+    cold = program.template(len(parts))
+    found = most_alive(Plan(cold, parts))
+    if placement.streaming is not None and placement.streaming.across_steps:
+        warm = most_alive(Plan(program.template(len(parts), warm=True), parts), cold.tensors)
+        for memory, kinds in warm.items():
+            if kinds.total() > found[memory].total():
+                found[memory] = kinds
+    return found
 
 
 def split_chunks(chunks: Sequence[Chunk], microbatches: int) -> tuple[tuple[Chunk, ...], ...]:
@@ -167,22 +203,6 @@ def split_chunks(chunks: Sequence[Chunk], microbatches: int) -> tuple[tuple[Chun
     return tuple(tuple(part) for part in parts)
 
 
-def peak_bytes(plan: Plan) -> defaultdict[str, int]:
-    """The most bytes of a plan's own tensors alive at once in each memory, tasks in program order."""
-    alive: Counter[str] = Counter()
-    peak: defaultdict[str, int] = defaultdict(int)
-    sizes: dict[str, tuple[str, int]] = {}
-    for task in plan.template.tasks:
-        for tensor in task.writes:
-            sizes[tensor.name] = (tensor.memory, plan.amount(task, tensor.nbytes))
-            alive[tensor.memory] += sizes[tensor.name][1]
-            peak[tensor.memory] = max(peak[tensor.memory], alive[tensor.memory])
-        for name in task.frees:
-            memory, nbytes = sizes.get(name, ("", 0))
-            alive[memory] -= nbytes
-    return peak
-
-
 def refusal(budgeted: Budget, tokens: int) -> str | None:
     """Why not even one sequence of `tokens` fits, as arithmetic for people; None if one does."""
     blocks = budgeted.blocks_for(tokens)
@@ -196,13 +216,16 @@ def refusal(budgeted: Budget, tokens: int) -> str | None:
 
 
 def _shortage(need: MemoryNeed, blocks: int) -> str:
-    parts: Mapping[str, int] = {
-        "weights": need.weights_bytes,
-        "KV cache": blocks * need.kv_block_bytes,
-        "activations": need.activations_bytes,
-        "states": need.state_bytes,
-        "engine": need.engine_bytes,
-    }
-    listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items() if size)
+    parts = need.with_blocks(blocks)
+    listed = ", ".join(f"{part_name(name)} {size / GIB:.1f}" for name, size in parts.items())
     needed, usable = sum(parts.values()) / GIB, need.usable_bytes / GIB
     return f"needs {needed:.1f} GiB of {usable:.1f} GiB usable on {need.memory}: {listed}"
+
+
+def part_name(part: str) -> str:
+    """A part of a memory's account, for people.
+
+    >>> part_name("kv_cache"), part_name("engine_context")
+    ('KV cache', 'engine context')
+    """
+    return part.replace("kv", "KV").replace("_", " ")

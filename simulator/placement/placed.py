@@ -75,6 +75,11 @@ class Placed:
         """The name without the loop's mark."""
         return name.removeprefix(f"loop-{self.loop}.") if self.loop else name
 
+    @property
+    def rank_groups(self) -> int:
+        """How many groups of sequences share no KV blocks: the ranks, where each has sequences of its own."""
+        return len(self.placement.stages[0].devices) if self.placement.by_sequence else 1
+
     @cached_property
     def traits(self) -> Traits:
         """What decides the features of its steps."""

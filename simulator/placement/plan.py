@@ -16,11 +16,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from simulator.graph.shape import NOTHING, PLAIN, Amount, Chunk, Phase, StepShape, Traits, total
 from simulator.graph.share import Share
 from simulator.graph.work import Parameter, Visits, Work
 
 TaskKind = Literal["compute", "transfer", "collective", "host"]
+TensorKind = Literal["activations", "logits", "fetched_weights", "fetched_kv"]
 T = TypeVar("T")
 HostWork = Literal["gather", "launch", "commit"]
 
@@ -34,6 +38,8 @@ class Tensor:
     nbytes: Amount
     kept: bool = False
     """Outlives the plan that writes it; written again, it is a new version."""
+    kind: TensorKind = "activations"
+    """What it is in accounts of memory."""
     buffer: str | None = None
     """The reusable place it is written to; a second tensor may go there once the first is freed."""
 
@@ -220,40 +226,52 @@ def with_frees(
         for tensor in task.writes:
             if tensor.name in discarded:
                 users[tensor.name].append(index)
-    order = _Order(tasks)
+    order = Order(tasks)
     frees: dict[int, list[str]] = defaultdict(list)
     for name, indices in users.items():
         frees[order.first_after(indices)].append(name)
     return tuple(replace(task, frees=tuple(frees[index])) for index, task in enumerate(tasks))
 
 
-class _Order:
-    """Which tasks are sure to end before others."""
+class Order:
+    """Which tasks are sure to have ended before others start, however long they take."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._tasks = tasks
 
     @cached_property
-    def _before(self) -> list[int]:
-        """For each task the set of those that end before it starts, and itself, as bits."""
+    def _ancestors(self) -> list[int]:
+        """For each task the set of those that end before it starts, as bits."""
         template = Template(tuple(self._tasks), len(self._tasks) - 1)
-        before: list[int] = []
+        found: list[int] = []
         for index in range(len(self._tasks)):
-            mask = 1 << index
+            mask = 0
             for other in (*template.needs[index], *template.previous_on_units[index]):
-                mask |= before[other]
-            before.append(mask)
-        return before
+                mask |= found[other] | 1 << other
+            found.append(mask)
+        return found
+
+    def before(self, indices: Sequence[int]) -> NDArray[np.bool_]:
+        """For each of some tasks, a row that says of every task whether it ends before that one starts."""
+        size = -(-len(self._tasks) // 8)
+        packed = b"".join(self._ancestors[index].to_bytes(size, "little") for index in indices)
+        rows = np.frombuffer(packed, dtype=np.uint8).reshape(len(indices), size)
+        bits = np.unpackbits(rows, axis=1, count=len(self._tasks), bitorder="little")
+        return bits.view(np.bool_)
 
     def first_after(self, indices: Sequence[int]) -> int:
-        """The first task from the last of some on that ends last of all of them."""
-        last = set(self._tasks[indices[-1]].units)
+        """The first task, from the last of some on, that ends last of all of them."""
+        latest = indices[-1]
+        last = set(self._tasks[latest].units)
         if all(last & set(self._tasks[index].units) for index in indices):
-            return indices[-1]
-        wanted = sum(1 << index for index in set(indices))
-        found = (i for i in range(indices[-1], len(self._tasks)) if self._before[i] & wanted == wanted)
+            return latest
+        others = sum(1 << index for index in set(indices) - {latest})
+        if self._ancestors[latest] & others == others:
+            return latest
+        wanted = others | 1 << latest
+        found = (i for i in range(latest, len(self._tasks)) if self._ancestors[i] & wanted == wanted)
         first = next(found, None)
-        assert first is not None, f"{self._tasks[indices[-1]].name}: nothing follows all readers of its input"
+        assert first is not None, f"{self._tasks[latest].name}: nothing follows all readers of its input"
         return first
 
 

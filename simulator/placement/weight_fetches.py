@@ -78,7 +78,8 @@ class WeightFetches:
             names = [fetched_name(name) for name in names]
         memory, buffer = draft.memory(lane), f"{lane}.buffer-{stage.first_layer}-{position}"
         writes = tuple(
-            Tensor(name, memory, size, kept, buffer) for name, size in zip(names, sizes, strict=True)
+            Tensor(name, memory, size, kept, "fetched_weights", buffer)
+            for name, size in zip(names, sizes, strict=True)
         )
         route = draft.machine.route(home, memory)
         draft.add(Task(

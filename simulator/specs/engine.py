@@ -57,6 +57,10 @@ class EngineMemory(Spec):
     free_gpu_memory_fraction)."""
     context_bytes: Annotated[float, Quantity(units.BYTES, better="low"), Field(alias="context")]
     """What the runtime itself takes on each device: context, libraries, graphs."""
+    graphs_bytes: Annotated[float, Quantity(units.BYTES, better="low"), Field(alias="graphs")] = 0.0
+    """What graphs of kernels captured beforehand take on each device, where `context` does not hold it."""
+    collectives_bytes: Annotated[float, Quantity(units.BYTES, better="low"), Field(alias="collectives")] = 0.0
+    """Buffers of the collective library on each device that shares layers with others."""
     sampler_bytes_per_logit: Annotated[WholeNumber, Field(ge=0, le=1_000_000)]
     """Temporaries of the sampler for each logit of each sequence."""
     pinned: bool = True

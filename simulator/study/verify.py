@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from simulator.errors import InputError, Problem
 from simulator.graph.shape import Chunk
 from simulator.graph.work import Parameter
-from simulator.placement.memory import split_chunks
+from simulator.placement.memory import largest_step, split_chunks
 from simulator.placement.occupancy import peak_occupancy, standing_bytes
 from simulator.placement.placement import NotPlaceable
 from simulator.placement.plan import Plan, flaws
@@ -233,6 +233,7 @@ def compare(
         each = (standing_bytes(replica[0], blocks, size, len(prompts)) for replica in loops)
         standing = sum(each, Counter[str]())
         found += _accounts(happened, record, [timed.plan for timed in steps], standing, real.moments(steps))
+        found += _beyond_account(happened.peak_bytes, standing, [replica[0] for replica in loops], engine)
     return replace(
         blank,
         status="mismatch" if found else "ok",
@@ -259,6 +260,21 @@ def _accounts(
         *_unequal("bytes simulated over", record.link_bytes, happened.link_bytes),
         *_unequal("FLOPs on", _planned_flops(plans), _by_place(plans, happened.flops)),
         *_unequal("peak bytes in", peaks, happened.peak_bytes),
+    ]
+
+
+def _beyond_account(
+    peaks: Mapping[str, int], standing: Counter[str], placements: Sequence[Program], engine: Engine
+) -> list[str]:
+    """Memories in which a step's own tensors took more than the account of the largest step has for them."""
+    allowed = Counter(standing)
+    for program in placements:
+        for memory, kinds in largest_step(program, engine).items():
+            allowed[memory] += kinds.total() * program.placement.loops
+    return [
+        f"peak bytes in {memory}: {peak} are more than the account of the largest step, {allowed[memory]}"
+        for memory, peak in sorted(peaks.items())
+        if peak > allowed[memory]
     ]
 
 

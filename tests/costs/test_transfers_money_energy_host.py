@@ -114,6 +114,14 @@ def test_what_is_streamed_from_pageable_memory_takes_longer(share: float | None,
     assert pageable_s == pytest.approx(pinned_s * longer, rel=1e-9)
 
 
+def test_pageable_is_slower_to_the_host_too() -> None:
+    graph = tiny.machine(tiny.node(gpus=[launching(0.0, 0.0)], host_link=tiny.link(
+        bandwidth=1e6, latency_s=0.0, pageable_efficiency=0.1)))  # fmt: skip
+    pinned_s, pageable_s = (price_of_copy(graph, tiny.single(), "copy_next_ids", tiny.engine(pinned=pinned))
+                            for pinned in (True, False))  # fmt: skip
+    assert pageable_s == pytest.approx(10 * pinned_s, rel=1e-6)
+
+
 @pytest.mark.parametrize(("dram", "slowest"), [(1e9, 1e6), (1e5, 0.8e5)])
 def test_the_slower_of_link_and_memory_decides(dram: float, slowest: float) -> None:
     graph = tiny.machine(tiny.node(gpus=[launching(0.0, 0.0)], dram=dram,
