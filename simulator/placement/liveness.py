@@ -10,68 +10,81 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.placement.plan import Order, Plan, Tensor
+from simulator.placement.plan import Order, Plan, Task, Template, Tensor
 
 NEVER = -1
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A tensor of one memory: what it is, its size, and the tasks that write and free it."""
+    """A tensor of one memory, and the tasks that write and free it."""
 
-    kind: str
-    nbytes: int
+    tensor: Tensor
+    task: Task
+    """For whose microbatch its size is meant."""
     written_by: int
     """NEVER for one that an earlier plan wrote."""
     freed_by: int
     """NEVER for one that outlives the plan."""
 
 
-def most_alive(plan: Plan, imported: Mapping[str, Tensor] | None = None) -> dict[str, Counter[str]]:
-    """By memory, bytes of each kind of tensor at the moment at which all of them together may take most.
+@dataclass(frozen=True)
+class Liveness:
+    """Which tensors of a template may be alive together."""
 
-    imported: kept tensors of earlier plans that the template may import, by name.
-    """
-    order = Order(plan.template.tasks)
-    return {memory: _most(held, order) for memory, held in _by_memory(plan, imported or {}).items()}
+    template: Template
+    imported: Mapping[str, Tensor]
+    """Kept tensors of earlier plans that the template may import, by name."""
+
+    @cached_property
+    def _held(self) -> dict[str, list[_Held]]:
+        """The tensors of each memory."""
+        tasks = self.template.tasks
+        freed_by = {name: index for index, task in enumerate(tasks) for name in task.frees}
+        found: dict[str, list[_Held]] = defaultdict(list)
+        for name in self.template.imports:
+            tensor = self.imported[name]
+            found[tensor.memory].append(_Held(tensor, tasks[0], NEVER, freed_by[name]))
+        for index, task in enumerate(tasks):
+            for tensor in task.writes:
+                held = _Held(tensor, task, index, freed_by.get(tensor.name, NEVER))
+                found[tensor.memory].append(held)
+        return found
+
+    @cached_property
+    def _alive(self) -> dict[str, NDArray[np.bool_]]:
+        """By memory, a row for each moment at which something is written to it: what may be there then."""
+        order = Order(self.template.tasks)
+        return {memory: _alive_together(held, order) for memory, held in self._held.items()}
+
+    def most(self, plan: Plan) -> dict[str, Counter[str]]:
+        """By memory, bytes of each kind of tensor at the moment at which all together may take most."""
+        found = {}
+        for memory, held in self._held.items():
+            sizes = [plan.amount(each.task, each.tensor.nbytes) for each in held]
+            alive = self._alive[memory]
+            fullest = alive[int(np.argmax(alive @ np.array(sizes, dtype=np.int64)))].tolist()
+            kinds: Counter[str] = Counter()
+            for each, size, is_alive in zip(held, sizes, fullest, strict=True):
+                kinds[each.tensor.kind] += size * is_alive
+            found[memory] = kinds
+        return found
 
 
-def _by_memory(plan: Plan, imported: Mapping[str, Tensor]) -> dict[str, list[_Held]]:
-    tasks = plan.template.tasks
-    freed_by = {name: index for index, task in enumerate(tasks) for name in task.frees}
-    found: dict[str, list[_Held]] = defaultdict(list)
-    for name in plan.template.imports:
-        tensor = imported[name]
-        size = plan.amount(tasks[0], tensor.nbytes)
-        found[tensor.memory].append(_Held(tensor.kind, size, NEVER, freed_by[name]))
-    for index, task in enumerate(tasks):
-        for tensor in task.writes:
-            size = plan.amount(task, tensor.nbytes)
-            found[tensor.memory].append(_Held(tensor.kind, size, index, freed_by.get(tensor.name, NEVER)))
-    return found
-
-
-def _most(held: Sequence[_Held], order: Order) -> Counter[str]:
-    """Of the moments at which a tensor of this memory is written, the fullest one."""
+def _alive_together(held: Sequence[_Held], order: Order) -> NDArray[np.bool_]:
     written = np.array([each.written_by for each in held])
     freed = np.array([each.freed_by for each in held])
-    sizes = np.array([each.nbytes for each in held], dtype=np.int64)
     moments = np.unique(written[written != NEVER])
     if not len(moments):
-        moments = np.array([0])
+        return np.ones((1, len(held)), dtype=np.bool_)
     before = order.before(moments.tolist())
     is_gone = before[:, freed] & (freed != NEVER)
-    row_of = np.searchsorted(moments, written)
-    own = before[np.minimum(row_of, len(moments) - 1)]
-    is_to_come = own[:, moments].T & (written != NEVER)
+    own_moment = np.minimum(np.searchsorted(moments, written), len(moments) - 1)
+    is_to_come = before[own_moment][:, moments].T & (written != NEVER)
     alive: NDArray[np.bool_] = ~is_gone & ~is_to_come
-    fullest = alive[int(np.argmax(alive @ sizes))]
-    kinds: Counter[str] = Counter()
-    for each, is_alive in zip(held, fullest.tolist(), strict=True):
-        if is_alive:
-            kinds[each.kind] += each.nbytes
-    return kinds
+    return alive

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from simulator.graph.shape import Chunk, split_evenly
-from simulator.placement.liveness import most_alive
+from simulator.placement.liveness import Liveness
 from simulator.placement.plan import Plan
 from simulator.placement.program import Program
 from simulator.specs.engine import Engine
 from simulator.units import GIB
+
+MANY_TOKENS = 2**20
+"""Enough that all else is small beside them."""
 
 PASSING = ("activations", "logits", "fetched_weights", "fetched_kv")
 """Parts that a step's own tensors take."""
@@ -30,6 +33,9 @@ class MemoryNeed:
     and `fetched_kv`; `states` of linear attention; and what the engine reserves, each part by its name
     (`engine_context`, `engine_graphs`, `engine_collectives`, `engine_sampler`)."""
     kv_block_bytes: int
+    """What a KV block takes here for the layers whose cache is here."""
+    fetched_block_bytes: int = 0
+    """What its copies take that are here only while they are attended to."""
 
     @property
     def room_bytes(self) -> int:
@@ -39,17 +45,20 @@ class MemoryNeed:
     @property
     def kv_blocks(self) -> int | None:
         """Whole KV blocks that fit; None if none of the cache lives here."""
-        return max(0, self.room_bytes // self.kv_block_bytes) if self.kv_block_bytes else None
+        each = self.block_bytes
+        return max(0, self.room_bytes // each) if each else None
 
     @property
-    def passing_bytes(self) -> int:
-        """Of a step's own tensors."""
-        return sum(self.parts.get(kind, 0) for kind in PASSING)
+    def block_bytes(self) -> int:
+        """All that a KV block takes here at most."""
+        return self.kv_block_bytes + self.fetched_block_bytes
 
     def with_blocks(self, blocks: int) -> dict[str, int]:
         """Every part, so many KV blocks among them; those that are nothing are left out."""
-        weights = {"weights": self.parts.get("weights", 0), "kv_cache": blocks * self.kv_block_bytes}
-        return {name: size for name, size in (weights | dict(self.parts)).items() if size}
+        found = Counter({"weights": self.parts.get("weights", 0), "kv_cache": blocks * self.kv_block_bytes})
+        found.update({name: size for name, size in self.parts.items() if name != "weights"})
+        found["fetched_kv"] += blocks * self.fetched_block_bytes
+        return dict(+found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +94,8 @@ def budget(program: Program, engine: Engine) -> Budget:
     """Work out the account of every memory that holds weights or KV blocks, or passes activations on.
 
     The largest step is a prefill of `max_num_batched_tokens`; its tensors count as many as can be alive at
-    once in any order that the plan allows. The sampler's warm-up follows vLLM, which profiles `max_num_seqs`
+    once in any order that the plan allows. Cached tokens that come from another memory count as they would if
+    all blocks were fetched in one step. The sampler's warm-up follows vLLM, which profiles `max_num_seqs`
     rows of logits (`sampler_bytes_per_logit`); what it takes beyond the largest step is `engine_sampler`. It
     counts on the device that samples, by its share of the vocabulary. The steps of all loops of the placement
     can be under way at once: activations and states count for each.
@@ -103,12 +113,13 @@ def budget(program: Program, engine: Engine) -> Budget:
         kv[slab.memory] += slab.bytes_per_token * scheduler.kv_block_tokens
     for memory, reserve in _reserves(program, engine, parts).items():
         parts[memory].update(reserve)
-    needs = []
+    fetched, needs = fetched_bytes_per_token(program), []
     for memory, capacity in machine.capacity_bytes.items():
         if not (kv[memory] or parts[memory]["weights"] or _passing(parts[memory])):
             continue
         usable = _usable(capacity, parts[memory].total(), engine)
-        needs.append(MemoryNeed(memory, capacity, usable, +parts[memory], kv[memory]))
+        staged = fetched[memory] * scheduler.kv_block_tokens * loops
+        needs.append(MemoryNeed(memory, capacity, usable, +parts[memory], kv[memory], staged))
     per_sequence = -(-program.model.max_position_embeddings // scheduler.kv_block_tokens)
     most = per_sequence * scheduler.max_num_seqs * loops * program.rank_groups
     return Budget(tuple(needs), scheduler.kv_block_tokens, most, loops)
@@ -151,8 +162,10 @@ def _added(one: MemoryNeed, other: MemoryNeed, engine: Engine) -> MemoryNeed:
     parts = Counter(one.parts)
     parts.update(other.parts)
     usable = _usable(one.capacity_bytes, parts.total(), engine)
-    return MemoryNeed(one.memory, one.capacity_bytes, usable, parts,
-                      one.kv_block_bytes + other.kv_block_bytes)  # fmt: skip
+    return MemoryNeed(
+        one.memory, one.capacity_bytes, usable, parts, one.kv_block_bytes + other.kv_block_bytes,
+        one.fetched_block_bytes + other.fetched_block_bytes,
+    )  # fmt: skip
 
 
 def _usable(capacity: int, taken: int, engine: Engine) -> int:
@@ -172,21 +185,62 @@ def _sampler_bytes(program: Program, engine: Engine) -> dict[str, int]:
 
 
 def largest_step(program: Program, engine: Engine) -> dict[str, Counter[str]]:
-    """By memory, what the tensors of the largest step can take up at once, by kind."""
-    scheduler, placement = engine.scheduler, program.placement
-    tokens = scheduler.max_num_batched_tokens
-    rows = min(scheduler.max_num_seqs, tokens)
-    chunks = [Chunk(index, 0, new, True) for index, new in enumerate(split_evenly(tokens, rows))]
-    parts = (tuple(chunks),) * program.rank_groups if placement.by_sequence else \
-        split_chunks(chunks, placement.microbatches)  # fmt: skip
-    cold = program.template(len(parts))
-    found = most_alive(Plan(cold, parts))
-    if placement.streaming is not None and placement.streaming.across_steps:
-        warm = most_alive(Plan(program.template(len(parts), warm=True), parts), cold.tensors)
-        for memory, kinds in warm.items():
-            if kinds.total() > found[memory].total():
-                found[memory] = kinds
+    """By memory, what the tensors of the largest step can take up at once, by kind.
+
+    Sizes are linear in what each microbatch gets, so they are most at a corner: one of them gets all, and
+    that is prompts alone, as much decode as may be, or decode with a prompt beside it.
+    """
+    placement = program.placement
+    batches = _corners(engine)
+    if placement.by_sequence:
+        return _fullest(program, [(batch,) * program.rank_groups for batch in batches])
+    count = placement.microbatches
+    return _fullest(program, [
+        (*((),) * m, batch, *((),) * (count - m - 1)) for m in range(count) for batch in batches
+    ])  # fmt: skip
+
+
+def _corners(engine: Engine) -> list[tuple[Chunk, ...]]:
+    """Batches that fill a step's limits each in its own way."""
+    tokens = engine.scheduler.max_num_batched_tokens
+    rows = min(engine.scheduler.max_num_seqs, tokens)
+    prompts = tuple(Chunk(index, 0, new, True) for index, new in enumerate(split_evenly(tokens, rows)))
+    decodes = tuple(Chunk(index, 0, 1, True) for index in range(rows))
+    beside = (*decodes[1:], Chunk(0, 0, tokens - rows + 1, True))
+    return [prompts, decodes, beside]
+
+
+def _fullest(
+    program: Program, steps: Sequence[Sequence[tuple[Chunk, ...]]]
+) -> defaultdict[str, Counter[str]]:
+    """Of some steps with equally many microbatches the one that may take most, memory by memory."""
+    count, streaming = len(steps[0]), program.placement.streaming
+    cold = program.template(count)
+    templates = [cold]
+    if streaming is not None and streaming.across_steps:
+        templates.append(program.template(count, warm=True))
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for template in templates:
+        liveness = Liveness(template, cold.tensors)
+        for parts in steps:
+            for memory, kinds in liveness.most(Plan(template, tuple(parts))).items():
+                if kinds.total() > found[memory].total():
+                    found[memory] = kinds
     return found
+
+
+def fetched_bytes_per_token(program: Program) -> Counter[str]:
+    """Of each memory, bytes that a cached token takes there while copies of it are attended to, all layers
+    together whose copies can be there at once; nothing where blocks lie beside what attends to them."""
+    if program.placement.kv_home is None:
+        return Counter()
+    most: Counter[str] = Counter()
+    for new in (1, 2):  # decode and prefill may attend in different places
+        few, many = (_fullest(program, [((Chunk(0, context, new, True),),)]) for context in (0, MANY_TOKENS))
+        for memory, kinds in many.items():
+            growth = kinds["fetched_kv"] - few[memory]["fetched_kv"]
+            most[memory] = max(most[memory], -(-growth // MANY_TOKENS))
+    return most
 
 
 def split_chunks(chunks: Sequence[Chunk], microbatches: int) -> tuple[tuple[Chunk, ...], ...]:
@@ -209,7 +263,7 @@ def refusal(budgeted: Budget, tokens: int) -> str | None:
     if blocks <= budgeted.blocks_of_a_loop:
         return None
     blocks *= budgeted.loops
-    short = [need for need in budgeted.needs if need.room_bytes < blocks * need.kv_block_bytes]
+    short = [need for need in budgeted.needs if need.room_bytes < blocks * need.block_bytes]
     if not short:
         return f"a sequence of {tokens:,} tokens is longer than the model's positions"
     return "; ".join(_shortage(need, blocks) for need in short)

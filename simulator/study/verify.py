@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from simulator.errors import InputError, Problem
 from simulator.graph.shape import Chunk
 from simulator.graph.work import Parameter
-from simulator.placement.memory import largest_step, split_chunks
+from simulator.placement.memory import fetched_bytes_per_token, largest_step, split_chunks
 from simulator.placement.occupancy import peak_occupancy, standing_bytes
 from simulator.placement.placement import NotPlaceable
 from simulator.placement.plan import Plan, flaws
@@ -233,7 +233,8 @@ def compare(
         each = (standing_bytes(replica[0], blocks, size, len(prompts)) for replica in loops)
         standing = sum(each, Counter[str]())
         found += _accounts(happened, record, [timed.plan for timed in steps], standing, real.moments(steps))
-        found += _beyond_account(happened.peak_bytes, standing, [replica[0] for replica in loops], engine)
+        cached = blocks * engine.scheduler.kv_block_tokens
+        found += _beyond_account(happened.peak_bytes, standing, [each[0] for each in loops], engine, cached)
     return replace(
         blank,
         status="mismatch" if found else "ok",
@@ -264,13 +265,16 @@ def _accounts(
 
 
 def _beyond_account(
-    peaks: Mapping[str, int], standing: Counter[str], placements: Sequence[Program], engine: Engine
-) -> list[str]:
+    peaks: Mapping[str, int], standing: Counter[str], placements: Sequence[Program], engine: Engine,
+    cached_tokens: int,
+) -> list[str]:  # fmt: skip
     """Memories in which a step's own tensors took more than the account of the largest step has for them."""
     allowed = Counter(standing)
     for program in placements:
         for memory, kinds in largest_step(program, engine).items():
             allowed[memory] += kinds.total() * program.placement.loops
+        for memory, nbytes in fetched_bytes_per_token(program).items():
+            allowed[memory] += nbytes * cached_tokens
     return [
         f"peak bytes in {memory}: {peak} are more than the account of the largest step, {allowed[memory]}"
         for memory, peak in sorted(peaks.items())
