@@ -142,11 +142,11 @@ class Interpreter:
 
     def planned_flops(self, plan: Plan, index: int) -> int:
         """What a task that is about to end should do. Where that depends on the experts that tokens choose,
-        the choices are read from the routing that it is given."""
+        the choices are read from the routing, the second value that it is given."""
         task = plan.template.tasks[index]
         if task.visits is None:
             return plan.amount(task, task.dense_flops)
-        routing = next(name for name in task.reads if ".router." in name)
+        routing = task.reads[1]
         chosen_tx = self.stores.get(self.machine.memory_of(task.place), routing) >= 0
         return int(chosen_tx[:, list(task.visits.experts)].sum()) * task.visits.flops
 
