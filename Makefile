@@ -1,4 +1,4 @@
-# What there is to do here: run, test, check, smollm2, bench, clean. PYTHON names the interpreter to build .venv with.
+# What there is to do here: run, test, check, pictures, smollm2, bench, clean. PYTHON names the interpreter to build .venv with.
 PYTHON ?= python3
 
 VENV := .venv
@@ -8,7 +8,7 @@ BASE := $(VENV)/.installed-base
 DEV := $(VENV)/.installed-dev
 SMOLLM2 := $(VENV)/.installed-smollm2
 
-.PHONY: run test check smollm2 lint bench clean
+.PHONY: run test check pictures smollm2 lint bench clean
 
 run: $(BASE)  ## answer the first question: who should host the accelerators?
 	@$(BIN)/placewright run scenarios/chat-on-one-node.yaml --out out/chat-on-one-node
@@ -18,6 +18,9 @@ test: $(DEV) $(SMOLLM2) lint  ## everything CI runs
 
 check: $(DEV) lint  ## what to run after every change; under a minute
 	@$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+pictures: $(DEV)  ## draw the pictures and figures of docs/strategies.md again, after a change that shows in them
+	@$(BIN)/python -m tests.report.strategy_pictures
 
 smollm2: $(SMOLLM2)  ## real weights for generate: brings SmolLM2-135M (93 MB) and converts it once (540 MB)
 

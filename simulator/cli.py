@@ -86,7 +86,10 @@ def run(
     as_json: AsJson = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for results.json, runs.csv, tradeoff.png and timeline.json (Perfetto)."),
+        typer.Option(
+            help="Folder for results.json, runs.csv, tradeoff.png, timeline.json (Perfetto) and, in "
+            "timelines/, a picture of the first two steps of each row."
+        ),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes to use; all cores if not given.")
@@ -100,7 +103,10 @@ def run(
         make_folder(out)
     with _progress("Simulating") as progress:
         study = run_scenario(scenario, set_ or (), progress, workers)
-    written = [] if out is None else _write_study(study, out)
+    written = []
+    if out is not None:
+        with _progress("Drawing") as progress:
+            written = _write_study(study, out, progress)
     if as_json:
         _print_json(study.as_dict())
         return
@@ -116,14 +122,15 @@ def run(
         console.print(f"wrote {path}", markup=False, highlight=False)
 
 
-def _write_study(study: Any, out: Path) -> list[Path]:
+def _write_study(study: Any, out: Path, progress: Callable[[int, int], None] | None) -> list[Path]:
     """Put the study's files into a folder that is there."""
     from io import BytesIO
 
     from simulator.report.figures import latency_against_throughput
-    from simulator.report.files import write_atomically, write_json
+    from simulator.report.files import make_folder, write_atomically, write_json
     from simulator.report.frame import frame
     from simulator.report.timeline import chrome_trace
+    from simulator.report.timeline_pictures import timeline_pictures
 
     picture = BytesIO()
     latency_against_throughput(study).savefig(picture, format="png", dpi=150, metadata={"Software": None})
@@ -131,22 +138,36 @@ def _write_study(study: Any, out: Path) -> list[Path]:
     write_atomically(out / "runs.csv", frame(study).to_csv(index=False))
     write_atomically(out / "tradeoff.png", picture.getvalue())
     write_json(out / "timeline.json", chrome_trace(study))
-    return [out / name for name in ("results.json", "runs.csv", "tradeoff.png", "timeline.json")]
+    make_folder(out / "timelines")
+    for number, (name, content) in enumerate(timeline_pictures(study), start=1):
+        write_atomically(out / "timelines" / name, content)
+        if progress is not None:
+            progress(number, len(study.runs))
+    return [out / name for name in ("results.json", "runs.csv", "tradeoff.png", "timeline.json", "timelines")]
 
 
 @app.command()
-def verify(scenario: ScenarioFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+def verify(
+    scenario: Annotated[Path | None, typer.Argument(help="A YAML file; see scenarios/tiny-*.yaml.")] = None,
+    set_: Overrides = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every strategy on every small model, instead of one scenario.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Carry every placement out on a real network in float64; exit 1 if anything differs from the plan."""
+    from simulator.report.verified import print_all_verified, print_verified
     from simulator.study.verify import verify_scenario
+    from simulator.study.verify_all import verify_all
 
+    if every == (scenario is not None) or (every and set_):
+        raise typer.BadParameter("name one SCENARIO, or say --all without --set")
     with _progress("Verifying") as progress:
-        rows = verify_scenario(scenario, set_ or (), progress)
+        rows = verify_scenario(scenario, set_ or (), progress) if scenario else verify_all(progress)
     if as_json:
         _print_json({"rows": [row.as_dict() for row in rows]})
     else:
-        from simulator.report.verified import print_verified
-
-        print_verified(rows, _console())
+        (print_all_verified if every else print_verified)(rows, _console())
     if any(row.status == "mismatch" for row in rows):
         raise SystemExit(1)
 

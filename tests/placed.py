@@ -4,7 +4,7 @@ from functools import cache
 
 from simulator.graph.machine import MachineGraph, machine_graph
 from simulator.graph.work import Formats
-from simulator.placement.placement import Placement, Stage, Streaming
+from simulator.placement.placement import Elsewhere, ExpertsAside, KvHome, Placement, Stage, Streaming
 from simulator.placement.program import programs_of
 from simulator.serving.arrivals import Request
 from simulator.specs.architecture import Architecture
@@ -35,7 +35,7 @@ def stages(*parts: tuple[str, int]) -> tuple[Stage, ...]:
 
 
 def streaming(layers: range = range(4), **more: bool) -> Streaming:
-    return Streaming(frozenset(layers), "host", buffers=2, **more)
+    return Streaming(tuple("host" if layer in layers else None for layer in range(4)), buffers=2, **more)
 
 
 PLACEMENTS = [
@@ -54,10 +54,33 @@ PLACEMENTS = [
     Placement("streamed across steps", stages(("gpu-0", 4)), streaming=streaming(across_steps=True)),
     Placement("streamed, two microbatches", stages(("gpu-0", 4)), 2, streaming()),
     Placement("streamed ranks", stages(("gpu-0+gpu-1", 4)), streaming=streaming(range(3), across_steps=True)),
+    Placement("attention beside the KV cache", stages(("gpu-0", 4)), elsewhere=(
+        Elsewhere("cpu", frozenset({"rotary", "attention"}), frozenset(range(4))),)),
+    Placement("operators here and there", stages(("gpu-0", 2), ("gpu-1", 2)), elsewhere=(
+        Elsewhere("cpu", frozenset({"up_proj", "mlp_norm"}), frozenset({0, 3})),
+        Elsewhere("gpu-2", frozenset({"lm_head", "down_proj", "embed"}), frozenset({None, 1, 2})))),
+    Placement("KV cache at the host", stages(("gpu-0", 4)), kv_home=KvHome("host")),
+    Placement("KV cache of ranks at the host", stages(("gpu-0+gpu-1", 4)), kv_home=KvHome("host", buffers=1)),
+    Placement("decode beside the KV cache", stages(("gpu-0", 4)), kv_home=KvHome("host", "cpu")),
+    Placement("decode of ranks beside the KV cache", stages(("gpu-0+gpu-1", 4)), kv_home=KvHome("host", "cpu")),
+    Placement("streamed, KV cache at the host", stages(("gpu-0", 4)), 2, streaming(range(1, 3)),
+              kv_home=KvHome("host", "cpu")),
     Placement("a streamed stage", stages(("gpu-0", 1), ("gpu-1", 3)), 2, streaming(range(1, 4))),
     Placement("a pipeline of two loops", stages(("gpu-0", 2), ("gpu-1", 2)), loops=2),
     Placement("loops and microbatches", stages(("gpu-0+gpu-1", 2), ("cpu", 2)), 2, loops=2),
 ]
+
+EXPERT_PLACEMENTS = [
+    Placement("whole experts", stages(("gpu-0+gpu-1", 4)), whole_experts=True),
+    Placement("whole experts on four", stages(("gpu-0+gpu-1+gpu-2+gpu-3", 4)), whole_experts=True),
+    Placement("all experts aside", stages(("gpu-0", 4)), experts_aside=ExpertsAside("cpu", tuple(range(8)))),
+    Placement("some experts aside", stages(("gpu-0", 4)), experts_aside=ExpertsAside("cpu", (1, 2, 5))),
+    Placement("some experts aside of ranks", stages(("gpu-0+gpu-1", 4)),
+              experts_aside=ExpertsAside("cpu", (0, 7))),
+    Placement("some experts aside, the others whole", stages(("gpu-0", 2), ("gpu-1+gpu-2", 2)), 2,
+              whole_experts=True, experts_aside=ExpertsAside("cpu", (0, 3))),
+]
+"""For models with eight experts or more."""
 
 
 @cache

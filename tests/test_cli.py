@@ -84,9 +84,14 @@ def test_out_writes_everything_and_the_same_bytes_again(placewright, tmp_path):
         code, out, _ = placewright("run", CHAT, *QUICK, "--out", str(folder), "--workers", workers)
         assert code == 0
         assert f"wrote {folder / 'timeline.json'}" in out
-    names = {"results.json", "runs.csv", "tradeoff.png", "timeline.json"}
-    assert {path.name for path in first.iterdir()} == names
-    for name in names:
+        assert f"wrote {folder / 'timelines'}" in out
+    files = {path.relative_to(first).as_posix() for path in first.rglob("*") if path.is_file()}
+    pictures = {name for name in files if name.startswith("timelines/")}
+    assert files - pictures == {"results.json", "runs.csv", "tradeoff.png", "timeline.json"}
+    rows = json.loads((first / "results.json").read_text())["runs"]
+    ran = [number for number, row in enumerate(rows, start=1) if row["fits"]]
+    assert sorted(int(Path(name).name.partition("-")[0]) for name in pictures) == ran
+    for name in files:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 

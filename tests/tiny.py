@@ -20,7 +20,18 @@ from simulator.simulation.pricing import Durations
 from simulator.simulation.ticks import Ticks
 from simulator.specs.architecture import Architecture, Attention, Experts, LayerSpec, Mlp, Rope, Router
 from simulator.specs.engine import Engine, EngineMemory, HostStages, Overheads, SchedulerSettings
-from simulator.specs.hardware import Device, Efficiency, Host, Link, Machine, Memory, Node
+from simulator.specs.hardware import (
+    Device,
+    Efficiency,
+    Host,
+    HostMemory,
+    Link,
+    Machine,
+    Memory,
+    Node,
+    Storage,
+    Transition,
+)
 
 NS, US = 1e-9, 1e-6
 BF16 = Formats("bf16", "bf16", "bf16")
@@ -73,7 +84,8 @@ def device(
     kind: str = "gpu", flops: float = 1e9, bandwidth: float = 1e9, overhead_s: float = 0.0,
     capacity: float = 1e9, compute: Mapping[str, float] | None = None,
 ) -> Device:  # fmt: skip
-    """A device that reaches its peaks in every class of operator, with hardly any overlap of the two."""
+    """A device that reaches its peaks in every class of operator, with hardly any overlap of the two, and
+    launches copies in no time."""
     classes = ("matmul", "attention_prefill", "attention_decode", "elementwise", "embedding", "sampling")
     reached = Efficiency(compute=1.0, memory=1.0, overhead_s=overhead_s, blend=2.0)
     fields: dict[str, Any] = {
@@ -82,6 +94,7 @@ def device(
         "memory": Memory(capacity_bytes=capacity, bandwidth_bytes_per_s=bandwidth),
         "compute": dict(compute or {"bf16": flops, "fp32": flops / 2}),
         "efficiency": dict.fromkeys(classes, reached),
+        "transition": Transition(launch_s=0.0, synchronize_s=0.0),
     }
     return Device(**fields)
 
@@ -90,12 +103,17 @@ def link(name: str = "link", bandwidth: float = 1e8, latency_s: float = 1 * US, 
     return Link(name=name, bandwidth_bytes_per_s=bandwidth, latency_s=latency_s, **more)
 
 
-def host(kind: str = "server", cores: int = 4, offload: float = 0.0) -> Host:
+def host(
+    kind: str = "server", cores: int = 4, offload: float = 0.0, dram: float | None = 1e9,
+    dram_share: float | None = None, storage: bool = False,
+) -> Host:  # fmt: skip
+    share = {} if dram_share is None else {"efficiency": dram_share}
     fields: dict[str, Any] = {
         "name": f"tiny {kind}",
         "kind": kind,
         "cores": cores,
-        "memory": Memory(capacity_bytes=1e9, bandwidth_bytes_per_s=1e9),
+        "memory": HostMemory(capacity_bytes=1e9, bandwidth_bytes_per_s=dram, **share),
+        "storage": Storage(capacity_bytes=1e12, link="drive") if storage else None,
         "offload_fraction": offload,
     }
     return Host(**fields)
@@ -104,14 +122,14 @@ def host(kind: str = "server", cores: int = 4, offload: float = 0.0) -> Host:
 def node(
     name: str = "", kind: str = "server", gpus: Sequence[Device] = (), cpu: Device | None = None,
     host_link: Link | None = None, interconnect: Link | None = None, network: Link | None = None,
-    offload: float = 0.0,
+    storage: Link | None = None, **of_host: Any,
 ) -> Node:  # fmt: skip
     return Node(
-        name=name, host_id="host", host=host(kind, offload=offload), cpu=cpu,
+        name=name, host_id="host", host=host(kind, storage=storage is not None, **of_host), cpu=cpu,
         devices=tuple((f"device-{index}", gpu) for index, gpu in enumerate(gpus)),
         host_link_id="host-link", host_link=host_link or link("pcie"),
         interconnect_id="fabric" if interconnect else None, interconnect=interconnect,
-        network=network, price_usd=0.0,
+        network=network, price_usd=0.0, storage_link=storage,
     )  # fmt: skip
 
 
@@ -139,14 +157,14 @@ def scheduler_settings(**changes: Any) -> SchedulerSettings:
 
 def engine(
     step_s: float = 0.0, per_sequence_s: float = 0.0, stages: Mapping[str, float] | None = None,
-    **scheduler: Any,
+    pinned: bool = True, **scheduler: Any,
 ) -> Engine:  # fmt: skip
     """An engine without overheads, but for those named."""
     nothing = {"receive_s": 0.0, "tokenize_s": 0.0, "detokenize_s": 0.0, "send_s": 0.0}
     return Engine(
         name="tiny engine",
         scheduler=scheduler_settings(**scheduler),
-        memory=EngineMemory(utilization=1.0, context_bytes=0.0, sampler_bytes_per_logit=0),
+        memory=EngineMemory(utilization=1.0, context_bytes=0.0, sampler_bytes_per_logit=0, pinned=pinned),
         overheads=Overheads(step_s=step_s, per_sequence_s=per_sequence_s),
         host_stages=HostStages(**(nothing | dict(stages or {}))),
     )
@@ -169,7 +187,7 @@ def stages(microbatches: int = 1, layers: int = 4, streaming: Streaming | None =
 
 def streamed(across_steps: bool = False, layers: int = 4, buffers: int = 2) -> Placement:
     """All layers streamed from the host to one GPU."""
-    streaming = Streaming(frozenset(range(layers)), "host", buffers, across_steps)
+    streaming = Streaming(("host",) * layers, buffers, across_steps)
     return Placement("streamed", (Stage(("gpu-0",), 0, layers),), streaming=streaming)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from simulator.execution import delta, kernels, kv
 from simulator.execution.call import Call, Outputs, side_by_side
 from simulator.execution.kernels import Rules
 from simulator.execution.rotary import rotate
+from simulator.graph.shape import Chunk
 from simulator.specs.architecture import Attention, LatentAttention, LinearAttention
 
 # --- softmax and latent attention ---------------------------------------------------------------------------
@@ -43,10 +44,31 @@ def _rotary(call: Call) -> Outputs:
         q_thd = functional.rms_norm(q_thd, width, call.weight("q_norm"), eps)
         k_tgd = functional.rms_norm(k_tgd, width, call.weight("k_norm"), eps)
     k_tgd = rotate(k_tgd, positions_t, call.softmax.rope)
-    pieces = zip(call.chunks, k_tgd.split(call.sizes), v_tgd.split(call.sizes), strict=True)
-    for chunk, k_ngd, v_ngd in pieces:
-        kv.write(call.cache(), chunk, k_ngd, v_ngd)
-    return (rotate(q_thd, positions_t, call.softmax.rope).flatten(1).clone(),)
+    query = rotate(q_thd, positions_t, call.softmax.rope).flatten(1).clone()
+    return (query, *_kept(call, k_tgd, v_tgd))
+
+
+def _kept(call: Call, *planes_tgd: Tensor) -> Outputs:
+    """Write what new tokens leave behind to the cache, or put it out where that lies in another memory."""
+    new_ptgd = torch.stack(planes_tgd)
+    if call.slab is None:
+        return (new_ptgd,)
+    kv.scatter(call.cache(), call.chunks, new_ptgd)
+    return ()
+
+
+def _seen(call: Call, first_key: Callable[[int], int]) -> Iterator[tuple[Chunk, Tensor]]:
+    """What each chunk's queries see `[planes, s, g, d]`, from its first key on."""
+    if call.slab is not None:
+        for chunk in call.chunks:
+            planes = kv.read(call.slab, chunk.blocks, chunk.context + chunk.new, first_key(chunk.context))
+            yield chunk, torch.stack(planes)
+        return
+    cached_ptgd, new_ptgd = call.values[1:]
+    contexts = [chunk.context - min(chunk.context, first_key(chunk.context)) for chunk in call.chunks]
+    pieces = zip(cached_ptgd.split(contexts, dim=1), new_ptgd.split(call.sizes, dim=1), strict=True)
+    for chunk, piece in zip(call.chunks, pieces, strict=True):
+        yield chunk, torch.cat(piece, dim=1)
 
 
 def _attention(call: Call) -> Outputs:
@@ -58,10 +80,9 @@ def _attention(call: Call) -> Outputs:
     if not attention.causal:
         return _attend_both_ways(call, rules)
     q_thd = call.values[0].unflatten(1, (-1, attention.head_dim))
-    outputs = []
-    for chunk, q_nhd in zip(call.chunks, q_thd.split(call.sizes), strict=True):
-        end, first = chunk.context + chunk.new, rules.first_key(chunk.context)
-        k_sgd, v_sgd = (x.to(q_nhd.dtype) for x in kv.read(call.cache(), chunk.blocks, end, first))
+    outputs = [q_thd[:0]]
+    for (chunk, kv_psgd), q_nhd in zip(_seen(call, rules.first_key), q_thd.split(call.sizes), strict=True):
+        k_sgd, v_sgd = kv_psgd.to(q_nhd.dtype)
         outputs.append(kernels.attend(rules, q_nhd, k_sgd, v_sgd, chunk.context, call.optional("sinks")))
     return (torch.cat(outputs).flatten(1),)
 
@@ -76,18 +97,38 @@ def _latent_rotary(call: Call, latent: LatentAttention, positions_t: Tensor) -> 
     query_tx, latent_tx = call.values
     kv_tc = latent_tx[:, latent.q_lora_rank or 0 :]
     kept_tc = kernels.latent_keys(latent, kv_tc, call.weight("kv_a_norm"), call.model.norm_eps, positions_t)
-    for chunk, kept_nc in zip(call.chunks, kept_tc.split(call.sizes), strict=True):
-        kv.write(call.cache(), chunk, kept_nc[:, None])
-    return (kernels.latent_queries(latent, query_tx, positions_t).flatten(1),)
+    query = kernels.latent_queries(latent, query_tx, positions_t).flatten(1)
+    return (query, *_kept(call, kept_tc[:, None]))
 
 
 def _latent_attention(call: Call, latent: LatentAttention) -> Outputs:
-    q_thd, outputs = call.values[0].unflatten(1, (-1, latent.qk_head_dim)), []
-    for chunk, q_nhd in zip(call.chunks, q_thd.split(call.sizes), strict=True):
-        (kept_s1c,) = kv.read(call.cache(), chunk.blocks, chunk.context + chunk.new)
-        kept_sc = kept_s1c[:, 0].to(q_nhd.dtype)
+    q_thd = call.values[0].unflatten(1, (-1, latent.qk_head_dim))
+    outputs = [q_thd.new_empty((0, q_thd.shape[1], latent.v_head_dim))]
+    for (chunk, kept_1s1c), q_nhd in zip(_seen(call, lambda _: 0), q_thd.split(call.sizes), strict=True):
+        kept_sc = kept_1s1c[0, :, 0].to(q_nhd.dtype)
         outputs.append(kernels.attend_latent(latent, q_nhd, kept_sc, call.weight("kv_b_proj"), chunk.context))
     return (torch.cat(outputs).flatten(1),)
+
+
+# --- rows of two phases -------------------------------------------------------------------------------------
+
+
+def _split_rows(call: Call) -> Outputs:
+    """Of each value the rows of chunks with one new token, and those of all others."""
+    is_decode = _is_decode(call)
+    return [rows for value in call.values for rows in (value[is_decode], value[~is_decode])]
+
+
+def _join_rows(call: Call) -> Outputs:
+    decoded, others = call.values
+    joined = decoded.new_empty((sum(call.sizes), decoded.shape[1]))
+    is_decode = _is_decode(call)
+    joined[is_decode], joined[~is_decode] = decoded, others
+    return (joined,)
+
+
+def _is_decode(call: Call) -> Tensor:
+    return torch.tensor([chunk.new == 1 for chunk in call.chunks for _ in range(chunk.new)])
 
 
 def _latent_proj(call: Call) -> Outputs:
@@ -119,7 +160,8 @@ def _delta_rule(call: Call) -> Outputs:
     assert isinstance(linear, LinearAttention)
     names = ("q_conv", "k_conv", "v_conv", "a_log", "dt_bias", "linear_norm")
     weights = delta.Weights(*(call.weight(name) for name in names))
-    empty, outputs = delta.empty_state(linear, call.values[0], call.share.degree), []
+    empty = delta.empty_state(linear, call.values[0], call.share.degree)
+    outputs = [call.values[0].new_empty((0, linear.value_width // call.share.degree))]
     sizes, shapes = [part.numel() for part in empty], [part.shape for part in empty]
     for chunk, mixed_nx in zip(call.chunks, call.values[0].split(call.sizes), strict=True):
         row = slab[call.slot_of[chunk.sequence]]
@@ -139,6 +181,8 @@ ATTENTION_OPERATORS: Mapping[str, Callable[[Call], Outputs]] = {
     "qkv_proj": _qkv_proj,
     "rotary": _rotary,
     "attention": _attention,
+    "split_rows": _split_rows,
+    "join_rows": _join_rows,
     "attn_gate": _attn_gate,
     "latent_proj": _latent_proj,
     "q_a_norm": _latent_q_norm,

@@ -40,6 +40,8 @@ class Call:
     output_count: int
     slot_of: Mapping[int, int]
     """Row of each sequence in a slab of states."""
+    experts_held: tuple[int, ...] | None = None
+    """Which experts' matrices the weights are, in their order; None: all."""
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -48,7 +50,8 @@ class Call:
 
     def positions(self) -> Tensor:
         """Position of each new token of the batch."""
-        return torch.cat([torch.arange(c.context, c.context + c.new) for c in self.chunks])
+        pieces = [torch.arange(c.context, c.context + c.new) for c in self.chunks]
+        return torch.cat([torch.empty(0, dtype=torch.int64), *pieces])
 
     def weight(self, name: str) -> Tensor:
         return self.weights[f"{name}.weight"]

@@ -7,7 +7,7 @@ dependency or a buffer reused too soon shows as a `Fault`, or as a wrong number.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,15 +17,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from simulator.execution import kv
 from simulator.execution.call import Call
 from simulator.execution.collectives import COLLECTIVES
+from simulator.execution.kernels import Rules
 from simulator.execution.network import Transformer
 from simulator.execution.operators import OPERATORS
 from simulator.execution.quantised import PLAIN, pack, unpack
 from simulator.execution.stores import Fault, Stores
-from simulator.graph.shape import Chunk
+from simulator.graph.shape import Chunk, Phase
 from simulator.graph.work import Parameter
 from simulator.placement.placed import same_weight
 from simulator.placement.plan import KvCopy, Plan, Task
 from simulator.placement.program import Program, by_placement
+from simulator.specs.architecture import Attention
 from simulator.specs.weight_formats import WeightFormat
 
 
@@ -83,20 +85,21 @@ class Interpreter:
         """Do a task's work and free what it frees; the FLOPs torch counted on the way."""
         task = plan.template.tasks[index]
         before = counter.get_total_flops()
-        chunks = plan.chunks[task.microbatch]
-        for written, tensor in zip(task.writes, self._results(task, chunks), strict=True):
+        chunks = _of_phase(plan.chunks_of(task), task.phase)
+        for written, tensor in zip(task.writes, self._results(plan, task, chunks), strict=True):
             self.stores.put(written.memory, written.name, tensor)
         for name in task.frees:
             self.stores.drop(name)
         return counter.get_total_flops() - before
 
-    def _results(self, task: Task, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
+    def _results(self, plan: Plan, task: Task, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
         if task.kind == "compute":
             return self._compute(task, chunks)
         if task.kind == "transfer":
-            return self._transfer(task) if task.kv_copy is None else self._hand_over(task.kv_copy, chunks)
+            return self._transfer_of(task, chunks)
         if task.kind == "collective":
-            return COLLECTIVES[task.operator](self.stores, task)
+            rows = [sum(chunk.new for chunk in part) for part in plan.chunks]
+            return COLLECTIVES[task.operator](self.stores, task, rows)
         return self._host(task, chunks)
 
     # -- the host ---------------------------------------------------------------------------------------
@@ -132,9 +135,20 @@ class Interpreter:
         assert task.share is not None
         if task.operator == "sample":
             self._keep_rows(chunks, values[0])
+        held = task.visits.experts if task.visits else None
         call = Call(self.model, task.operator, task.layer, task.share, chunks, values, weights, slab,
-                    len(task.writes), self._slot_of)  # fmt: skip
+                    len(task.writes), self._slot_of, held)  # fmt: skip
         return OPERATORS[task.operator](call)
+
+    def planned_flops(self, plan: Plan, index: int) -> int:
+        """What a task that is about to end should do. Where that depends on the experts that tokens choose,
+        the choices are read from the routing, the second value that it is given."""
+        task = plan.template.tasks[index]
+        if task.visits is None:
+            return plan.amount(task, task.dense_flops)
+        routing = task.reads[1]
+        chosen_tx = self.stores.get(self.machine.memory_of(task.place), routing) >= 0
+        return int(chosen_tx[:, list(task.visits.experts)].sum()) * task.visits.flops
 
     def _unpacked(self, name: str, weight: Tensor) -> Tensor:
         """A weight as operators compute with it."""
@@ -143,6 +157,26 @@ class Interpreter:
             return weight
         form, shape = packed
         return unpack(weight, shape, form, self.dtype)
+
+    def _transfer_of(self, task: Task, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
+        if task.kv_copy is not None:
+            return self._hand_over(task.kv_copy, chunks)
+        if task.kv is None:
+            return self._transfer(task)
+        home = self._home(task.kv)
+        slab = self.stores.get(home, task.kv)
+        if task.operator == "kv_fetch":
+            cached = kv.gather(slab, chunks, self._first_key(task))
+            return (self.stores.copy(cached, home, task.writes[0].memory),)
+        new = self._home(task.reads[0])
+        kv.scatter(slab, chunks, self.stores.copy(self.stores.get(new, task.reads[0]), new, home))
+        return ()
+
+    def _first_key(self, task: Task) -> Callable[[int], int]:
+        """The first cached token that a chunk after so many others sees."""
+        assert task.layer is not None
+        attention = self.model.layers[task.layer].attention
+        return Rules.of(attention).first_key if isinstance(attention, Attention) else lambda _: 0
 
     def _transfer(self, task: Task) -> Sequence[Tensor]:
         results = []
@@ -182,8 +216,16 @@ class Interpreter:
                 self.sequences.logits.setdefault(chunk.sequence, []).append(row.clone())
 
 
+def _of_phase(chunks: Sequence[Chunk], phase: Phase) -> Sequence[Chunk]:
+    if phase == "all":
+        return chunks
+    return [chunk for chunk in chunks if (chunk.new == 1) == (phase == "decode")]
+
+
 def _part(whole: Tensor, parameter: Parameter) -> Tensor:
     """The part of a parameter that a rank holds, as a tensor of its own."""
+    if parameter.experts is not None:
+        whole = whole[list(parameter.experts)]
     if parameter.axis is None:
         return whole.detach().clone()
     size = parameter.shape[parameter.axis]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -36,3 +36,16 @@ def read(slab: Tensor, blocks: Sequence[int], tokens: int, first: int = 0) -> tu
     """Each plane `[s, g, d]` of a sequence's tokens from `first` to `tokens`."""
     block_s, offset_s = slots(blocks, slab.shape[2], first, tokens)
     return tuple(plane[block_s, offset_s] for plane in slab)
+
+
+def gather(slab: Tensor, chunks: Sequence[Chunk], first_key: Callable[[int], int]) -> Tensor:
+    """The cached tokens of some sequences `[planes, s, g, d]`, one sequence after the other, of each those
+    from its first key on."""
+    rows = [slab[:, *slots(c.blocks, slab.shape[2], first_key(c.context), c.context)] for c in chunks]
+    return torch.cat([slab[:, 0, :0], *rows], dim=1)
+
+
+def scatter(slab: Tensor, chunks: Sequence[Chunk], new_ptgd: Tensor) -> None:
+    """Put the new tokens of some chunks into their blocks."""
+    for chunk, new_pngd in zip(chunks, new_ptgd.split([c.new for c in chunks], dim=1), strict=True):
+        write(slab, chunk, *new_pngd)

@@ -5,7 +5,7 @@ Shapes: t tokens, x experts, k experts a token, e embedding channels, f an exper
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -50,9 +50,11 @@ def _in_kept_groups(router: Router, judged_tx: Tensor) -> Tensor:
     return is_kept[..., None].expand_as(in_groups).flatten(1)
 
 
-def _visits(routing_tx: Tensor, chosen: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Of each expert that somebody chose: its number, the tokens that did, and which of their choices it is,
-    counted by expert.
+def _visits(
+    routing_tx: Tensor, chosen: int, held: Sequence[int] | None = None
+) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Of each expert that somebody chose, and that is `held`: its number, its place among the held ones, the
+    tokens that chose it, and which of their choices it is, counted by expert.
 
     On the meta device nobody knows; tokens are dealt out evenly, which is as much work as any other way.
     """
@@ -60,35 +62,39 @@ def _visits(routing_tx: Tensor, chosen: int) -> Iterator[tuple[int, Tensor, Tens
     if routing_tx.is_meta:
         for expert, visits in enumerate(split_evenly(tokens * chosen, count)):
             nobody = torch.zeros(visits, dtype=torch.int64, device="meta")
-            yield expert, nobody, nobody
+            yield expert, expert, nobody, nobody
         return
     is_chosen_tx = routing_tx >= 0
-    place_tx = is_chosen_tx.cumsum(dim=1) - 1
-    for expert in is_chosen_tx.any(dim=0).nonzero()[:, 0].tolist():
+    choice_tx = is_chosen_tx.cumsum(dim=1) - 1
+    for place, expert in enumerate(range(count) if held is None else held):
         token_m = is_chosen_tx[:, expert].nonzero()[:, 0]
-        yield expert, token_m, place_tx[token_m, expert]
+        if len(token_m):
+            yield expert, place, token_m, choice_tx[token_m, expert]
 
 
 def experts_up(
-    x_te: Tensor, routing_tx: Tensor, chosen: int, weight_xfe: Tensor, bias_xf: Tensor | None = None
-) -> Tensor:
-    """Each token through the first projection of every expert it chose: `[t, k, f]`."""
-    up_tkf = x_te.new_empty((x_te.shape[0], chosen, weight_xfe.shape[1]))
-    for expert, token_m, place_m in _visits(routing_tx, chosen):
-        bias_f = None if bias_xf is None else bias_xf[expert]
-        up_tkf[token_m, place_m] = linear(x_te[token_m], weight_xfe[expert], bias_f)
+    x_te: Tensor, routing_tx: Tensor, chosen: int, weight_xfe: Tensor, bias_xf: Tensor | None = None,
+    held: Sequence[int] | None = None,
+) -> Tensor:  # fmt: skip
+    """Each token through the first projection of every expert it chose: `[t, k, f]`. The weights are those of
+    the `held` experts, in that order; what others would make of a token is left 0."""
+    up_tkf = x_te.new_zeros((x_te.shape[0], chosen, weight_xfe.shape[1]))
+    for _, place, token_m, choice_m in _visits(routing_tx, chosen, held):
+        bias_f = None if bias_xf is None else bias_xf[place]
+        up_tkf[token_m, choice_m] = linear(x_te[token_m], weight_xfe[place], bias_f)
     return up_tkf
 
 
 def experts_down(
-    activated_tkf: Tensor, routing_tx: Tensor, weight_xef: Tensor, bias_xe: Tensor | None = None
-) -> Tensor:
-    """The weighted sum `[t, e]` of what a token's experts make of it."""
+    activated_tkf: Tensor, routing_tx: Tensor, weight_xef: Tensor, bias_xe: Tensor | None = None,
+    held: Sequence[int] | None = None,
+) -> Tensor:  # fmt: skip
+    """The weighted sum `[t, e]` of what a token's experts make of it, of those `held`."""
     tokens, chosen, _ = activated_tkf.shape
     sum_te = activated_tkf.new_zeros((tokens, weight_xef.shape[1]))
-    for expert, token_m, place_m in _visits(routing_tx, chosen):
-        bias_e = None if bias_xe is None else bias_xe[expert]
-        out_me = linear(activated_tkf[token_m, place_m], weight_xef[expert], bias_e)
+    for expert, place, token_m, choice_m in _visits(routing_tx, chosen, held):
+        bias_e = None if bias_xe is None else bias_xe[place]
+        out_me = linear(activated_tkf[token_m, choice_m], weight_xef[place], bias_e)
         sum_te.index_add_(0, token_m, out_me * routing_tx[token_m, expert, None])
     return sum_te
 

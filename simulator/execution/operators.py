@@ -46,7 +46,7 @@ def _norm(call: Call) -> Outputs:
 
 def _final_norm(call: Call) -> Outputs:
     """Of the last row of each chunk only."""
-    last_r = torch.tensor(call.sizes).cumsum(0) - 1
+    last_r = torch.tensor(call.sizes, dtype=torch.int64).cumsum(0) - 1
     rows_re = sum((value[last_r] for value in call.values[1:]), start=call.values[0][last_r])
     if not call.model.final_norm:
         return (rows_re,)
@@ -99,7 +99,10 @@ def _expert_up_proj(call: Call) -> Outputs:
     x_te, routing_tx = call.values
     names = [name for name in ("gate_proj", "up_proj") if f"{name}.weight" in call.weights]
     chosen = call.experts.num_experts_per_tok
-    ups = [mixture.experts_up(x_te, routing_tx, chosen, call.weight(n), call.bias(n)) for n in names]
+    ups = [
+        mixture.experts_up(x_te, routing_tx, chosen, call.weight(n), call.bias(n), call.experts_held)
+        for n in names
+    ]
     return (torch.cat(ups, dim=-1),)
 
 
@@ -109,14 +112,21 @@ def _expert_activation(call: Call) -> Outputs:
 
 def _expert_down_proj(call: Call) -> Outputs:
     activated_tkf, routing_tx = call.values
-    return (
-        mixture.experts_down(activated_tkf, routing_tx, call.weight("down_proj"), call.bias("down_proj")),
-    )
+    weight, bias = call.weight("down_proj"), call.bias("down_proj")
+    return (mixture.experts_down(activated_tkf, routing_tx, weight, bias, call.experts_held),)
 
 
 def _add(call: Call) -> Outputs:
-    first, second, *scale = call.values
-    return (first + (second * torch.sigmoid(scale[0]) if scale else second),)
+    first, *others = call.values
+    return (sum(others, start=first),)
+
+
+def _expert_add(call: Call) -> Outputs:
+    """What the experts made of the tokens and, where there is one, the shared part, perhaps scaled."""
+    if not call.experts.shared_gate:
+        return _add(call)
+    *routed, shared, scale = call.values
+    return (sum(routed, start=shared * torch.sigmoid(scale)),)
 
 
 OPERATORS: Mapping[str, Callable[[Call], Outputs]] = {
@@ -140,7 +150,10 @@ OPERATORS: Mapping[str, Callable[[Call], Outputs]] = {
     "shared_activation": _shared_activation,
     "shared_down_proj": _project,
     "shared_gate": _project,
-    "expert_add": _add,
+    "side_expert_up_proj": _expert_up_proj,
+    "side_expert_activation": _expert_activation,
+    "side_expert_down_proj": _expert_down_proj,
+    "expert_add": _expert_add,
     "branch_add": _add,
     "mlp_post_norm": _norm,
     "residual_add": _add,

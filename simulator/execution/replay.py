@@ -101,8 +101,8 @@ def _finish(
     interpreter: Interpreter, plan: Plan, index: int, counter: FlopCounterMode, result: Replayed
 ) -> None:
     task = plan.template.tasks[index]
+    planned = interpreter.planned_flops(plan, index)
     counted = interpreter.end(plan, index, counter)
-    planned = plan.amount(task, task.dense_flops)
     if task.kind == "compute":
         result.flops[task.place] += counted
     if counted != planned:

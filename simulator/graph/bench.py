@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simulator.graph.shape import NOTHING, Amount
-from simulator.graph.share import Part, Share
+from simulator.graph.share import ExpertSplit, Part, Share
 from simulator.graph.work import Formats, Operator, OperatorClass, Parameter, Value, Work, byte_amount
 from simulator.specs.architecture import Architecture, Attention
 from simulator.specs.hardware import Precision
 from simulator.specs.weight_formats import WeightStorage
 
 PER_TOKEN = Amount.of(tokens=1)
+ALL_HELD = ExpertSplit()
 
 
 def weight_storage(model: Architecture, formats: Formats) -> WeightStorage:
@@ -40,10 +41,14 @@ class Bench:
     formats: Formats
     storage: WeightStorage
     """How the model's parameters lie in memory."""
+    split: ExpertSplit = ALL_HELD
+    """How routed experts are shared out."""
 
     @classmethod
-    def of(cls, model: Architecture, share: Share, formats: Formats) -> Bench:
-        return cls(model, share, formats, weight_storage(model, formats))
+    def of(
+        cls, model: Architecture, share: Share, formats: Formats, split: ExpertSplit = ALL_HELD
+    ) -> Bench:
+        return cls(model, share, formats, weight_storage(model, formats), split)
 
     @property
     def hidden(self) -> Amount:

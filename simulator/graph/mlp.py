@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
 from simulator.graph.bench import PER_TOKEN, Bench
 from simulator.graph.shape import Amount
 from simulator.graph.share import Part
-from simulator.graph.work import Operator, Parameter, Value, Work
+from simulator.graph.work import Operator, Parameter, Value, Visits, Work
 from simulator.specs.architecture import Experts, Mlp
 
 
@@ -51,16 +54,26 @@ def _activation(bench: Bench, layer: int, name: str, expanded: Value, activated:
 def _mixture(
     bench: Bench, layer: int, experts: Experts, source: str, output: Value
 ) -> tuple[Operator, ...]:
-    """Choose experts, go through them, and add the shared part. Ranks hold columns of every expert."""
-    has_shared = experts.shared is not None
-    routed = Value("expert_branch", bench.hidden) if has_shared else output
-    operators = [_router(bench, layer, experts, source), *_experts(bench, layer, experts, source, routed)]
-    if experts.shared is None:
+    """Choose experts, go through them, and add the shared part. Ranks hold columns of every expert, or whole
+    experts (`bench.split`). Experts computed aside come first, so that their device works meanwhile; what
+    they make of the tokens is added on the first rank."""
+    rest = _rest(bench, layer, experts)
+    is_sum = bool(bench.split.aside) or experts.shared is not None
+    operators, summands = [_router(bench, layer, experts, source)], list[str]()
+    if bench.split.aside:
+        aside = _experts(bench, source, _aside(bench, layer, experts), Value("side_branch", bench.hidden))
+        operators += [replace(operator, once=True) for operator in aside]
+        summands += ["side_branch"] if bench.share.rank == 0 else []
+    if rest.held:
+        operators += _experts(bench, source, rest, Value("expert_branch", bench.hidden) if is_sum else output)
+        summands.append("expert_branch")
+    if not is_sum:
         return tuple(operators)
-    shared = Value("shared_branch", bench.hidden)
-    operators += _dense(bench, layer, experts.shared, source, shared, "shared")
-    summands = ["expert_branch", "shared_branch"]
-    moved = bench.hidden * 3
+    if experts.shared is not None:
+        shared = Value("shared_branch", bench.hidden)
+        operators += _dense(bench, layer, experts.shared, source, shared, "shared")
+        summands.append("shared_branch")
+    moved = bench.hidden * (len(summands) + 1)
     if experts.shared_gate:
         gate = Value("shared_scale", PER_TOKEN)
         hidden = bench.model.hidden_size
@@ -68,8 +81,8 @@ def _mixture(
         operators.append(bench.matmul("shared_gate", layer, source, PER_TOKEN, parameters, hidden, gate))
         summands.append(gate.role)
         moved += gate.elements
-    work = bench.elementwise(moved)
-    return (*operators, Operator("expert_add", layer, tuple(summands), (output,), (work,)))
+    return (*operators, Operator("expert_add", layer, tuple(summands), (output,),
+                                 (bench.elementwise(moved),)))  # fmt: skip
 
 
 def _router(bench: Bench, layer: int, experts: Experts, source: str) -> Operator:
@@ -87,52 +100,92 @@ def _router(bench: Bench, layer: int, experts: Experts, source: str) -> Operator
                     operator.dense_flops, parameters + correction)  # fmt: skip
 
 
-def _experts(
-    bench: Bench, layer: int, experts: Experts, source: str, output: Value
-) -> tuple[Operator, ...]:
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Some experts of a layer that are computed in one place, and how their work is counted."""
+
+    layer: int
+    experts: Experts
+    prefix: str
+    """Of operators and of what flows between them."""
+    held: tuple[int, ...]
+    part: Part
+    """Of each expert's channels."""
+    has_bias: bool
+    """Whether the bias of the projection down is added here."""
+    active: str
+    """The feature that counts active experts, of `active_of` experts, these among them."""
+    active_of: int
+    portion: Callable[[int], int]
+    """The part that is expected here of an amount of work on all choices."""
+
+
+def _rest(bench: Bench, layer: int, experts: Experts) -> _Group:
+    """The experts a rank computes, or its columns of them."""
+    split, share, count = bench.split, bench.share, experts.num_experts
+    if split.whole:
+        part = _all_channels(experts)
+    else:
+        part = bench.mlp_part(f"layers.{layer}.mlp.experts", experts.expert.intermediate_size)
+    return _Group(
+        layer, experts, "", split.held(count, share), part, split.whole or share.rank == 0, "active_experts",
+        count - len(split.aside), lambda amount: split.portion(amount, count, share),
+    )  # fmt: skip
+
+
+def _aside(bench: Bench, layer: int, experts: Experts) -> _Group:
+    """The experts that another device computes for all ranks."""
+    split = bench.split
+    return _Group(layer, experts, "side_", split.aside, _all_channels(experts), True, "side_experts",
+                  len(split.aside), split.portion_aside)  # fmt: skip
+
+
+def _all_channels(experts: Experts) -> Part:
+    return Part(0, experts.expert.intermediate_size, experts.expert.intermediate_size)
+
+
+def _experts(bench: Bench, source: str, group: _Group, output: Value) -> tuple[Operator, ...]:
     """Every chosen expert of every token as one grouped product up and one down. Only the weights of
     experts that some token chose are read."""
-    hidden, expert, chosen = bench.model.hidden_size, experts.expert, experts.num_experts_per_tok
-    prefix, names = f"layers.{layer}.mlp.experts", _up_names(expert)
-    part, count = bench.mlp_part(prefix, expert.intermediate_size), experts.num_experts
+    hidden, experts, layer = bench.model.hidden_size, group.experts, group.layer
+    expert, chosen, count = experts.expert, experts.num_experts_per_tok, experts.num_experts
+    stem, names, part = f"layers.{layer}.mlp.experts", _up_names(expert), group.part
     up: tuple[Parameter, ...] = ()
     for name in names:
-        up += (Parameter.cut(f"{prefix}.{name}.weight", (count, part.count, hidden), 1, part),)
+        up += (Parameter.cut(f"{stem}.{name}.weight", (count, part.count, hidden), 1, part),)
         if expert.bias:
-            up += (Parameter.cut(f"{prefix}.{name}.bias", (count, part.count), 1, part),)
+            up += (Parameter.cut(f"{stem}.{name}.bias", (count, part.count), 1, part),)
     down: tuple[Parameter, ...] = (
-        Parameter.cut(f"{prefix}.down_proj.weight", (count, hidden, part.count), 2, part),
+        Parameter.cut(f"{stem}.down_proj.weight", (count, hidden, part.count), 2, part),
     )
-    if expert.bias and bench.share.rank == 0:
-        down += (Parameter(f"{prefix}.down_proj.bias", (count, hidden)),)
-    expanded = Value("expanded", Amount.of(tokens=chosen * len(names) * part.count))
-    activated = Value("activated", Amount.of(tokens=chosen * part.count))
+    if expert.bias and group.has_bias:
+        down += (Parameter(f"{stem}.down_proj.bias", (count, hidden)),)
+    routing, prefix = "routing", f"{group.prefix}expert"
+    expanded = Value(f"{group.prefix}expanded", Amount.of(tokens=chosen * len(names) * part.count))
+    activated = Value(f"{group.prefix}activated", Amount.of(tokens=chosen * part.count))
     return (
-        _grouped(bench, layer, "expert_up_proj", (source, "routing"), up, PER_TOKEN * (chosen * hidden),
-                 expanded),
-        _activation(bench, layer, "expert_activation", expanded, activated),
-        _grouped(bench, layer, "expert_down_proj", ("activated", "routing"), down, activated.elements,
-                 output),
+        _grouped(bench, group, f"{prefix}_up_proj", (source, routing), up,
+                 chosen * hidden + expanded.elements.per("tokens"), expanded),
+        _activation(bench, layer, f"{prefix}_activation", expanded, activated),
+        _grouped(bench, group, f"{prefix}_down_proj", (activated.role, routing), down, chosen * part.count,
+                 output, hidden),
     )  # fmt: skip
 
 
 def _grouped(
-    bench: Bench, layer: int, name: str, reads: tuple[str, ...], parameters: tuple[Parameter, ...],
-    inputs: Amount, output: Value,
+    bench: Bench, group: _Group, name: str, reads: tuple[str, ...], parameters: tuple[Parameter, ...],
+    per_choice_numbers: int, output: Value, sums: int = 0,
 ) -> Operator:  # fmt: skip
-    """One product an expert, over the tokens that chose it: `inputs` are those tokens' numbers, each token
-    as often as it has experts."""
-    experts = bench.model.experts
-    assert experts is not None
-    stack = parameters[0]
+    """One product an expert, over the tokens that chose it. A token's numbers that are read and written for
+    its choices add up to `per_choice_numbers`; `sums` more are written once."""
+    experts = group.experts
     matrices = [parameter for parameter in parameters if len(parameter.shape) == 3]
-    per_choice = 2 * sum(matrix.elements for matrix in matrices) // stack.shape[0]
-    flops = Amount.of(tokens=experts.num_experts_per_tok * per_choice)
-    per_expert = bench.weight_bytes(parameters).coefficients[0] // stack.shape[0]
-    moved = (
-        Amount.of(active_experts=per_expert)
-        + bench.bytes(inputs + output.elements)
-        + bench.bytes(Amount.of(tokens=experts.num_experts))
-    )
-    work = Work("matmul", bench.multiplies_in(stack), flops, moved)
-    return Operator(name, layer, reads, (output,), (work,), flops, parameters)
+    per_choice = 2 * sum(matrix.elements for matrix in matrices) // experts.num_experts
+    flops = Amount.of(tokens=group.portion(experts.num_experts_per_tok * per_choice))
+    held = tuple(parameter.of_experts(group.held) for parameter in parameters)
+    weights = bench.weight_bytes(held).per("one") // group.active_of
+    numbers = Amount.of(tokens=group.portion(per_choice_numbers) + sums + experts.num_experts)
+    moved = Amount.of(**{group.active: weights}) + bench.bytes(numbers)
+    work = Work("matmul", bench.multiplies_in(parameters[0]), flops, moved)
+    visits = None if len(group.held) == experts.num_experts else Visits(group.held, per_choice)
+    return Operator(name, group.layer, reads, (output,), (work,), flops, held, visits=visits)

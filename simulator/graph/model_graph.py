@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import networkx as nx
 
 from simulator.graph.attention import cached
@@ -26,6 +28,31 @@ def model_operators(model: Architecture, formats: Formats) -> tuple[Operator, ..
     head = factory.head(factory.leaves_branch(0, model.num_hidden_layers))
     end = () if model.is_encoder else (factory.sample(),)
     return (*factory.embed(), *layers, *head, *end)
+
+
+Part = Literal["attention", "mlp", "experts", "shared_experts", "embed", "head"]
+"""What an operator belongs to: a part of its layer, or what stands before or after the layers."""
+
+_HEAD = ("final_norm", "project_out", "lm_head", "sample", "pool")
+_MLP = ("mlp_norm", "up_proj", "activation", "down_proj", "router", "expert_add", "branch_add",
+        "mlp_post_norm")  # fmt: skip
+
+
+def operator_names(model: Architecture) -> tuple[tuple[int | None, str, Part], ...]:
+    """Layer, name and part of every operator, in program order."""
+    plain = Formats("bf16", "bf16", "bf16")
+    return tuple((o.layer, o.name, _part_of(o)) for o in model_operators(model, plain))
+
+
+def _part_of(operator: Operator) -> Part:
+    name = operator.name
+    if operator.layer is None:
+        return "head" if name in _HEAD else "embed"
+    if name in _MLP:
+        return "mlp"
+    if name.startswith("shared_"):
+        return "shared_experts"
+    return "experts" if name.startswith("expert_") else "attention"
 
 
 def work_graph(model: Architecture, formats: Formats) -> nx.DiGraph[str]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from simulator.graph.attention import attention_operators
-from simulator.graph.bench import PER_TOKEN, Bench
+from simulator.graph.bench import ALL_HELD, PER_TOKEN, Bench
 from simulator.graph.mlp import mlp_operators
 from simulator.graph.shape import NOTHING, Amount
-from simulator.graph.share import Share
+from simulator.graph.share import ExpertSplit, Share
 from simulator.graph.work import Formats, Operator, Parameter, Value, Work
 from simulator.specs.architecture import Architecture
 
@@ -27,9 +27,11 @@ IDS = Amount.of(tokens=TOKEN_ID_BYTES)
 class OperatorFactory:
     """Builds the operators of one rank's share of a model in the given number formats."""
 
-    def __init__(self, model: Architecture, share: Share, formats: Formats) -> None:
+    def __init__(
+        self, model: Architecture, share: Share, formats: Formats, split: ExpertSplit = ALL_HELD
+    ) -> None:
         self.model, self.share = model, share
-        self.bench = Bench.of(model, share, formats)
+        self.bench = Bench.of(model, share, formats, split)
         self.hidden = self.bench.hidden
 
     # -- both ends --------------------------------------------------------------------------------------

@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from fractions import Fraction
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from simulator.specs.architecture import Architecture
 
@@ -33,13 +38,20 @@ class Chunk:
     """Where a hand-over puts its cached tokens; a chunk handed over has no new ones."""
 
 
-@dataclass(frozen=True, slots=True)
+SHARE_STEPS = 256
+
+
+@dataclass(frozen=True)
 class Traits:
-    """What of a model decides which sums a step's cost depends on."""
+    """What of a placed model decides which sums a step's cost depends on."""
 
     sliding_window: int | None = None
     num_experts: int = 0
     num_experts_per_tok: int = 0
+    aside: tuple[int, ...] = ()
+    """Experts that are computed on another device than the rest of their layer."""
+    popularity: tuple[float, ...] | None = None
+    """Of each expert, the probability that a token chooses it; None: equal for all."""
 
     @classmethod
     def of(cls, model: Architecture) -> Traits:
@@ -49,16 +61,50 @@ class Traits:
         return cls(model.sliding_window, experts.num_experts, experts.num_experts_per_tok)
 
     def active_experts(self, tokens: int) -> float:
-        """Expected number of different experts of a layer that so many tokens choose, each k of n at random
-        and on its own: n (1 - (1 - k/n)^tokens).
+        """Expected number of different experts of a layer that so many tokens choose, but for those computed
+        aside. With equal popularity each token chooses k of n at random and on its own:
+        n (1 - (1 - k/n)^tokens).
 
         >>> Traits(None, num_experts=8, num_experts_per_tok=2).active_experts(2)
         3.5
         """
-        if not self.num_experts:
+        if self.popularity is not None:
+            return self._chosen_of(self._split_popularity[0], tokens)
+        return self._active_of(self.num_experts - len(self.aside), tokens)
+
+    def side_experts(self, tokens: int) -> float:
+        """The same of the experts that are computed aside."""
+        if not self.aside:
+            return 0
+        if self.popularity is not None:
+            return self._chosen_of(self._split_popularity[1], tokens)
+        return self._active_of(len(self.aside), tokens)
+
+    def share_aside(self) -> Fraction:
+        """Expected share of a token's choices that are computed aside; where popularity is stated, to 1/256,
+        so that parts of work are whole numbers for ranks too."""
+        if not self.aside:
+            return Fraction(0)
+        if self.popularity is None:
+            return Fraction(len(self.aside), self.num_experts)
+        share = sum(self.popularity[e] for e in self.aside) / self.num_experts_per_tok
+        return Fraction(round(share * SHARE_STEPS), SHARE_STEPS)
+
+    def _active_of(self, count: int, tokens: int) -> float:
+        if not count:
             return 0
         missed = 1 - self.num_experts_per_tok / self.num_experts
-        return float(self.num_experts * (1 - missed**tokens))
+        return float(count * (1 - missed**tokens))
+
+    @cached_property
+    def _split_popularity(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        chances = np.array(self.popularity)
+        is_aside = np.isin(np.arange(self.num_experts), self.aside)
+        return chances[~is_aside], chances[is_aside]
+
+    @staticmethod
+    def _chosen_of(chances: NDArray[np.float64], tokens: int) -> float:
+        return float((1 - (1 - chances) ** tokens).sum())
 
 
 PLAIN = Traits()
@@ -87,28 +133,39 @@ class StepShape(NamedTuple):
     """Pairs without the mask, as torch counts a masked matmul: sum of new * (context + new)."""
     prefill_span: int = 0
     """Keys read: sum of context + new."""
+    prefill_context: int = 0
+    """Of those keys, the ones that were cached before the step."""
     decode_tokens: int = 0
     decode_span: int = 0
+    decode_context: int = 0
     window_pairs: int = 0
     """As prefill_pairs, each query seeing the last `sliding_window` keys only."""
     window_square: int = 0
     """New tokens times window_span, summed."""
     window_span: int = 0
     """Keys that the chunk's queries see between them."""
+    window_context: int = 0
+    """Of the keys in window_span, those cached before the step."""
     window_decode_span: int = 0
+    window_decode_context: int = 0
     window_growing: int = 0
     """Decoding sequences that do not fill the window yet, so that their next step reads a key more. Costs
     nothing itself."""
     active_experts: float = 0
-    """Experts of a layer that at least one token chose; their weights are read."""
+    """Experts of a layer that at least one token chose, so that their weights are read; without those that
+    are computed aside."""
+    side_experts: float = 0
+    """The same of experts that are computed aside, on another device than the rest of their layer."""
+    has_prefill: int = 0
+    """1 if there is a chunk with more than one new token."""
 
     @classmethod
     def of(cls, chunks: Iterable[Chunk], traits: Traits = PLAIN) -> StepShape:
         """Sum the features of `chunks`."""
         tokens = sequences = decode_tokens = decode_span = 0
         window_decode_span = window_growing = 0
-        prefill_tokens = prefill_pairs = prefill_square = prefill_span = 0
-        window_pairs = window_square = window_span = 0
+        prefill_tokens = prefill_pairs = prefill_square = prefill_span = prefill_context = 0
+        window_pairs = window_square = window_span = window_context = 0
         window = traits.sliding_window
         for chunk in chunks:
             new, span = chunk.new, chunk.context + chunk.new
@@ -125,21 +182,28 @@ class StepShape(NamedTuple):
             prefill_pairs += new * chunk.context + new * (new + 1) // 2
             prefill_square += new * span
             prefill_span += span
+            prefill_context += chunk.context
             if window:
                 seen = min(span, new + window - 1)
                 window_pairs += _pairs_in_window(chunk.context, new, window)
                 window_square += new * seen
                 window_span += seen
+                window_context += seen - new
         return cls(
             1, tokens, sequences, sequences, sequences - decode_tokens, prefill_tokens, prefill_pairs,
-            prefill_square, prefill_span, decode_tokens, decode_span, window_pairs, window_square,
-            window_span, window_decode_span, window_growing, traits.active_experts(tokens),
+            prefill_square, prefill_span, prefill_context, decode_tokens, decode_span,
+            decode_span - decode_tokens, window_pairs, window_square, window_span, window_context,
+            window_decode_span, window_decode_span - decode_tokens if window else 0, window_growing,
+            traits.active_experts(tokens), traits.side_experts(tokens), int(sequences > decode_tokens),
         )  # fmt: skip
 
     def joined(self, other: StepShape, traits: Traits = PLAIN) -> StepShape:
         """The shape of the two chunk lists together."""
         sums = StepShape._make(a + b for a, b in zip(self, other, strict=True))
-        return sums._replace(one=1, active_experts=traits.active_experts(sums.tokens))
+        return sums._replace(
+            one=1, active_experts=traits.active_experts(sums.tokens),
+            side_experts=traits.side_experts(sums.tokens), has_prefill=int(sums.prefill_sequences > 0),
+        )  # fmt: skip
 
     def growth(self) -> StepShape:
         """What `grown` adds with each step."""
@@ -147,9 +211,12 @@ class StepShape(NamedTuple):
 
     def grown(self, steps: int) -> StepShape:
         """The shape so many steps later, if all its sequences go on decoding and none fills its window."""
+        growth, growth_in_window = steps * self.decode_tokens, steps * self.window_growing
         return self._replace(
-            decode_span=self.decode_span + steps * self.decode_tokens,
-            window_decode_span=self.window_decode_span + steps * self.window_growing,
+            decode_span=self.decode_span + growth,
+            decode_context=self.decode_context + growth,
+            window_decode_span=self.window_decode_span + growth_in_window,
+            window_decode_context=self.window_decode_context + growth_in_window,
         )
 
 
@@ -187,22 +254,62 @@ class Amount:
     def __add__(self, other: Amount) -> Amount:
         return Amount(tuple(a + b for a, b in zip(self.coefficients, other.coefficients, strict=True)))
 
+    def among(self, number: int, count: int) -> Amount:
+        """The same amount of shape `number`, as a form of the features of `count` shapes side by side."""
+        return Amount(ZERO * number + self.coefficients + ZERO * (count - number - 1))
+
     def __mul__(self, factor: int) -> Amount:
         return Amount(tuple(a * factor for a in self.coefficients))
 
     def __bool__(self) -> bool:
         return any(self.coefficients)
 
+    def of_phase(self, phase: Phase) -> Amount:
+        """The same amount for the chunks of one phase alone: prefill those with several new tokens, decode
+        the others. What does not depend on chunks, as the weights, stays.
+
+        >>> Amount.of(one=7, tokens=3, decode_span=5).of_phase("prefill") == Amount.of(
+        ...     one=7, prefill_tokens=3
+        ... )
+        True
+        """
+        if phase == "all":
+            return self
+        kept = dict.fromkeys(StepShape._fields, 0)
+        for name, coefficient in zip(StepShape._fields, self.coefficients, strict=True):
+            target = _IN_PHASE[phase].get(name)
+            if target is not None:
+                kept[target] += coefficient
+        return Amount(tuple(kept.values()))
+
     def per(self, feature: str) -> int:
         """The coefficient of one feature of `StepShape`."""
         return self.coefficients[StepShape._fields.index(feature)]
 
-    def at(self, shape: StepShape) -> int:
-        """The amount for one shape; exact, unless it depends on an expected number of active experts."""
+    def at(self, shape: Sequence[float]) -> int:
+        """The amount for one shape, or for several side by side; exact, unless it depends on an expected
+        number of active experts."""
         return round(sum(a * b for a, b in zip(self.coefficients, shape, strict=True) if a))
 
 
 NOTHING = Amount()
+
+Phase = Literal["all", "prefill", "decode"]
+
+_OF_PREFILL = {
+    "tokens": "prefill_tokens",
+    "sequences": "prefill_sequences",
+    "logit_rows": "prefill_sequences",
+} | {name: name for name in (
+    "one", "prefill_sequences", "prefill_tokens", "prefill_pairs", "prefill_square", "prefill_span",
+    "prefill_context", "window_pairs", "window_square", "window_span", "window_context", "has_prefill",
+)}  # fmt: skip
+_OF_DECODE = dict.fromkeys(("tokens", "sequences", "logit_rows"), "decode_tokens") | {name: name for name in (
+    "one", "decode_tokens", "decode_span", "decode_context", "window_decode_span", "window_decode_context",
+    "window_growing",
+)}  # fmt: skip
+_IN_PHASE: dict[str, dict[str, str]] = {"prefill": _OF_PREFILL, "decode": _OF_DECODE}
+"""Where each sum over all chunks is found in the sums over the chunks of one phase. Experts have none."""
 
 
 def total(amounts: Iterable[Amount]) -> Amount:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 from simulator.graph.shape import split_evenly, starts_of
 from simulator.specs.architecture import Architecture, Attention, LatentAttention, LinearAttention, Mlp
@@ -37,6 +38,45 @@ class Share:
     def of_kv_heads(self, count: int) -> Part:
         """As `of`, but with more ranks than KV heads each rank keeps a copy of the one its queries need."""
         return Part(self.rank * count // self.degree, max(1, count // self.degree), count)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertSplit:
+    """How the routed experts of a layer are shared out."""
+
+    whole: bool = False
+    """Tensor-parallel ranks hold whole experts, and not columns of each."""
+    aside: tuple[int, ...] = ()
+    """Experts that another device computes, beside the ranks."""
+    share_aside: Fraction = Fraction(0)
+    """Expected share of all choices that fall on them."""
+    own: Share | None = None
+    """A rank's share of the experts, where it is not that of the rest of the model."""
+
+    def held(self, count: int, share: Share) -> tuple[int, ...]:
+        """Which of `count` experts a rank computes, at least some columns of them."""
+        rest = self._not_aside(count)
+        if not self.whole:
+            return rest
+        part = (self.own or share).of(len(rest))
+        return rest[part.start : part.start + part.count]
+
+    def portion(self, amount: int, count: int, share: Share) -> int:
+        """A rank's part of an `amount` of work on all of `count` experts; ranks that share columns of every
+        expert get what is not done aside. The parts of ranks that hold whole experts add up to that."""
+        left = amount - self.portion_aside(amount)
+        rest = len(self._not_aside(count))
+        if not self.whole or not rest:
+            return left
+        part = (self.own or share).of(rest)
+        return left * (part.start + part.count) // rest - left * part.start // rest
+
+    def portion_aside(self, amount: int) -> int:
+        """What of an `amount` of work on all experts is done aside."""
+        return round(amount * self.share_aside)
+
+    def _not_aside(self, count: int) -> tuple[int, ...]:
+        return tuple(expert for expert in range(count) if expert not in self.aside)
 
 
 def why_not_divisible(model: Architecture, degree: int) -> str | None:

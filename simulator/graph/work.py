@@ -7,11 +7,11 @@ work under the causal mask and is what gets priced.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
-from simulator.graph.shape import NOTHING, Amount
+from simulator.graph.shape import NOTHING, Amount, Phase
 from simulator.graph.share import Part
 from simulator.specs.hardware import ITEM_BYTES, Precision
 
@@ -48,6 +48,10 @@ class Parameter:
     start: int = 0
     whole: int | None = None
     """Size of that axis in the whole parameter."""
+    experts: tuple[int, ...] | None = None
+    """Of a stack with one matrix for each expert, those that are held; None: all."""
+    expert_count: int = 0
+    """How many the whole stack has, where not all are held."""
 
     @classmethod
     def cut(cls, name: str, shape: tuple[int, ...], axis: int, part: Part) -> Parameter:
@@ -56,9 +60,17 @@ class Parameter:
 
     @property
     def whole_shape(self) -> tuple[int, ...]:
-        if self.axis is None or self.whole is None:
-            return self.shape
-        return (*self.shape[: self.axis], self.whole, *self.shape[self.axis + 1 :])
+        shape = self.shape
+        if self.axis is not None and self.whole is not None:
+            shape = (*shape[: self.axis], self.whole, *shape[self.axis + 1 :])
+        return shape if self.experts is None else (self.expert_count, *shape[1:])
+
+    def of_experts(self, held: tuple[int, ...]) -> Parameter:
+        """The same part of some experts' matrices only."""
+        count = self.shape[0]
+        if len(held) == count:
+            return self
+        return replace(self, shape=(len(held), *self.shape[1:]), experts=held, expert_count=count)
 
     @property
     def elements(self) -> int:
@@ -72,6 +84,8 @@ class Value:
     role: str
     elements: Amount
     is_token_ids: bool = False
+    is_cached: bool = False
+    """Kept in the number format of the KV cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +97,19 @@ class Work:
     """Acceptable number formats, best first."""
     flops: Amount
     moved_bytes: Amount
+
+    def in_phase(self, phase: Phase) -> Work | None:
+        """Its share for the chunks of one phase; None where that is nothing."""
+        flops, moved = self.flops.of_phase(phase), self.moved_bytes.of_phase(phase)
+        return replace(self, flops=flops, moved_bytes=moved) if flops or moved else None
+
+
+@dataclass(frozen=True, slots=True)
+class Visits:
+    """Work that depends on which experts tokens choose: so many FLOPs for each choice of one of `experts`."""
+
+    experts: tuple[int, ...]
+    flops: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +127,22 @@ class Operator:
     """Reads or writes in place what the layer keeps of sequences: KV blocks, or states."""
     partial: bool = False
     """Each rank holds a summand of the output, which a reduction must add up."""
+    visits: Visits | None = None
+    """Where only some experts are computed here: what each choice of one of them costs. The amounts are then
+    expectations."""
+    once: bool = False
+    """Done once for all ranks, from what the first one holds."""
+
+    def in_phase(self, phase: Phase) -> Operator:
+        """Its share for the chunks of one phase."""
+        if phase == "all":
+            return self
+        return replace(
+            self,
+            writes=tuple(replace(v, elements=v.elements.of_phase(phase)) for v in self.writes),
+            works=tuple(work for each in self.works if (work := each.in_phase(phase))),
+            dense_flops=self.dense_flops.of_phase(phase),
+        )
 
     @property
     def node(self) -> str:

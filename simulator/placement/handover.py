@@ -45,7 +45,7 @@ def _moves(sources: list[KvSlab], target: KvSlab) -> list[KvCopy]:
 
 def _copy_task(program: Program, move: KvCopy, number: int) -> Task:
     machine, slab = program.machine, move.source
-    elements = Amount.of(prefill_span=slab.planes * move.head_count * slab.width)
+    elements = Amount.of(prefill_context=slab.planes * move.head_count * slab.width)
     nbytes = byte_amount(elements, program.formats.kv_cache)
     route = machine.route(move.source.memory, move.target.memory)
     units = tuple(

@@ -7,10 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from simulator.graph.shape import Chunk, split_evenly
+from simulator.placement.liveness import Liveness
 from simulator.placement.plan import Plan
 from simulator.placement.program import Program
 from simulator.specs.engine import Engine
 from simulator.units import GIB
+
+MANY_TOKENS = 2**20
+"""Enough that all else is small beside them."""
+
+PASSING = ("activations", "logits", "fetched_weights", "fetched_kv")
+"""Parts that a step's own tensors take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,25 +28,37 @@ class MemoryNeed:
     capacity_bytes: int
     usable_bytes: int
     """What the engine allows itself to take of the capacity."""
-    weights_bytes: int
-    activations_bytes: int
-    """Peak of the tensors alive in the largest step, or of the sampler's warm-up if that is more."""
-    engine_bytes: int
-    """The runtime's own, from the engine's profile."""
-    state_bytes: int
-    """States of linear attention, one for each sequence that may run."""
+    parts: Mapping[str, int]
+    """Bytes by what they are for: `weights`; of the largest step `activations`, `logits`, `fetched_weights`
+    and `fetched_kv`; `states` of linear attention; and what the engine reserves, each part by its name
+    (`engine_context`, `engine_graphs`, `engine_collectives`, `engine_sampler`)."""
     kv_block_bytes: int
+    """What a KV block takes here for the layers whose cache is here."""
+    fetched_block_bytes: int = 0
+    """What its copies take that are here only while they are attended to."""
 
     @property
     def room_bytes(self) -> int:
         """Left for KV blocks; negative if the rest does not fit already."""
-        taken = self.weights_bytes + self.activations_bytes + self.engine_bytes + self.state_bytes
-        return self.usable_bytes - taken
+        return self.usable_bytes - sum(self.parts.values())
 
     @property
     def kv_blocks(self) -> int | None:
         """Whole KV blocks that fit; None if none of the cache lives here."""
-        return max(0, self.room_bytes // self.kv_block_bytes) if self.kv_block_bytes else None
+        each = self.block_bytes
+        return max(0, self.room_bytes // each) if each else None
+
+    @property
+    def block_bytes(self) -> int:
+        """All that a KV block takes here at most."""
+        return self.kv_block_bytes + self.fetched_block_bytes
+
+    def with_blocks(self, blocks: int) -> dict[str, int]:
+        """Every part, so many KV blocks among them; those that are nothing are left out."""
+        found = Counter({"weights": self.parts.get("weights", 0), "kv_cache": blocks * self.kv_block_bytes})
+        found.update({name: size for name, size in self.parts.items() if name != "weights"})
+        found["fetched_kv"] += blocks * self.fetched_block_bytes
+        return dict(+found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,39 +93,59 @@ class Budget:
 def budget(program: Program, engine: Engine) -> Budget:
     """Work out the account of every memory that holds weights or KV blocks, or passes activations on.
 
-    The largest step is a prefill of `max_num_batched_tokens`. The sampler's warm-up follows vLLM, which
-    profiles `max_num_seqs` rows of logits (`sampler_bytes_per_logit`); it counts on the device that
-    samples, by its share of the vocabulary. The steps of all loops of the placement can be under way at once:
-    activations and states count for each.
+    The largest step is a prefill of `max_num_batched_tokens`; its tensors count as many as can be alive at
+    once in any order that the plan allows. Cached tokens that come from another memory count as they would if
+    all blocks were fetched in one step. The sampler's warm-up follows vLLM, which profiles `max_num_seqs`
+    rows of logits (`sampler_bytes_per_logit`); what it takes beyond the largest step is `engine_sampler`. It
+    counts on the device that samples, by its share of the vocabulary. The steps of all loops of the placement
+    can be under way at once: activations and states count for each.
     """
-    weights: Counter[str] = Counter()
-    loops = program.placement.loops
+    machine, loops, scheduler = program.machine, program.placement.loops, engine.scheduler
+    parts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for resident in program.residents():
-        weights[resident.tensor.memory] += resident.tensor.nbytes.coefficients[0]
+        parts[resident.tensor.memory]["weights"] += resident.tensor.nbytes.per("one")
+    for memory, passing in largest_step(program, engine).items():
+        parts[memory].update({kind: size * loops for kind, size in passing.items()})
+    for state in program.state_slabs():
+        parts[state.memory]["states"] += state.bytes_per_sequence * scheduler.max_num_seqs * loops
     kv: Counter[str] = Counter()
     for slab in program.slabs():
-        kv[slab.memory] += slab.bytes_per_token * engine.scheduler.kv_block_tokens
-    states: Counter[str] = Counter()
-    for state in program.state_slabs():
-        states[state.memory] += state.bytes_per_sequence * engine.scheduler.max_num_seqs * loops
-    activations = _largest_step(program, engine)
-    for memory in activations:
-        activations[memory] *= loops
-    for device, nbytes in _sampler_bytes(program, engine).items():
-        memory = program.machine.memory_of(device)
-        activations[memory] = max(activations[memory], nbytes)
-    needs = []
-    for memory, capacity in program.machine.capacity_bytes.items():
-        if not (weights[memory] or kv[memory] or activations[memory]):
+        kv[slab.memory] += slab.bytes_per_token * scheduler.kv_block_tokens
+    for memory, reserve in _reserves(program, engine, parts).items():
+        parts[memory].update(reserve)
+    fetched, needs = fetched_bytes_per_token(program), []
+    for memory, capacity in machine.capacity_bytes.items():
+        if not (kv[memory] or parts[memory]["weights"] or _passing(parts[memory])):
             continue
-        runtime = 0 if memory in program.machine.hosts else round(engine.memory.context_bytes)
-        taken = weights[memory] + activations[memory] + runtime + states[memory]
-        usable = _usable(capacity, taken, engine)
-        needs.append(MemoryNeed(memory, capacity, usable, weights[memory], activations[memory], runtime,
-                                states[memory], kv[memory]))  # fmt: skip
-    per_sequence = -(-program.model.max_position_embeddings // engine.scheduler.kv_block_tokens)
-    most = per_sequence * engine.scheduler.max_num_seqs * loops
-    return Budget(tuple(needs), engine.scheduler.kv_block_tokens, most, loops)
+        usable = _usable(capacity, parts[memory].total(), engine)
+        staged = fetched[memory] * scheduler.kv_block_tokens * loops
+        needs.append(MemoryNeed(memory, capacity, usable, +parts[memory], kv[memory], staged))
+    per_sequence = -(-program.model.max_position_embeddings // scheduler.kv_block_tokens)
+    most = per_sequence * scheduler.max_num_seqs * loops * program.rank_groups
+    return Budget(tuple(needs), scheduler.kv_block_tokens, most, loops)
+
+
+def _passing(parts: Counter[str]) -> int:
+    return sum(parts[kind] for kind in PASSING)
+
+
+def _reserves(
+    program: Program, engine: Engine, parts: Mapping[str, Counter[str]]
+) -> defaultdict[str, Counter[str]]:
+    """What the engine itself takes on each device of the placement, by name; nothing of a host's memory."""
+    reserves: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    sampler = _sampler_bytes(program, engine)
+    for stage in program.placement.stages:
+        for device in stage.devices:
+            memory = program.machine.memory_of(device)
+            if memory not in program.machine.hosts:
+                reserve = reserves[memory]
+                reserve["engine_context"] = round(engine.memory.context_bytes)
+                reserve["engine_graphs"] = round(engine.memory.graphs_bytes)
+                if len(stage.devices) > 1:
+                    reserve["engine_collectives"] = round(engine.memory.collectives_bytes)
+            reserves[memory]["engine_sampler"] = max(0, sampler.get(device, 0) - _passing(parts[memory]))
+    return reserves
 
 
 def together(budgets: Sequence[Budget], engine: Engine) -> Budget:
@@ -120,12 +159,13 @@ def together(budgets: Sequence[Budget], engine: Engine) -> Budget:
 
 
 def _added(one: MemoryNeed, other: MemoryNeed, engine: Engine) -> MemoryNeed:
-    weights = one.weights_bytes + other.weights_bytes
-    activations = one.activations_bytes + other.activations_bytes
-    runtime, states = one.engine_bytes + other.engine_bytes, one.state_bytes + other.state_bytes
-    usable = _usable(one.capacity_bytes, weights + activations + runtime + states, engine)
-    return MemoryNeed(one.memory, one.capacity_bytes, usable, weights, activations, runtime, states,
-                      one.kv_block_bytes + other.kv_block_bytes)  # fmt: skip
+    parts = Counter(one.parts)
+    parts.update(other.parts)
+    usable = _usable(one.capacity_bytes, parts.total(), engine)
+    return MemoryNeed(
+        one.memory, one.capacity_bytes, usable, parts, one.kv_block_bytes + other.kv_block_bytes,
+        one.fetched_block_bytes + other.fetched_block_bytes,
+    )  # fmt: skip
 
 
 def _usable(capacity: int, taken: int, engine: Engine) -> int:
@@ -144,13 +184,63 @@ def _sampler_bytes(program: Program, engine: Engine) -> dict[str, int]:
     return dict.fromkeys(stage.devices, rows * per_rank * engine.memory.sampler_bytes_per_logit)
 
 
-def _largest_step(program: Program, engine: Engine) -> defaultdict[str, int]:
-    scheduler = engine.scheduler
-    tokens = scheduler.max_num_batched_tokens
-    rows = min(scheduler.max_num_seqs, tokens)
-    chunks = [Chunk(index, 0, new, True) for index, new in enumerate(split_evenly(tokens, rows))]
-    parts = split_chunks(chunks, program.placement.microbatches)
-    return peak_bytes(Plan(program.template(len(parts)), parts))
+def largest_step(program: Program, engine: Engine) -> dict[str, Counter[str]]:
+    """By memory, what the tensors of the largest step can take up at once, by kind.
+
+    Sizes are linear in what each microbatch gets, so they are most at a corner: one of them gets all, and
+    that is prompts alone, as much decode as may be, or decode with a prompt beside it.
+    """
+    placement = program.placement
+    batches = _corners(engine)
+    if placement.by_sequence:
+        return _fullest(program, [(batch,) * program.rank_groups for batch in batches])
+    count = placement.microbatches
+    return _fullest(program, [
+        (*((),) * m, batch, *((),) * (count - m - 1)) for m in range(count) for batch in batches
+    ])  # fmt: skip
+
+
+def _corners(engine: Engine) -> list[tuple[Chunk, ...]]:
+    """Batches that fill a step's limits each in its own way."""
+    tokens = engine.scheduler.max_num_batched_tokens
+    rows = min(engine.scheduler.max_num_seqs, tokens)
+    prompts = tuple(Chunk(index, 0, new, True) for index, new in enumerate(split_evenly(tokens, rows)))
+    decodes = tuple(Chunk(index, 0, 1, True) for index in range(rows))
+    beside = (*decodes[1:], Chunk(0, 0, tokens - rows + 1, True))
+    return [prompts, decodes, beside]
+
+
+def _fullest(
+    program: Program, steps: Sequence[Sequence[tuple[Chunk, ...]]]
+) -> defaultdict[str, Counter[str]]:
+    """Of some steps with equally many microbatches the one that may take most, memory by memory."""
+    count, streaming = len(steps[0]), program.placement.streaming
+    cold = program.template(count)
+    templates = [cold]
+    if streaming is not None and streaming.across_steps:
+        templates.append(program.template(count, warm=True))
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for template in templates:
+        liveness = Liveness(template, cold.tensors)
+        for parts in steps:
+            for memory, kinds in liveness.most(Plan(template, tuple(parts))).items():
+                if kinds.total() > found[memory].total():
+                    found[memory] = kinds
+    return found
+
+
+def fetched_bytes_per_token(program: Program) -> Counter[str]:
+    """Of each memory, bytes that a cached token takes there while copies of it are attended to, all layers
+    together whose copies can be there at once; nothing where blocks lie beside what attends to them."""
+    if program.placement.kv_home is None:
+        return Counter()
+    most: Counter[str] = Counter()
+    for new in (1, 2):  # decode and prefill may attend in different places
+        few, many = (_fullest(program, [((Chunk(0, context, new, True),),)]) for context in (0, MANY_TOKENS))
+        for memory, kinds in many.items():
+            growth = kinds["fetched_kv"] - few[memory]["fetched_kv"]
+            most[memory] = max(most[memory], -(-growth // MANY_TOKENS))
+    return most
 
 
 def split_chunks(chunks: Sequence[Chunk], microbatches: int) -> tuple[tuple[Chunk, ...], ...]:
@@ -167,42 +257,29 @@ def split_chunks(chunks: Sequence[Chunk], microbatches: int) -> tuple[tuple[Chun
     return tuple(tuple(part) for part in parts)
 
 
-def peak_bytes(plan: Plan) -> defaultdict[str, int]:
-    """The most bytes of a plan's own tensors alive at once in each memory, tasks in program order."""
-    alive: Counter[str] = Counter()
-    peak: defaultdict[str, int] = defaultdict(int)
-    sizes: dict[str, tuple[str, int]] = {}
-    for task in plan.template.tasks:
-        for tensor in task.writes:
-            sizes[tensor.name] = (tensor.memory, plan.amount(task, tensor.nbytes))
-            alive[tensor.memory] += sizes[tensor.name][1]
-            peak[tensor.memory] = max(peak[tensor.memory], alive[tensor.memory])
-        for name in task.frees:
-            memory, nbytes = sizes.get(name, ("", 0))
-            alive[memory] -= nbytes
-    return peak
-
-
 def refusal(budgeted: Budget, tokens: int) -> str | None:
     """Why not even one sequence of `tokens` fits, as arithmetic for people; None if one does."""
     blocks = budgeted.blocks_for(tokens)
     if blocks <= budgeted.blocks_of_a_loop:
         return None
     blocks *= budgeted.loops
-    short = [need for need in budgeted.needs if need.room_bytes < blocks * need.kv_block_bytes]
+    short = [need for need in budgeted.needs if need.room_bytes < blocks * need.block_bytes]
     if not short:
         return f"a sequence of {tokens:,} tokens is longer than the model's positions"
     return "; ".join(_shortage(need, blocks) for need in short)
 
 
 def _shortage(need: MemoryNeed, blocks: int) -> str:
-    parts: Mapping[str, int] = {
-        "weights": need.weights_bytes,
-        "KV cache": blocks * need.kv_block_bytes,
-        "activations": need.activations_bytes,
-        "states": need.state_bytes,
-        "engine": need.engine_bytes,
-    }
-    listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items() if size)
+    parts = need.with_blocks(blocks)
+    listed = ", ".join(f"{part_name(name)} {size / GIB:.1f}" for name, size in parts.items())
     needed, usable = sum(parts.values()) / GIB, need.usable_bytes / GIB
     return f"needs {needed:.1f} GiB of {usable:.1f} GiB usable on {need.memory}: {listed}"
+
+
+def part_name(part: str) -> str:
+    """A part of a memory's account, for people.
+
+    >>> part_name("kv_cache"), part_name("engine_context")
+    ('KV cache', 'engine context')
+    """
+    return part.replace("kv", "KV").replace("_", " ")

@@ -1,4 +1,5 @@
-"""A placement: which devices compute which layers, and where weights that do not stay there live."""
+"""A placement: which devices compute which layers and operators, and in which memories weights, KV blocks and
+experts live."""
 
 from __future__ import annotations
 
@@ -22,13 +23,48 @@ class Stage:
 class Streaming:
     """Layers whose weights are copied to their device each time they are used."""
 
-    layers: frozenset[int]
-    home: str
-    """The memory that keeps them."""
+    homes: tuple[str | None, ...]
+    """Of each layer of the model, the memory that keeps it; None for those that stay on their device."""
     buffers: int = 2
     """Layers that fit beside each other in the device: one computes while the next arrive."""
     across_steps: bool = False
     """Whether the first layers of the next step are fetched at the end of this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Operators that run on another device than their stage's; what they need is copied there, and what they
+    make is copied where it is needed next."""
+
+    device: str
+    operators: frozenset[str]
+    layers: frozenset[int | None]
+    """None stands for operators outside layers."""
+
+    def has(self, operator: str, layer: int | None) -> bool:
+        return operator in self.operators and layer in self.layers
+
+
+@dataclass(frozen=True, slots=True)
+class KvHome:
+    """KV blocks of every layer in a memory that is not that of the device which attends to them."""
+
+    memory: str
+    decode_device: str | None = None
+    """What attends for chunks of one new token, in place, beside the cache. None: their cached keys and
+    values are copied to the stage's device in each step, as those of other chunks always are."""
+    buffers: int = 2
+    """Layers whose cached tokens may lie in the stage's device at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsAside:
+    """Routed experts of every layer that another device computes, beside the stage's."""
+
+    device: str
+    experts: tuple[int, ...]
+    popularity: tuple[float, ...] | None = None
+    """Of each expert of the model, the probability that a token chooses it; None: equal for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +79,28 @@ class Placement:
     streaming: Streaming | None = None
     loops: int = 1
     """Serving loops that take turns on the stages, each with a batch of its own in flight."""
+    elsewhere: tuple[Elsewhere, ...] = ()
+    kv_home: KvHome | None = None
+    whole_experts: bool = False
+    """Ranks of a stage hold whole experts (expert parallel), and not columns of each."""
+    experts_aside: ExpertsAside | None = None
+    by_sequence: bool = False
+    """Ranks of the one stage hold everything but routed experts whole, and each has sequences of its own: a
+    microbatch for each (data-parallel attention). Tokens of all of them meet at the experts."""
 
     def __post_init__(self) -> None:
         assert self.loops == 1 or self.streaming is None, "loops would overwrite each other's fetched layers"
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Every device that computes, once, in stage order."""
-        return tuple(dict.fromkeys(device for stage in self.stages for device in stage.devices))
+        """Every device that computes, once, those of stages first and in their order."""
+        of_stages = [device for stage in self.stages for device in stage.devices]
+        others = [each.device for each in self.elsewhere]
+        if self.kv_home is not None and self.kv_home.decode_device is not None:
+            others.append(self.kv_home.decode_device)
+        if self.experts_aside is not None:
+            others.append(self.experts_aside.device)
+        return tuple(dict.fromkeys(of_stages + others))
 
 
 @dataclass(frozen=True, slots=True)

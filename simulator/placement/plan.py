@@ -14,14 +14,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
-from simulator.graph.shape import NOTHING, PLAIN, Amount, Chunk, StepShape, Traits, total
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.graph.shape import NOTHING, PLAIN, Amount, Chunk, Phase, StepShape, Traits, total
 from simulator.graph.share import Share
-from simulator.graph.work import Parameter, Work
+from simulator.graph.work import Parameter, Visits, Work
 
 TaskKind = Literal["compute", "transfer", "collective", "host"]
-HostWork = Literal["gather", "commit"]
+TensorKind = Literal["activations", "logits", "fetched_weights", "fetched_kv"]
+T = TypeVar("T")
+HostWork = Literal["gather", "launch", "commit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,8 @@ class Tensor:
     nbytes: Amount
     kept: bool = False
     """Outlives the plan that writes it; written again, it is a new version."""
+    kind: TensorKind = "activations"
+    """What it is in accounts of memory."""
     buffer: str | None = None
     """The reusable place it is written to; a second tensor may go there once the first is freed."""
 
@@ -101,16 +108,23 @@ class Task:
     microbatch: int = 0
     layer: int | None = None
     share: Share | None = None
+    phase: Phase = "all"
+    """Which chunks of the microbatch it is for."""
     works: tuple[Work, ...] = ()
     dense_flops: Amount = NOTHING
+    visits: Visits | None = None
+    """Of work that depends on the experts that tokens choose; `dense_flops` is then an expectation."""
     link_bytes: tuple[tuple[str, Amount], ...] = ()
     """Exact bytes over each directed link."""
     after: tuple[int, ...] = ()
     frees: tuple[str, ...] = ()
     kv: str | None = None
-    """The slab of KV blocks or states read or written in place; streams keep its uses in order."""
+    """The slab of KV blocks or states read or written in place; streams keep its uses in order. A transfer
+    copies cached tokens out of it, or new ones into it."""
     kv_copy: KvCopy | None = None
     host_work: HostWork | None = None
+    kernels: int = 0
+    """How many a `launch` starts, one by one."""
     crossings: tuple[tuple[str, str], ...] = ()
     """Transitions between devices that a token's own pass makes here, as (from, to)."""
 
@@ -126,6 +140,9 @@ class Template:
     imports: tuple[str, ...] = ()
     """Kept tensors that an earlier plan wrote and this one reads."""
     microbatch_count: int = 1
+    joint: bool = False
+    """Whether some tasks work on all microbatches together; for them these count as one more microbatch,
+    and bytes over links may be forms of all shapes side by side."""
     traits: Traits = PLAIN
     """Of the model, which decide the features of a step."""
 
@@ -150,6 +167,13 @@ class Template:
             last.update(dict.fromkeys(task.units, index))
         return tuple(result)
 
+    def shapes(self, chunks: Sequence[Iterable[Chunk]]) -> tuple[StepShape, ...]:
+        """The shape of each microbatch and, if some tasks are for all of them, of all together."""
+        parts = [tuple(part) for part in chunks]
+        if self.joint:
+            parts.append(tuple(chunk for part in parts for chunk in part))
+        return tuple(StepShape.of(part, self.traits) for part in parts)
+
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """Everything the plan writes, by name."""
@@ -165,25 +189,34 @@ class Plan:
     shapes: tuple[StepShape, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        traits = self.template.traits
-        object.__setattr__(self, "shapes", tuple(StepShape.of(chunks, traits) for chunks in self.chunks))
+        object.__setattr__(self, "shapes", self.template.shapes(self.chunks))
 
     def amount(self, task: Task, amount: Amount) -> int:
-        """`amount` for the microbatch of `task`."""
-        return amount.at(self.shapes[task.microbatch])
+        """`amount` for the microbatch of `task`, or for all of them."""
+        return amount.at(of_microbatch(self.shapes, task.microbatch, amount))
+
+    def chunks_of(self, task: Task) -> tuple[Chunk, ...]:
+        """The chunks that a task works on."""
+        parts = (*self.chunks, tuple(chunk for part in self.chunks for chunk in part))
+        return parts[task.microbatch]
 
     def link_bytes(self, task: Task) -> tuple[tuple[str, int], ...]:
         return tuple((link, self.amount(task, amount)) for link, amount in task.link_bytes)
+
+
+def of_microbatch(rows: Sequence[Sequence[T]], microbatch: int, amount: Amount) -> Sequence[T]:
+    """Of features by microbatch, those that an amount is a form of: one microbatch's, or all side by side."""
+    if len(amount.coefficients) == len(rows[microbatch]):
+        return rows[microbatch]
+    return [feature for row in rows for feature in row]
 
 
 def with_frees(
     tasks: Sequence[Task], imports: Sequence[str], discarded: Sequence[str] = ()
 ) -> tuple[Task, ...]:
     """Let the last task that reads a plan's own or imported tensor free it, and the task that writes a
-    `discarded` one, which nobody reads.
-
-    Readers of one tensor must share a stream with the last of them, so that it ends after the others.
-    """
+    `discarded` one, which nobody reads. Where the last of several readers may end before others, the first
+    task after it that cannot frees the tensor."""
     passing = {tensor.name for task in tasks for tensor in task.writes if not tensor.kept}.union(imports)
     users: dict[str, list[int]] = defaultdict(list)
     for index, task in enumerate(tasks):
@@ -193,12 +226,53 @@ def with_frees(
         for tensor in task.writes:
             if tensor.name in discarded:
                 users[tensor.name].append(index)
+    order = Order(tasks)
     frees: dict[int, list[str]] = defaultdict(list)
     for name, indices in users.items():
-        last = set(tasks[indices[-1]].units)
-        assert all(last & set(tasks[index].units) for index in indices), f"{name} is read on unlike streams"
-        frees[indices[-1]].append(name)
+        frees[order.first_after(indices)].append(name)
     return tuple(replace(task, frees=tuple(frees[index])) for index, task in enumerate(tasks))
+
+
+class Order:
+    """Which tasks are sure to have ended before others start, however long they take."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._tasks = tasks
+
+    @cached_property
+    def _ancestors(self) -> list[int]:
+        """For each task the set of those that end before it starts, as bits."""
+        template = Template(tuple(self._tasks), len(self._tasks) - 1)
+        found: list[int] = []
+        for index in range(len(self._tasks)):
+            mask = 0
+            for other in (*template.needs[index], *template.previous_on_units[index]):
+                mask |= found[other] | 1 << other
+            found.append(mask)
+        return found
+
+    def before(self, indices: Sequence[int]) -> NDArray[np.bool_]:
+        """For each of some tasks, a row that says of every task whether it ends before that one starts."""
+        size = -(-len(self._tasks) // 8)
+        packed = b"".join(self._ancestors[index].to_bytes(size, "little") for index in indices)
+        rows = np.frombuffer(packed, dtype=np.uint8).reshape(len(indices), size)
+        bits = np.unpackbits(rows, axis=1, count=len(self._tasks), bitorder="little")
+        return bits.view(np.bool_)
+
+    def first_after(self, indices: Sequence[int]) -> int:
+        """The first task, from the last of some on, that ends last of all of them."""
+        latest = indices[-1]
+        last = set(self._tasks[latest].units)
+        if all(last & set(self._tasks[index].units) for index in indices):
+            return latest
+        others = sum(1 << index for index in set(indices) - {latest})
+        if self._ancestors[latest] & others == others:
+            return latest
+        wanted = others | 1 << latest
+        found = (i for i in range(latest, len(self._tasks)) if self._ancestors[i] & wanted == wanted)
+        first = next(found, None)
+        assert first is not None, f"{self._tasks[latest].name}: nothing follows all readers of its input"
+        return first
 
 
 def flaws(template: Template, resident: Iterable[str]) -> list[str]:

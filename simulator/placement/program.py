@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from simulator.graph.machine import MachineGraph
 from simulator.graph.shape import split_evenly, starts_of
 from simulator.graph.work import Formats
-from simulator.placement.lowering import lower
+from simulator.placement.by_sequence import BySequence
+from simulator.placement.lowering import Lowering
 from simulator.placement.placed import Placed
 from simulator.placement.placement import Placement
 from simulator.placement.plan import Template, flaws
@@ -28,18 +29,20 @@ class Program(Placed):
         """
         key = (microbatches, warm)
         if key not in self._templates:
-            template = lower(self, microbatches, warm)
+            lowering = BySequence if self.placement.by_sequence else Lowering
+            template = lowering(self, microbatches, warm).template()
             assert not flaws(template, (resident.tensor.name for resident in self.residents()))
             self._templates[key] = template
         return self._templates[key]
 
 
 def programs_of(
-    model: Architecture, placements: Sequence[Placement], machine: MachineGraph, formats: Formats
-) -> tuple[Program, ...]:
+    model: Architecture, placements: Sequence[Placement], machine: MachineGraph, formats: Formats,
+    eager: bool = False,
+) -> tuple[Program, ...]:  # fmt: skip
     """A program for each serving loop of some placements (replicas), which are numbered through."""
     placed = [placement for placement in placements for _ in range(placement.loops)]
-    return tuple(Program(model, each, machine, formats, loop) for loop, each in enumerate(placed))
+    return tuple(Program(model, each, machine, formats, loop, eager) for loop, each in enumerate(placed))
 
 
 def by_placement(programs: Sequence[Program]) -> tuple[tuple[Program, ...], ...]:

@@ -28,5 +28,6 @@ def link_bytes(
     carried: dict[str, Amount] = {}
     for route, nbytes in traffic:
         for directed in route:
-            carried[directed.name] = carried.get(directed.name, Amount()) + nbytes
+            before = carried.get(directed.name)
+            carried[directed.name] = nbytes if before is None else before + nbytes
     return tuple(carried.items())

@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from simulator.placement.memory import part_name
 from simulator.report.wording import (
     COST,
     ENERGY,
@@ -32,7 +33,6 @@ from simulator.units import GIB, format_number
 
 _NEVER_CUT = 100_000
 _LONGEST_LIST = 12
-_PART_NAMES = {"kv_cache": "KV cache"}
 _MEMORY_FIGURES = ("GiB used", "full")
 _SECONDS_FROM_S = 1.0
 """TTFT is shown in seconds where most rows reach this, else in milliseconds."""
@@ -194,7 +194,7 @@ def _ttft_unit(study: StudyResult) -> tuple[str, float]:
 def _memory_cells(run: RunResult) -> tuple[str, str, str, str]:
     fullest = max(run.memory, key=lambda use: use.used_bytes / use.capacity_bytes)
     alike = sum(_fill(use) == _fill(fullest) for use in run.memory) - 1
-    parts = (f"{_PART_NAMES.get(name, name)} {_gib(part)}" for name, part in fullest.parts.items() if part)
+    parts = (f"{part_name(name)} {_gib(part)}" for name, part in fullest.parts.items() if part)
     return (
         fullest.memory + (f" and {alike} alike" if alike else ""),
         f"{_gib(fullest.used_bytes)} of {_gib(fullest.capacity_bytes)}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from simulator.report.wording import row_name, shown_axes
@@ -36,21 +36,22 @@ def chrome_trace(study: StudyResult) -> dict[str, Any]:
 
 
 def _row_events(pid: int, title: str, run: RunResult) -> Iterator[Event]:
-    tracks = list(_on_tracks(run.spans))
-    names = [_STEPS, *sorted({track for track, _ in tracks}, key=_natural)]
+    tracks = list(on_tracks(run.spans))
+    names = [_STEPS, *sorted({track for track, _ in tracks}, key=natural)]
     yield _metadata(pid, 0, "process_name", name=title)
     yield _metadata(pid, 0, "process_sort_index", sort_index=pid)
     for tid, name in enumerate(names):
         yield _metadata(pid, tid, "thread_name", name=name)
         yield _metadata(pid, tid, "thread_sort_index", sort_index=tid)
     for name, start_s, end_s, step in _steps(run.spans):
-        yield _complete(pid, 0, name, "step", start_s, end_s, step)
+        yield _complete(pid, 0, name, "step", start_s, end_s, {"step": step})
     numbers = {name: tid for tid, name in enumerate(names)}
     for track, span in tracks:
-        yield _complete(pid, numbers[track], span.name, span.category, span.start_s, span.end_s, span.step)
+        args = {"step": span.step} | ({} if span.layer is None else {"layer": span.layer})
+        yield _complete(pid, numbers[track], span.name, span.category, span.start_s, span.end_s, args)
 
 
-def _on_tracks(spans: Sequence[Span]) -> Iterator[tuple[str, Span]]:
+def on_tracks(spans: Sequence[Span]) -> Iterator[tuple[str, Span]]:
     """Each span once per stream it holds; those of a pool, which holds none, on lanes side by side."""
     for span in sorted(spans, key=_start):
         for unit in span.units:
@@ -80,11 +81,13 @@ def _steps(spans: Iterable[Span]) -> Iterator[tuple[str, float, float, int]]:
         yield f"step {step}", start, min(end, next_start), step
 
 
-def _complete(pid: int, tid: int, name: str, category: str, start_s: float, end_s: float, step: int) -> Event:
+def _complete(
+    pid: int, tid: int, name: str, category: str, start_s: float, end_s: float, args: Mapping[str, int]
+) -> Event:
     start_us, end_us = _microseconds(start_s), _microseconds(end_s)
     duration_us = round(end_us - start_us, _PICOSECOND_DIGITS)
     return {"ph": "X", "pid": pid, "tid": tid, "name": name, "cat": category,
-            "ts": start_us, "dur": duration_us, "args": {"step": step}}  # fmt: skip
+            "ts": start_us, "dur": duration_us, "args": dict(args)}  # fmt: skip
 
 
 def _metadata(pid: int, tid: int, kind: str, **args: object) -> Event:
@@ -99,6 +102,6 @@ def _start(span: Span) -> float:
     return span.start_s
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """Order with gpu-2 before gpu-10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

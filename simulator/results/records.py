@@ -71,10 +71,22 @@ class Span:
 
     name: str
     category: str
+    """What kind of task: compute, transfer, collective or host."""
+    operator: str
     units: tuple[str, ...]
     start_s: float
     end_s: float
     step: int
+    layer: int | None = None
+    microbatch: int = 0
+    prefill_tokens: int = 0
+    """Tokens of prompts in its microbatch."""
+    decode_tokens: int = 0
+    """Sequences with a single token in its microbatch."""
+    crossings: tuple[tuple[str, str], ...] = ()
+    """Transitions of a token between devices that it makes, as (from, to)."""
+    is_outcome: bool = False
+    """Whether its end lets the serving loop go on."""
 
 
 @dataclass(frozen=True)

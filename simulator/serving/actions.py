@@ -36,18 +36,28 @@ class Step:
     """Of the keys read by decoding sequences those inside the model's sliding window; 0 without one."""
     window_growing: int = 0
     """Decoding sequences that do not fill the window yet."""
+    of_ranks: tuple[Step | None, ...] = ()
+    """What each rank's own sequences bring to it, where ranks have sequences of their own."""
 
     @property
     def token_count(self) -> int:
         return self.decode_count + sum(prefill.new for prefill in self.prefills)
+
+    def shapes_of_ranks(self, traits: Traits) -> tuple[StepShape, ...]:
+        """The shape of what each rank brings, and of all of it together."""
+        nothing = StepShape.of((), traits)
+        return (*(nothing if own is None else own.shape(traits) for own in self.of_ranks), self.shape(traits))
 
     def shape(self, traits: Traits) -> StepShape:
         """The sums that decide the step's cost."""
         decodes = self.decode_count
         decoding = StepShape(
             tokens=decodes, sequences=decodes, logit_rows=decodes, decode_tokens=decodes,
-            decode_span=self.decode_span, window_decode_span=self.window_decode_span,
+            decode_span=self.decode_span, decode_context=self.decode_span - decodes,
+            window_decode_span=self.window_decode_span,
+            window_decode_context=self.window_decode_span - decodes if traits.sliding_window else 0,
             window_growing=self.window_growing, active_experts=traits.active_experts(decodes),
+            side_experts=traits.side_experts(decodes),
         )  # fmt: skip
         if not self.prefills:
             return decoding

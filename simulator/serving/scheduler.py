@@ -21,6 +21,7 @@ from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 
 from simulator.graph.shape import Chunk
+from simulator.placement.memory import split_chunks
 from simulator.serving.actions import Completed, Prefill, Step
 from simulator.serving.blocks import BlockPool
 from simulator.specs.engine import SchedulerSettings
@@ -150,16 +151,23 @@ class Scheduler:
         )  # fmt: skip
         return self._pending
 
-    def chunks(self, with_blocks: bool = True) -> tuple[Chunk, ...]:
-        """The pending step's chunks, with their blocks if asked: decodes by admission, then prefills."""
+    @property
+    def peak_blocks(self) -> int:
+        """The most blocks that were taken at once."""
+        return self.pool.peak_taken
+
+    def parts(self, microbatches: int) -> tuple[tuple[Chunk, ...], ...]:
+        """The pending step's chunks, cut into microbatches of about equally many tokens."""
+        chunks = self.chunks()
+        return (chunks,) if microbatches == 1 else split_chunks(chunks, microbatches)
+
+    def chunks(self) -> tuple[Chunk, ...]:
+        """The pending step's chunks with their blocks: decodes by admission, then prefills."""
         assert self._pending is not None
         decoding = [s for s in self._running.values() if s.joined_round >= 0]
-        chunks = [
-            Chunk(s.number, self._cached(s), 1, True, tuple(s.blocks) if with_blocks else ())
-            for s in decoding
-        ]
+        chunks = [Chunk(s.number, self._cached(s), 1, True, tuple(s.blocks)) for s in decoding]
         for piece in self._pending.prefills:
-            blocks = tuple(self._running[piece.sequence].blocks) if with_blocks else ()
+            blocks = tuple(self._running[piece.sequence].blocks)
             chunks.append(Chunk(piece.sequence, piece.context, piece.new, piece.commits, blocks))
         return tuple(chunks)
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.graph.shape import FEATURE_COUNT, StepShape
+from simulator.placement.plan import of_microbatch
 from simulator.placement.program import Program
 from simulator.simulation.pricing import PARTS, Durations, PricedTemplate
 from simulator.simulation.reduced import reduce
@@ -48,7 +49,7 @@ class Use:
         self.reduced = reduce(priced)
         self.forecast = Forecast(priced)
         self.class_ticks = np.zeros(priced.class_count, dtype=np.int64)
-        self.features = np.zeros((priced.template.microbatch_count, FEATURE_COUNT), dtype=np.int64)
+        self.features = np.zeros((priced.shape_count, FEATURE_COUNT), dtype=np.int64)
         self.time_s: Floats = np.zeros(len(PARTS))
         self._kept: list[Kept] = []
         self._kept_steps = 0
@@ -155,9 +156,14 @@ class PlanBook:
             self.uses[key] = Use(PricedTemplate(template, self.program, self.engine))
         return self.uses[key]
 
+    def use_of(self, shapes: tuple[StepShape, ...]) -> Use:
+        """The use of the template that a step with these shapes takes; where ranks have sequences of their
+        own, the last shape is that of all microbatches together."""
+        return self.use(len(shapes) - self.program.placement.by_sequence)
+
     def next_use(self, shapes: tuple[StepShape, ...]) -> tuple[Use, Durations]:
         """Price a step that is about to be launched."""
-        use = self.use(len(shapes))
+        use = self.use_of(shapes)
         streaming = self.program.placement.streaming
         self.warm = streaming is not None and streaming.across_steps
         return use, use.durations(shapes)
@@ -190,9 +196,10 @@ def link_totals(books: Iterable[PlanBook]) -> dict[str, int]:
     """Bytes over each directed link by all steps together."""
     carried: dict[str, int] = {}
     for use in settled(books):
+        rows = use.features.tolist()
         for task in use.priced.template.tasks:
-            sums = use.features[task.microbatch].tolist()
             for link, amount in task.link_bytes:
+                sums = of_microbatch(rows, task.microbatch, amount)
                 total = sum(a * b for a, b in zip(amount.coefficients, sums, strict=True) if a)
                 carried[link] = carried.get(link, 0) + total
     return carried

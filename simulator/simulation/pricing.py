@@ -21,7 +21,13 @@ from numpy.typing import NDArray
 
 from simulator.costs.host import step_s
 from simulator.costs.operators import blended_terms, kernel_rates
-from simulator.costs.transfers import collective_bytes_per_s, collective_latency_s, copy_latency_s
+from simulator.costs.transfers import (
+    collective_bytes_per_s,
+    collective_latency_s,
+    copy_bytes_per_s,
+    copy_latency_s,
+    transition_s,
+)
 from simulator.graph.machine import Directed
 from simulator.graph.shape import FEATURE_COUNT, Amount, StepShape, total
 from simulator.placement.plan import Task, Template
@@ -96,7 +102,8 @@ class PricedTemplate:
         number = {price: index for index, price in enumerate(self._prices)}
         self.class_of_task: NDArray[np.intp] = np.array([number[price] for price in prices], dtype=np.intp)
         self.class_count = len(self._prices)
-        self._lay_out(template.microbatch_count)
+        self.shape_count = template.microbatch_count + template.joint
+        self._lay_out(self.shape_count)
 
     def _lay_out(self, microbatches: int) -> None:
         """Stack the forms of all classes into one matrix."""
@@ -108,7 +115,8 @@ class PricedTemplate:
         forms += loads + host + bus
         self._matrix: Floats = np.zeros((len(forms), FEATURE_COUNT * microbatches))
         for row, (microbatch, form) in enumerate(forms):
-            columns = slice(FEATURE_COUNT * microbatch, FEATURE_COUNT * (microbatch + 1))
+            first = FEATURE_COUNT * microbatch if len(form.coefficients) == FEATURE_COUNT else 0
+            columns = slice(first, first + len(form.coefficients))
             self._matrix[row, columns] = np.array(form.coefficients, dtype=np.float64) * form.s_per_unit
         self._kernel_count, self._load_count, self._bus_start = (
             len(kernels),
@@ -219,7 +227,9 @@ def _most_loads(price: _Price) -> list[float]:
 
 
 def _is_multiple(form: Sequence[int], of: Sequence[int], pivot: int) -> bool:
-    return all(a * of[pivot] == b * form[pivot] for a, b in zip(form, of, strict=True))
+    return len(form) == len(of) and all(
+        a * of[pivot] == b * form[pivot] for a, b in zip(form, of, strict=True)
+    )
 
 
 def _starts(counts: Sequence[int]) -> NDArray[np.intp]:
@@ -238,6 +248,8 @@ class _Pricer:
 
     def __init__(self, program: Program, engine: Engine) -> None:
         self.program, self.links = program, program.machine.links
+        self.pinned = engine.memory.pinned
+        self.launch = engine.launch
         self.engine_step_s = step_s(engine, program.machine.hosts[program.host].host)
 
     def links_crossed(self, task: Task) -> tuple[str, ...]:
@@ -262,13 +274,18 @@ class _Pricer:
             return _Price(task.microbatch, host=(self._host(task),))
         directed = [self.links[name] for name, _ in task.link_bytes]
         loads = tuple(
-            _Form(amount.coefficients, 1 / self._bytes_per_s(task, link))
+            _Form(amount.coefficients, 1 / self._bytes_per_s(task, directed, link))
             for link, (_, amount) in zip(directed, task.link_bytes, strict=True)
         )
         return _Price(task.microbatch, loads=loads, latency_s=self._latency_s(task, directed))
 
     def _host(self, task: Task) -> _Form:
-        """The thread prepares a step as the engine's profile says; committing tokens takes one tick."""
+        """The thread prepares a step, and launches kernels, as the engine's profile says; committing tokens
+        takes one tick."""
+        if task.host_work == "launch":
+            when = "has_prefill" if self.launch.graphs == "decode" else "one"
+            each = Amount.of(**{when: task.kernels * tick(self.launch.kernel_s)})
+            return _Form(each.coefficients, 1 / tick(1.0))
         if task.host_work != "gather":
             return _Form(Amount().coefficients, 0.0)
         fixed_s, per_sequence_s = self.engine_step_s
@@ -285,17 +302,29 @@ class _Pricer:
             kernels.append(_Kernel(compute, memory, rates.overhead_s, rates.blend))
         return kernels
 
-    def _bytes_per_s(self, task: Task, directed: Directed) -> float:
+    def _bytes_per_s(self, task: Task, directed: Sequence[Directed], link: Directed) -> float:
         if task.kind == "collective":
-            return collective_bytes_per_s(directed.link, len(task.reads))
-        return directed.bytes_per_s
+            return collective_bytes_per_s(link.link, len(task.units))
+        source, targets = self._ends(task, directed)
+        owners = [self.program.machine.owner_of(memory) for memory in (source, *targets)]
+        pageable = not self.pinned and None in owners
+        return copy_bytes_per_s(link.link, pageable)
 
     def _latency_s(self, task: Task, directed: Sequence[Directed]) -> float:
         """Of a collective, by its ranks; of a copy to several places, that of the longest route."""
         if task.kind == "collective":
-            return collective_latency_s([link.link for link in directed], len(task.reads))
+            return collective_latency_s([link.link for link in directed], len(task.units))
+        source, targets = self._ends(task, directed)
+        return max(self._copy_latency_s(source, target) for target in targets)
+
+    def _copy_latency_s(self, source: str, target: str) -> float:
         machine = self.program.machine
-        memories = dict.fromkeys(tensor.memory for tensor in task.writes) or [task.place]
-        source = next(link.source for link in directed if not link.name.endswith(".bus"))
-        routes = (machine.route(source, memory) for memory in memories)
-        return max(copy_latency_s([link.link for link in route]) for route in routes)
+        route = [directed.link for directed in machine.route(source, target)]
+        return copy_latency_s(route) + transition_s(machine.owner_of(source), machine.owner_of(target))
+
+    def _ends(self, task: Task, directed: Sequence[Directed]) -> tuple[str, tuple[str, ...]]:
+        """The memory that a copy starts from, and those that it goes to."""
+        targets = dict.fromkeys(tensor.memory for tensor in task.writes) or (task.place,)
+        first = directed[0]  # a bus is one link in both directions: its name tells the memory
+        source = first.name.removesuffix(".bus") if first.name.endswith(".bus") else first.source
+        return source, tuple(targets)

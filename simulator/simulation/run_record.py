@@ -57,7 +57,7 @@ def _peak_blocks(serving: Serving) -> int:
     """KV blocks that the loops of a placement held at their peaks; of replicas the most of any."""
     peaks: Counter[Placement] = Counter()
     for loop in serving.loops:
-        peaks[loop.program.placement] += loop.scheduler.pool.peak_taken
+        peaks[loop.program.placement] += loop.scheduler.peak_blocks
     return max(peaks.values())
 
 
@@ -80,6 +80,11 @@ def _times(serving: Serving, finished: Sequence[RequestRecord]) -> dict[str, flo
 
 
 def _spans(recorded: Recorded) -> Iterator[Span]:
-    timed = recorded.timed
-    for task, start, end in zip(recorded.priced.template.tasks, timed.starts, timed.ends, strict=True):
-        yield Span(task.name, task.kind, task.units, seconds(start), seconds(end), recorded.step)
+    template, timed = recorded.priced.template, recorded.timed
+    for index, (task, start, end) in enumerate(zip(template.tasks, timed.starts, timed.ends, strict=True)):
+        shape = recorded.shapes[task.microbatch]
+        yield Span(
+            task.name, task.kind, task.operator, task.units, seconds(start), seconds(end), recorded.step,
+            task.layer, task.microbatch, shape.prefill_tokens, shape.decode_tokens, task.crossings,
+            index == template.outcome,
+        )  # fmt: skip

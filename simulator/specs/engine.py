@@ -57,8 +57,15 @@ class EngineMemory(Spec):
     free_gpu_memory_fraction)."""
     context_bytes: Annotated[float, Quantity(units.BYTES, better="low"), Field(alias="context")]
     """What the runtime itself takes on each device: context, libraries, graphs."""
+    graphs_bytes: Annotated[float, Quantity(units.BYTES, better="low"), Field(alias="graphs")] = 0.0
+    """What graphs of kernels captured beforehand take on each device, where `context` does not hold it."""
+    collectives_bytes: Annotated[float, Quantity(units.BYTES, better="low"), Field(alias="collectives")] = 0.0
+    """Buffers of the collective library on each device that shares layers with others."""
     sampler_bytes_per_logit: Annotated[WholeNumber, Field(ge=0, le=1_000_000)]
     """Temporaries of the sampler for each logit of each sequence."""
+    pinned: bool = True
+    """Whether the host memory that copies start or end in is page-locked; else links move them at their
+    `pageable_efficiency`."""
 
 
 class Overheads(Spec):
@@ -68,6 +75,16 @@ class Overheads(Spec):
     """On every step, whatever is in it."""
     per_sequence_s: Annotated[Seconds, Field(alias="per_sequence")]
     """More for each sequence in the step."""
+
+
+class Launch(Spec):
+    """What the engine's own thread spends on launching kernels. An eager engine launches each by itself, so
+    a step takes the longer of launching and computing; a graph of kernels is launched at once."""
+
+    kernel_s: Annotated[Seconds, Field(alias="kernel")]
+    """For each kernel that is launched by itself."""
+    graphs: Literal["all", "decode", "none"]
+    """Steps whose kernels are launched as one graph: `all`, those that only decode, or `none`."""
 
 
 class HostStages(Spec):
@@ -96,5 +113,12 @@ class Engine(Spec):
     """Time on its own thread."""
     host_stages: HostStages
     """Core time around it."""
+    launch: Launch = Launch(kernel_s=0.0, graphs="all")
+    """Time to launch kernels; nothing if not given."""
     sources: Sources = Field(default_factory=dict)
     """Where each figure comes from."""
+
+    @property
+    def is_eager(self) -> bool:
+        """Whether kernels are launched one by one, at least in some steps."""
+        return self.launch.kernel_s > 0 and self.launch.graphs != "all"

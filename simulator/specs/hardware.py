@@ -85,6 +85,23 @@ class Memory(Spec):
         return self
 
 
+class HostMemory(Memory):
+    """A host's DRAM, which its processors and every copy in or out of it share."""
+
+    efficiency: PositiveShare = 0.8
+    """Share of the bandwidth that kernels and copies reach together; the default is assumed (servers reach
+    0.75 to 0.85 in STREAM)."""
+
+
+class Transition(Spec):
+    """What a copy between a device's memory and another costs beyond latency and bandwidth of its way."""
+
+    launch_s: Annotated[Seconds, Field(alias="launch")]
+    """From the call that asks for a copy until the device's copy engine has begun."""
+    synchronize_s: Annotated[Seconds, Field(alias="synchronize")]
+    """From the end of a copy to the host until the thread that waits for it goes on."""
+
+
 class Efficiency(Spec):
     """How close real kernels of one operator class come to a device's peaks.
 
@@ -144,6 +161,8 @@ class Device(Spec):
     """Of the device alone."""
     efficiency: dict[OperatorClass, Efficiency] = Field(default_factory=dict)
     """By operator class, optionally with a precision: `matmul.bf16`, `attention_decode`."""
+    transition: Transition | None = None
+    """What copies in and out cost besides; absent: assumed figures of its kind."""
     sources: Sources = Field(default_factory=dict)
     """Where each figure comes from: measured, datasheet, published, vendor-claim or assumed."""
 
@@ -181,6 +200,9 @@ class Link(Spec):
     """From the start of a transfer to its first byte."""
     efficiency: PositiveShare = 1.0
     """Share of the nominal bandwidth that large transfers reach."""
+    pageable_efficiency: PositiveShare | None = None
+    """The same for copies in and out of host memory that is not pinned: the driver moves them piece by
+    piece through a pinned buffer. Absent: as others."""
     collective: tuple[Collective, ...] = ()
     """Of collectives run over it; absent, they fare as plain transfers do."""
     sources: Sources = Field(default_factory=dict)
@@ -190,6 +212,21 @@ class Link(Spec):
     def achieved_bytes_per_s(self) -> float:
         """What large transfers reach in one direction."""
         return self.bandwidth_bytes_per_s * self.efficiency
+
+    @model_validator(mode="after")
+    def _pinned_is_no_slower(self) -> Self:
+        if self.pageable_efficiency is not None and self.pageable_efficiency > self.efficiency:
+            raise rule_broken("must not exceed 'efficiency'", "pageable_efficiency")
+        return self
+
+
+class Storage(Spec):
+    """Drives of a host, from which weights are read while a model runs."""
+
+    capacity_bytes: Annotated[Bytes, Field(alias="capacity")]
+    """Of all drives together."""
+    link: str
+    """Id of a link file: what reads and writes of all drives together reach."""
 
 
 class HostCpu(Spec):
@@ -217,7 +254,7 @@ class Host(Spec):
     """What stands between the network and the devices."""
 
     needs_sources: ClassVar = True
-    without_source: ClassVar = frozenset({"name", "kind", "cpu.device"})
+    without_source: ClassVar = frozenset({"name", "kind", "cpu.device", "storage.link"})
 
     name: str
     """As its maker calls it, or what it is built from."""
@@ -225,8 +262,10 @@ class Host(Spec):
     """An x86 server, or a host that is itself a card on the network, as NR1 is."""
     cores: MaybeCount = None
     """Cores of the whole host that can serve requests; a count or a range such as `1..64`."""
-    memory: Memory
+    memory: HostMemory
     """The host's DRAM."""
+    storage: Storage | None = None
+    """Drives that weights and KV can live on; absent: none."""
     cpu: Annotated[HostCpu | None, BeforeValidator(_unknown_is_none)] = None
     """The compute device it offers; absent or unknown: none."""
     offload_fraction: Share = 0.0
@@ -239,6 +278,19 @@ class Host(Spec):
     """Of the host without its devices."""
     sources: Sources = Field(default_factory=dict)
     """Where each figure comes from."""
+
+    @property
+    def bus(self) -> Link | None:
+        """The DRAM as a path that everything shares that reads or writes it, in both directions together;
+        None where its bandwidth is unknown."""
+        if self.memory.bandwidth_bytes_per_s is None:
+            return None
+        return Link(
+            name="memory bus",
+            bandwidth_bytes_per_s=self.memory.bandwidth_bytes_per_s,
+            latency_s=0.0,
+            efficiency=self.memory.efficiency,
+        )
 
 
 @dataclass(frozen=True)
@@ -261,6 +313,8 @@ class Node:
     network: Link | None
     price_usd: float | None
     """Beyond the prices of its parts; None is unknown."""
+    storage_link: Link | None = None
+    """To the host's drives; None if it has none."""
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,10 @@ def _part_figures(kind: Kind, name: str, catalogue: Catalogue, case: Case) -> li
     else:
         loaded = catalogue.host(name, case)
     figures = [figure.under(f"{kind}.{name}") for figure in loaded.figures]
-    return figures + (_cpu_figures(name, loaded.record, catalogue, case) if kind == "hosts" else [])
+    if kind == "hosts":
+        figures += _cpu_figures(name, loaded.record, catalogue, case)
+        figures += _storage_figures(name, loaded.record, catalogue, case)
+    return figures
 
 
 _CPU_USES = ("compute", "efficiency")
@@ -183,6 +186,17 @@ def _cpu_figures(host_id: str, host: Host, catalogue: Catalogue, case: Case) -> 
     if loaded.record.kind != "cpu":
         raise _cpu_error(host_id, name, catalogue, f"is a {loaded.record.kind}; name a device of kind cpu")
     return [each.under(f"devices.{name}") for each in loaded.figures if each.key_path.startswith(_CPU_USES)]
+
+
+def _storage_figures(host_id: str, host: Host, catalogue: Catalogue, case: Case) -> list[Figure]:
+    if host.storage is None:
+        return []
+    name = host.storage.link
+    if catalogue.find("links", name) is None:
+        document = read_document(catalogue.path("hosts", host_id))
+        advice = catalogue.advice("links", name)
+        raise InputError([document.problem(("storage", "link"), advice, value=name)])
+    return [figure.under(f"links.{name}") for figure in catalogue.link(name, case).figures]
 
 
 def _cpu_error(host_id: str, device_id: str, catalogue: Catalogue, advice: str) -> InputError:
@@ -239,6 +253,7 @@ def _node(file: NodeFile, catalogue: Catalogue, case: Case) -> Node:
         interconnect=link(file.interconnect),
         network=link(file.network),
         price_usd=0.0 if file.price is None else file.price.purchase_usd,
+        storage_link=link(host.storage.link if host.storage else None),
     )
 
 

@@ -168,7 +168,10 @@ def _compose(text: str, path: str | Path) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (None, None)
-        raise InputError([Problem(path, line, column, advice=f"not valid YAML: {error.problem}")]) from None
+        # newer libraries refuse 1,000 levels themselves, before any event tells of the hundredth
+        is_deep = "nesting depth" in (error.problem or "")
+        advice = _TOO_DEEP if is_deep else f"not valid YAML: {error.problem}"
+        raise InputError([Problem(path, line, column, advice=advice)]) from None
     except yaml.YAMLError as error:
         first_line = str(error).splitlines()[0]
         raise InputError([Problem(path, 1, 1, advice=f"not valid YAML: {first_line}")]) from None

@@ -82,7 +82,7 @@ def deploy(
         return placed
     formats = Formats(precision.weights, precision.activations, precision.kv_cache)
     placements = placed if isinstance(placed, tuple) else (placed,)
-    programs = programs_of(model, placements, graph, formats)
+    programs = programs_of(model, placements, graph, formats, engine.record.is_eager)
     program = programs[0]
     unstorable = _why_not_storable(program)
     if unstorable is not None:

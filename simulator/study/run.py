@@ -182,14 +182,7 @@ def memory_use(deployment: Deployment, blocks: int) -> tuple[MemoryUse, ...]:
     """Every memory's account with so many KV blocks taken."""
     rows = []
     for need in deployment.budget.needs:
-        parts = {
-            "weights": need.weights_bytes,
-            "kv_cache": blocks * need.kv_block_bytes,
-            "activations": need.activations_bytes,
-            "engine": need.engine_bytes,
-        }
-        if need.state_bytes:
-            parts["states"] = need.state_bytes
+        parts = need.with_blocks(blocks)
         rows.append(MemoryUse(need.memory, sum(parts.values()), need.capacity_bytes, parts))
     return tuple(rows)
 

@@ -100,7 +100,8 @@ def _host(name: str, catalogue: Catalogue) -> tuple[str, str]:
     for figure in loaded.figures:
         if figure.key_path == "cores" and figure.low is not None and figure.high is not None:
             cores = f"{figure.low:g}..{figure.high:g} cores"
-    return host.name, f"{host.kind}, {cores}, {format_bytes(host.memory.capacity_bytes)}"
+    drives = f", {format_bytes(host.storage.capacity_bytes)} of drives" if host.storage else ""
+    return host.name, f"{host.kind}, {cores}, {format_bytes(host.memory.capacity_bytes)}{drives}"
 
 
 def _link(name: str, catalogue: Catalogue) -> tuple[str, str]:

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.errors import InputError, Problem
 from simulator.graph.shape import Chunk
-from simulator.placement.memory import split_chunks
+from simulator.graph.work import Parameter
+from simulator.placement.memory import fetched_bytes_per_token, largest_step
 from simulator.placement.occupancy import peak_occupancy, standing_bytes
 from simulator.placement.placement import NotPlaceable
 from simulator.placement.plan import Plan, flaws
@@ -27,6 +29,7 @@ from simulator.placement.strategies import STRATEGIES, Strategy
 from simulator.results.records import RunRecord
 from simulator.serving.actions import Step
 from simulator.serving.arrivals import Request
+from simulator.serving.lockstep import Lockstep
 from simulator.serving.scheduler import Scheduler
 from simulator.simulation.clock import Recorded
 from simulator.simulation.loop import Observer
@@ -43,6 +46,9 @@ from simulator.study.side_by_side import Progress, carry_out
 
 if TYPE_CHECKING:
     from simulator.execution.replay import Replayed
+
+Parts = tuple[tuple[Chunk, ...], ...]
+"""The chunks of a step by microbatch."""
 
 LOGITS_TOLERANCE = 1e-9
 """Largest absolute difference of a float64 logit from plain generation's."""
@@ -78,6 +84,8 @@ class Verified:
     placement: str
     status: str
     """`ok`, `mismatch`, or `not placed`."""
+    strategy: str = ""
+    """The placement's, by its name."""
     weights_asked: str = "fp64"
     """Number format of the weights in the scenario."""
     weights: str = "fp64"
@@ -90,6 +98,9 @@ class Verified:
     """Largest absolute difference; None where rows are missing or not numbers."""
     flops: int = 0
     link_bytes: int = 0
+    kinds: tuple[str, ...] = ()
+    """Of `KINDS`, those that were among the steps."""
+    is_encoder: bool = False
     mismatches: tuple[str, ...] = ()
     """What differs, in words; why not, for a placement that was not placed."""
 
@@ -105,7 +116,7 @@ class Simulated:
     programs: tuple[Program, ...]
     record: RunRecord
     steps: tuple[Recorded, ...]
-    chunks: tuple[tuple[Chunk, ...], ...]
+    chunks: tuple[Parts, ...]
     """Of each step, with blocks, as its loop's scheduler decided them."""
 
 
@@ -134,9 +145,11 @@ def verify_run(run: RunSpec, catalogue: Catalogue) -> Verified:
     """Simulate one placement and carry it out."""
     strategy = run.placement
     assert isinstance(strategy, Strategy)
-    blank = Verified(run.machine_name, run.model, strategy.label, "not placed",
-                     run.precision.weights, exact(run.precision).weights)  # fmt: skip
     model = load_model(run.model, catalogue)
+    blank = Verified(
+        run.machine_name, run.model, strategy.label, "not placed", strategy.strategy, run.precision.weights,
+        exact(run.precision).weights, is_encoder=model.is_encoder,
+    )  # fmt: skip
     deployment = deploy(run.machine_ref, model, run.engine, exact(run.precision), strategy, catalogue)
     if isinstance(deployment, NotPlaceable):
         return replace(blank, mismatches=(deployment.reason,))
@@ -173,7 +186,8 @@ def made_scarce(
         budget = min(scheduler.max_num_batched_tokens, max(len(requests), longest * 2 // 3))
         changes |= {"max_num_batched_tokens": budget, "max_num_seqs": min(scheduler.max_num_seqs, budget)}
     scarce = engine.model_copy(update={"scheduler": scheduler.model_copy(update=changes)})
-    each_loop = max(max(wanted), sum(wanted) // (2 * len(programs)))
+    groups = len(programs) * programs[0].rank_groups
+    each_loop = max(max(wanted), sum(wanted) // (2 * groups))
     return scarce, each_loop * programs[0].placement.loops
 
 
@@ -181,10 +195,11 @@ def simulate_for_replay(
     deployment: Deployment, requests: Sequence[Request], blocks: int, workload: Workload
 ) -> Simulated:
     """Run the workload at fidelity `task`, keeping every task's times and every step's chunks."""
-    decided: list[tuple[Chunk, ...]] = []
+    decided: list[Parts] = []
+    microbatches = deployment.program.placement.microbatches
 
-    def note(scheduler: Scheduler, step: Step, _: int) -> None:
-        decided.append(scheduler.chunks())
+    def note(scheduler: Scheduler | Lockstep, step: Step, _: int) -> None:
+        decided.append(scheduler.parts(microbatches))
 
     serving = Serving(
         deployment.programs, deployment.engine, blocks, source_of(workload, tuple(requests)), "task",
@@ -203,9 +218,8 @@ def compare(
     programs, record = simulated.programs, simulated.record
     program, loops = programs[0], by_placement(programs)
     steps = [
-        real.TimedPlan(_plan(programs[recorded.loop], recorded, chunks), recorded.timed.starts,
-                       recorded.timed.ends)
-        for recorded, chunks in zip(simulated.steps, simulated.chunks, strict=True)
+        real.TimedPlan(_plan(recorded, parts), recorded.timed.starts, recorded.timed.ends)
+        for recorded, parts in zip(simulated.steps, simulated.chunks, strict=True)
     ]
     finished = {r.number: r.output_tokens for r in record.requests if r.status == "finished"}
     if not finished:
@@ -231,6 +245,8 @@ def compare(
         each = (standing_bytes(replica[0], blocks, size, len(prompts)) for replica in loops)
         standing = sum(each, Counter[str]())
         found += _accounts(happened, record, [timed.plan for timed in steps], standing, real.moments(steps))
+        cached = blocks * engine.scheduler.kv_block_tokens
+        found += _beyond_account(happened.peak_bytes, standing, [each[0] for each in loops], engine, cached)
     return replace(
         blank,
         status="mismatch" if found else "ok",
@@ -242,8 +258,25 @@ def compare(
         logits_difference=difference if math.isfinite(difference) else None,
         flops=sum(happened.flops.values()),
         link_bytes=sum(happened.link_bytes.values()),
+        kinds=_kinds(simulated.chunks),
         mismatches=tuple(found),
     )
+
+
+KINDS = ("prefill", "chunk", "decode", "unlike lengths")
+"""Whole prompts or their first pieces, later pieces of prompts, single tokens, and steps whose sequences
+differ in length."""
+
+
+def _kinds(steps: Sequence[Parts]) -> tuple[str, ...]:
+    found: set[str] = set()
+    for parts in steps:
+        chunks = [chunk for part in parts for chunk in part]
+        for chunk in chunks:
+            found.add("decode" if chunk.new == 1 else "chunk" if chunk.context else "prefill")
+        if len({chunk.context + chunk.new for chunk in chunks}) > 1:
+            found.add("unlike lengths")
+    return tuple(kind for kind in KINDS if kind in found)
 
 
 def _accounts(
@@ -255,15 +288,31 @@ def _accounts(
     return [
         *_unequal("bytes over", _planned_link_bytes(plans), happened.link_bytes),
         *_unequal("bytes simulated over", record.link_bytes, happened.link_bytes),
-        *_unequal("FLOPs on", _planned_flops(plans), happened.flops),
+        *_unequal("FLOPs on", _planned_flops(plans), _by_place(plans, happened.flops)),
         *_unequal("peak bytes in", peaks, happened.peak_bytes),
     ]
 
 
-def _plan(program: Program, recorded: Recorded, chunks: tuple[Chunk, ...]) -> Plan:
+def _beyond_account(
+    peaks: Mapping[str, int], standing: Counter[str], placements: Sequence[Program], engine: Engine,
+    cached_tokens: int,
+) -> list[str]:  # fmt: skip
+    """Memories in which a step's own tensors took more than the account of the largest step has for them."""
+    allowed = Counter(standing)
+    for program in placements:
+        for memory, kinds in largest_step(program, engine).items():
+            allowed[memory] += kinds.total() * program.placement.loops
+        for memory, nbytes in fetched_bytes_per_token(program).items():
+            allowed[memory] += nbytes * cached_tokens
+    return [
+        f"peak bytes in {memory}: {peak} are more than the account of the largest step, {allowed[memory]}"
+        for memory, peak in sorted(peaks.items())
+        if peak > allowed[memory]
+    ]
+
+
+def _plan(recorded: Recorded, parts: Parts) -> Plan:
     """The plan of a simulated step; its shape must be the one that was priced."""
-    microbatches = program.placement.microbatches
-    parts = (chunks,) if microbatches == 1 else split_chunks(chunks, microbatches)
     plan = Plan(recorded.priced.template, parts)
     assert plan.shapes == recorded.shapes, "the step that was priced is not the one that was decided"
     return plan
@@ -286,28 +335,29 @@ def residency_flaws(program: Program, shapes: Mapping[str, tuple[int, ...]]) -> 
     shapes: of every parameter, as the network that is carried out has them.
     """
     found: list[str] = []
-    held: dict[str, set[tuple[int, int]]] = {name: set() for name in shapes}
-    seen: set[tuple[str, str, int]] = set()
+    held: dict[str, NDArray[np.bool_]] = {name: np.zeros(shape, dtype=bool) for name, shape in shapes.items()}
+    seen: set[tuple[str, Parameter]] = set()
     for resident in program.residents():
         parameter, memory = resident.parameter, resident.tensor.memory
-        part = (memory, parameter.name, parameter.start)
-        if part in seen and memory not in program.machine.hosts:
+        if (memory, parameter) in seen and memory not in program.machine.hosts:
             found.append(f"{parameter.name} is held twice in {memory}")
-        seen.add(part)
-        axis = parameter.axis or 0
-        held[parameter.name].add((parameter.start, parameter.start + parameter.shape[axis]))
-    for name, shape in shapes.items():
-        size, axis_size = 0, shape[_axis_of(program, name)]
-        for start, end in sorted(held[name]):
-            size = max(size, end) if start <= size else size
-        if size < axis_size:
-            found.append(f"{name} is nowhere in full: rows from {size} of {axis_size} are missing")
+        seen.add((memory, parameter))
+        held[parameter.name][_part_of(parameter)] = True
+    for name, there in held.items():
+        missing = there.size - int(there.sum())
+        if missing:
+            found.append(f"{name} is nowhere in full: {missing} of {there.size} numbers are missing")
     return found
 
 
-def _axis_of(program: Program, name: str) -> int:
-    axes = {r.parameter.axis for r in program.residents() if r.parameter.name == name}
-    return max((axis for axis in axes if axis is not None), default=0)
+def _part_of(parameter: Parameter) -> tuple[Any, ...]:
+    """Which rows, columns and experts of the whole parameter a part is, as an index."""
+    index: list[Any] = [slice(None)] * len(parameter.shape)
+    if parameter.axis is not None:
+        index[parameter.axis] = slice(parameter.start, parameter.start + parameter.shape[parameter.axis])
+    if parameter.experts is not None:
+        index[0] = list(parameter.experts)
+    return tuple(index)
 
 
 def _planned_link_bytes(plans: Sequence[Plan]) -> dict[str, int]:
@@ -319,13 +369,22 @@ def _planned_link_bytes(plans: Sequence[Plan]) -> dict[str, int]:
     return planned
 
 
+EVERYWHERE = "all devices"
+
+
 def _planned_flops(plans: Sequence[Plan]) -> dict[str, int]:
-    planned: dict[str, int] = {}
+    """By device; where work goes to devices as tokens choose experts, only the sum over all is planned."""
+    planned: Counter[str] = Counter()
     for plan in plans:
         for task in plan.template.tasks:
             if task.kind == "compute":
-                planned[task.place] = planned.get(task.place, 0) + plan.amount(task, task.dense_flops)
-    return planned
+                planned[task.place] += plan.amount(task, task.dense_flops)
+    return _by_place(plans, planned)
+
+
+def _by_place(plans: Sequence[Plan], flops: Counter[str]) -> dict[str, int]:
+    depends_on_choices = any(task.visits for plan in plans for task in plan.template.tasks)
+    return {EVERYWHERE: flops.total()} if depends_on_choices else dict(flops)
 
 
 def _unequal(what: str, planned: Mapping[str, int], counted: Mapping[str, int]) -> list[str]:

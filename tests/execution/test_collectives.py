@@ -30,7 +30,7 @@ def test_a_ring_adds_up_and_sends_what_the_plan_counts(ranks: int, width: int):
     writes = tuple(Tensor(f"sum@{device}", device, Amount()) for device in devices)
     task = Task("ring", "collective", "all_reduce", devices[0], tuple(devices),
                 tuple(f"part@{device}" for device in devices), writes)  # fmt: skip
-    results = COLLECTIVES["all_reduce"](stores, task)
+    results = COLLECTIVES["all_reduce"](stores, task, [5])
     assert all(torch.equal(result, sum(parts)) for result in results)
     for rank, elements in enumerate(ring_link_elements(width, ranks)):
         assert stores.link_bytes[f"gpu-{rank}->fabric"] == 5 * 8 * elements
@@ -44,7 +44,7 @@ def test_a_gather_joins_parts_in_rank_order():
         put(stores, device, f"logits@{device}", part)
     task = Task("gather", "collective", "gather_logits", "gpu-2", devices,
                 tuple(f"logits@{device}" for device in devices), ())  # fmt: skip
-    (joined,) = COLLECTIVES["gather_logits"](stores, task)
+    (joined,) = COLLECTIVES["gather_logits"](stores, task, [2])
     assert torch.equal(joined, torch.cat(parts, dim=-1))
     assert stores.link_bytes["fabric->gpu-2"] == 2 * (2 + 2) * 4
     assert all(a != b for a, b in pairwise(devices))

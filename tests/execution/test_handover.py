@@ -88,15 +88,14 @@ def test_decoding_goes_on_elsewhere_with_the_same_tokens(before, after):
 
 @pytest.mark.parametrize(("before", "after"), PAIRS)
 def test_bytes_are_those_of_the_cached_tokens(before, after):
-    """2 (keys, values) x 4 layers x 4 KV heads x 8 channels x 8 bytes for each of 8 tokens, once or twice
-    over PCIe: every copy between GPUs crosses two links, one from or to the host's memory a single one."""
+    """2 (keys, values) x 4 layers x 4 KV heads x 8 channels x 8 bytes for each of 8 tokens, over two links
+    each: between GPUs twice PCIe, from or to the host's memory PCIe and the bus."""
     source, target = placed(before, "source"), placed(after, "target")
     _, handed = plans(source, target)[1]
     per_layer = 2 * 4 * 8 * 8 * 8
     crossed = sum(nbytes for task in handed.template.tasks for _, nbytes in handed.link_bytes(task))
-    on_cpu = sum(len(stage.layers) for stage in before if stage.devices == ("cpu",))
-    assert crossed == per_layer * (2 * (4 - on_cpu) + on_cpu)
-    assert handed.shapes == (StepShape(sequences=2, logit_rows=2, prefill_sequences=2, prefill_span=8),)
+    assert crossed == per_layer * 2 * 4
+    assert handed.shapes == (StepShape(sequences=2, logit_rows=2, prefill_sequences=2, prefill_span=8, prefill_context=8, has_prefill=1),)
 
 
 def test_a_forgotten_layer_shows():

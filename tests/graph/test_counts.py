@@ -65,11 +65,14 @@ def test_every_kind_of_operator_is_covered() -> None:
 
 
 def test_no_feature_of_the_steps_can_stand_for_another() -> None:
-    """But for three sums that hold in every step: tokens and chunks are of prefill or of decode, and each
-    chunk has one row of logits."""
+    """But for seven sums that hold in every step: tokens and chunks are of prefill or of decode, each chunk
+    has one row of logits, and the keys it sees are cached ones and those of its new tokens, in each phase and
+    with or without a window. No whole model computes experts aside."""
     features = known("tiny-gpt-oss").features[0].astype(float)
     assert features.shape[1] == len(StepShape._fields)
-    assert np.linalg.matrix_rank(features) == features.shape[1] - 3
+    aside = StepShape._fields.index("side_experts")
+    assert not features[:, aside].any()
+    assert np.linalg.matrix_rank(np.delete(features, aside, axis=1)) == features.shape[1] - 1 - 7
 
 
 # --- off by one ---------------------------------------------------------------------------------------------

@@ -47,6 +47,9 @@ def counted(batch: Iterable[Chunk], window: int | None = None) -> StepShape:
     def seen(each: Chunk) -> int:
         return len({key for _, key in pairs(each, window=window)})
 
+    def seen_of_cache(each: Chunk) -> int:
+        return len({key for _, key in pairs(each, window=window) if key < each.context})
+
     full = StepShape(
         one=1,
         tokens=sum(len(range(each.new)) for each in batch),
@@ -57,8 +60,11 @@ def counted(batch: Iterable[Chunk], window: int | None = None) -> StepShape:
         prefill_pairs=sum(len(pairs(each)) for each in prefills),
         prefill_square=sum(len(pairs(each, masked=False)) for each in prefills),
         prefill_span=sum(len(range(each.context + each.new)) for each in prefills),
+        prefill_context=sum(len(range(each.context)) for each in prefills),
         decode_tokens=len(decodes),
         decode_span=sum(len(pairs(each)) for each in decodes),
+        decode_context=sum(len(range(each.context)) for each in decodes),
+        has_prefill=int(bool(prefills)),
     )
     if window is None:
         return full
@@ -66,7 +72,9 @@ def counted(batch: Iterable[Chunk], window: int | None = None) -> StepShape:
         window_pairs=sum(len(pairs(each, window=window)) for each in prefills),
         window_square=sum(each.new * seen(each) for each in prefills),
         window_span=sum(map(seen, prefills)),
+        window_context=sum(map(seen_of_cache, prefills)),
         window_decode_span=sum(map(seen, decodes)),
+        window_decode_context=sum(map(seen_of_cache, decodes)),
         window_growing=sum(seen(each) < seen(replace(each, context=each.context + 1)) for each in decodes),
     )
 
@@ -131,6 +139,36 @@ def test_more_tokens_or_choices_never_activate_fewer_experts(experts: int, data:
     assert active <= Traits(None, experts, min(chosen + 1, experts)).active_experts(tokens)
 
 
+@pytest.mark.parametrize("aside", [(), (0,), (1, 3), (0, 1, 2, 3)])
+@pytest.mark.parametrize("tokens", [1, 2, 3])
+def test_experts_aside_and_the_rest_are_counted_apart(aside: tuple[int, ...], tokens: int) -> None:
+    choices = list(combinations(range(4), 2))
+    unions = [set().union(*each) for each in product(choices, repeat=tokens)]
+    traits = Traits(None, 4, 2, aside)
+    mean_aside = sum(len(union & set(aside)) for union in unions) / len(unions)
+    mean_rest = sum(len(union - set(aside)) for union in unions) / len(unions)
+    assert traits.side_experts(tokens) == pytest.approx(mean_aside)
+    assert traits.active_experts(tokens) == pytest.approx(mean_rest)
+    visits = [len(set(choice) & set(aside)) / 2 for choice in choices]
+    assert float(traits.share_aside()) == pytest.approx(sum(visits) / len(visits))
+
+
+def test_popular_experts_are_active_more_often() -> None:
+    """Tokens choose on their own, each expert with its own probability: here by enumeration for two tokens."""
+    chances = (0.9, 0.6, 0.3, 0.2)
+    expected = [0.0, 0.0]
+    for first, second in product(product((True, False), repeat=4), repeat=2):
+        weight = 1.0
+        for token in (first, second):
+            for chosen, chance in zip(token, chances, strict=True):
+                weight *= chance if chosen else 1 - chance
+        for expert in range(4):
+            expected[expert == 1] += weight * (first[expert] or second[expert])
+    traits = Traits(None, 4, 2, aside=(1,), popularity=chances)
+    assert [traits.active_experts(2), traits.side_experts(2)] == pytest.approx(expected)
+    assert float(traits.share_aside()) == pytest.approx(0.3, abs=1 / 512)
+
+
 @given(chunks)
 def test_a_dense_model_has_no_experts(batch: list[Chunk]) -> None:
     assert StepShape.of(batch).active_experts == 0
@@ -145,11 +183,31 @@ def test_the_order_of_chunks_does_not_matter(batch: list[Chunk]) -> None:
 
 
 @given(amount, chunks, chunks)
-def test_amounts_are_linear_in_chunks_but_for_the_constant(
+def test_amounts_are_linear_in_chunks_but_for_two_constants(
     form: Amount, first: list[Chunk], second: list[Chunk]
 ) -> None:
-    apart = form.at(StepShape.of(first)) + form.at(StepShape.of(second))
-    assert form.at(StepShape.of(first + second)) == apart - form.coefficients[0]
+    """1, and whether there is a prefill at all."""
+    shapes = StepShape.of(first), StepShape.of(second)
+    apart = sum(form.at(shape) for shape in shapes) - form.per("one")
+    twice = form.per("has_prefill") if all(shape.has_prefill for shape in shapes) else 0
+    assert form.at(StepShape.of(first + second)) == apart - twice
+
+
+@given(amount, chunks, windows)
+def test_an_amount_of_a_phase_is_that_of_its_chunks_alone(
+    form: Amount, batch: list[Chunk], window: int | None
+) -> None:
+    """Tokens of one phase say nothing of experts, so amounts of them have no phases."""
+    fields = form.coefficients[: StepShape._fields.index("active_experts")]
+    form, traits = Amount((*fields, 0, 0, form.per("has_prefill"))), Traits(window)
+    of_phases = {
+        "prefill": [each for each in batch if each.new > 1],
+        "decode": [each for each in batch if each.new == 1],
+    }
+    shape = StepShape.of(batch, traits)
+    for phase, part in of_phases.items():
+        assert form.of_phase(phase).at(shape) == form.at(StepShape.of(part, traits))
+    assert form.of_phase("all") == form
 
 
 @given(amount, amount, st.integers(-9, 9), chunks)

@@ -1,14 +1,17 @@
 """Accounts of memory: against a published count of KV blocks, against sums by hand, and as laws."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.graph.machine import machine_graph
+from simulator.graph.model_graph import parameters_of
 from simulator.graph.shape import Chunk
 from simulator.graph.work import Formats
 from simulator.placement.memory import budget, refusal, split_chunks, together
-from simulator.placement.placement import Placement
+from simulator.placement.placement import KvHome, Placement, Stage
 from simulator.placement.program import Program
 from simulator.placement.strategies import (
     DataParallel,
@@ -19,7 +22,9 @@ from simulator.placement.strategies import (
     TensorParallel,
 )
 from simulator.specs.catalogue import Catalogue
+from simulator.specs.engine import EngineMemory
 from simulator.specs.machine import load_machine
+from tests import tiny
 from tests.placed import engine, machine, model
 
 BF16 = Formats("bf16", "bf16", "bf16")
@@ -41,7 +46,7 @@ def test_vllm_on_an_rtx_4090_reported_2588_blocks():
     account = budget(Program(model("llama-3.1-8b"), placement, graph, BF16), engine())
     gpu = next(need for need in account.needs if need.memory == "gpu-0")
     assert gpu.capacity_bytes == pytest.approx(25_250_627_584, rel=1e-4)
-    assert gpu.weights_bytes == 2 * 8_030_261_248
+    assert gpu.parts["weights"] == 2 * 8_030_261_248
     assert gpu.kv_block_bytes == 16 * 2 * 8 * 128 * 2 * 32
     assert account.kv_blocks == pytest.approx(2588, rel=0.03)
 
@@ -52,7 +57,7 @@ def test_ranks_share_weights_and_cache_evenly():
     parts = [need for need in four.needs if need.memory.startswith("gpu")]
     norms = 65 * 4096 * 2  # every rank keeps all of them
     assert [part.kv_block_bytes * 4 for part in parts] == [whole.kv_block_bytes] * 4
-    assert sum(part.weights_bytes for part in parts) == whole.weights_bytes + 3 * norms
+    assert sum(part.parts["weights"] for part in parts) == whole.parts["weights"] + 3 * norms
 
 
 def test_layers_take_their_weights_with_them():
@@ -60,8 +65,8 @@ def test_layers_take_their_weights_with_them():
     host, gpu = (next(n for n in split.needs if n.memory == name) for name in ("host", "gpu-0"))
     layer = 2 * (4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336 + 2 * 4096)
     table = 2 * 128256 * 4096
-    assert host.weights_bytes == 8 * layer + table
-    assert gpu.weights_bytes == 24 * layer + table + 2 * 4096
+    assert host.parts["weights"] == 8 * layer + table
+    assert gpu.parts["weights"] == 24 * layer + table + 2 * 4096
     assert (host.kv_block_bytes, gpu.kv_block_bytes) == (16 * 4096 * 8, 16 * 4096 * 24)
 
 
@@ -69,7 +74,7 @@ def test_an_engine_that_takes_a_share_of_what_is_free():
     """TensorRT-LLM's free_gpu_memory_fraction: 0.8 of what weights, activations and runtime leave."""
     account = budget(placed(SingleDevice(), "hgx-h100-8"), engine("tensorrt-llm"))
     (gpu,) = (need for need in account.needs if need.memory == "gpu-0")
-    left = gpu.capacity_bytes - gpu.weights_bytes - gpu.activations_bytes - gpu.engine_bytes
+    left = gpu.capacity_bytes - sum(gpu.parts.values())
     assert gpu.room_bytes == pytest.approx(0.8 * left, abs=1)
 
 
@@ -79,10 +84,10 @@ def test_every_loop_of_a_placement_has_its_own_activations_and_blocks():
         budget(placed(PipelineParallel(stages=4, loops=loops), "hgx-h100-8"), engine()) for loops in (1, 4)
     )
     for alone, shared in zip(one.needs, four.needs, strict=True):
-        assert shared.weights_bytes == alone.weights_bytes
+        assert shared.parts["weights"] == alone.parts["weights"]
         assert shared.kv_block_bytes == alone.kv_block_bytes
         if alone.memory == "gpu-0":  # on the last stage the sampler's warm-up is more, and is done once
-            assert shared.activations_bytes == 4 * alone.activations_bytes
+            assert shared.parts["activations"] == 4 * alone.parts["activations"]
     assert four.kv_blocks <= one.kv_blocks
     assert four.blocks_of_a_loop == four.kv_blocks // 4
     tokens = (four.blocks_of_a_loop + 1) * 16
@@ -102,9 +107,69 @@ def test_replicas_share_nothing_but_the_host():
         for need in alone.needs:
             if need.memory != "host":
                 assert account[need.memory] == need
-    hosts = [need.activations_bytes for alone in both for need in alone.needs if need.memory == "host"]
-    assert account["host"].activations_bytes == sum(hosts) > 0
+    hosts = [need.parts["activations"] for alone in both for need in alone.needs if need.memory == "host"]
+    assert account["host"].parts["activations"] == sum(hosts) > 0
     assert together(both, engine()).kv_blocks == both[0].kv_blocks
+
+
+def test_the_parts_of_an_account_by_hand():
+    """One device, one layer, eight sequences of sixteen tokens: the widest moment is that of the feed-forward part,
+    where the residual stream, what is expanded (gate and up) and what is activated lie beside each other."""
+    layers = tiny.LLAMA.layers[:1]
+    small = replace(tiny.LLAMA, layers=layers)
+    program = tiny.program(tiny.single(1), tiny.server(1), small)
+    needs = budget(program, tiny.engine(max_num_seqs=8, max_num_batched_tokens=128)).needs
+    gpu = next(need for need in needs if need.memory == "gpu-0")
+    per_token = 24 + 2 * 40 + 40
+    assert gpu.parts["activations"] == 2 * 128 * per_token
+    assert "engine_sampler" not in gpu.parts
+    vast = tiny.engine(max_num_seqs=8, max_num_batched_tokens=128)
+    vast = vast.model_copy(update={"memory": EngineMemory(
+        utilization=1.0, context_bytes=1e3, graphs_bytes=2e3, collectives_bytes=4e3, sampler_bytes_per_logit=10**4)})
+    parts = next(need for need in budget(program, vast).needs if need.memory == "gpu-0").parts
+    assert (parts["engine_context"], parts["engine_graphs"]) == (1000, 2000)
+    assert "engine_collectives" not in parts, "one device shares no layer"
+    assert parts["engine_sampler"] == 8 * 97 * 10**4 - parts["activations"]
+    ranks = tiny.program(tiny.tensor_parallel(2), tiny.server(2))
+    shared = {need.memory: need.parts for need in budget(ranks, vast).needs}
+    assert [shared[f"gpu-{rank}"]["engine_collectives"] for rank in (0, 1)] == [4000, 4000]
+    assert not any(name.startswith("engine_context") for name in shared["host"])
+
+
+def test_logits_have_a_part_of_their_own():
+    """With a vocabulary that dwarfs all else, the fullest moment is when logits are sampled from."""
+    program = tiny.program(tiny.single(), tiny.server(1), replace(tiny.LLAMA, vocab_size=100_000))
+    needs = budget(program, tiny.engine(max_num_seqs=4, max_num_batched_tokens=16)).needs
+    gpu = next(need for need in needs if need.memory == "gpu-0")
+    assert gpu.parts["logits"] == 4 * 100_000 * 2
+
+
+def test_weights_that_pass_through_and_caches_at_the_host():
+    layer = sum(2 * p.elements for p in parameters_of(tiny.LLAMA, tiny.BF16).values() if ".0." in p.name)
+    streamed = budget(tiny.program(tiny.streamed(buffers=2), tiny.server(1)), tiny.engine())
+    parts = {need.memory: need.parts for need in streamed.needs}
+    assert parts["gpu-0"]["fetched_weights"] == 2 * layer
+    assert parts["host"]["weights"] == 4 * layer
+    stages = (Stage(("gpu-0",), 0, 4),)
+    for buffers in (1, 2, 3):
+        away = Placement("away", stages, kv_home=KvHome("host", buffers=buffers))
+        needs = {need.memory: need for need in budget(tiny.program(away, tiny.server(1)), tiny.engine()).needs}
+        token = 2 * 2 * 6 * 2  # keys and values of two heads of six channels, two bytes each
+        assert needs["host"].kv_block_bytes == 4 * token * 4
+        assert needs["gpu-0"].kv_block_bytes == 0
+        assert needs["gpu-0"].fetched_block_bytes == 4 * token * buffers
+
+
+def test_what_does_not_fit_names_the_copies_of_the_cache_too():
+    """A device too small for the copies: its host could keep many more blocks."""
+    small = tiny.machine(tiny.node(gpus=[tiny.device(capacity=100_000)]))
+    away = Placement("away", (Stage(("gpu-0",), 0, 4),), kv_home=KvHome("host"))
+    account = budget(tiny.program(away, small), tiny.engine())
+    host, gpu = (next(n for n in account.needs if n.memory == name) for name in ("host", "gpu-0"))
+    assert account.kv_blocks == gpu.room_bytes // gpu.fetched_block_bytes < host.room_bytes // host.kv_block_bytes
+    reason = refusal(account, tokens=10**6)
+    assert reason is not None
+    assert "fetched KV" in reason
 
 
 def test_a_refusal_does_its_sums():

@@ -65,11 +65,11 @@ def a_study(*runs: RunResult, assumed: tuple[str, ...] = ()) -> StudyResult:
 def spans() -> tuple[Span, ...]:
     """Two steps; an all-reduce holds both devices, and two tasks of the host's pool overlap."""
     return (
-        Span("qkv@gpu-0", "compute", ("gpu-0",), 0.0, 2e-6, 0),
-        Span("qkv@gpu-1", "compute", ("gpu-1",), 0.0, 1e-6, 0),
-        Span("all_reduce", "collective", ("gpu-0", "gpu-1"), 2e-6, 3e-6, 0),
-        Span("commit", "host", (), 3e-6, 5e-6, 0),
-        Span("gather", "host", (), 4e-6, 6e-6, 1),
-        Span("qkv@gpu-0", "compute", ("gpu-0",), 6e-6, 8e-6, 1),
-        Span("copy", "transfer", ("gpu-0.d2h",), 8e-6, 8.5e-6, 1),
+        Span("qkv@gpu-0", "compute", "qkv_proj", ("gpu-0",), 0.0, 2e-6, 0, layer=3),
+        Span("qkv@gpu-1", "compute", "qkv_proj", ("gpu-1",), 0.0, 1e-6, 0),
+        Span("all_reduce", "collective", "all_reduce", ("gpu-0", "gpu-1"), 2e-6, 3e-6, 0),
+        Span("commit", "host", "commit", (), 3e-6, 5e-6, 0),
+        Span("gather", "host", "gather", (), 4e-6, 6e-6, 1),
+        Span("qkv@gpu-0", "compute", "qkv_proj", ("gpu-0",), 6e-6, 8e-6, 1),
+        Span("copy", "transfer", "copy", ("gpu-0.d2h",), 8e-6, 8.5e-6, 1),
     )

@@ -37,6 +37,11 @@ def test_times_are_microseconds():
     assert (copy["ts"], copy["dur"], copy["cat"], copy["args"]) == (8.0, 0.5, "transfer", {"step": 1})
 
 
+def test_events_of_a_layer_say_which():
+    found = [event["args"] for event in events("X", RUN) if event["name"] == "qkv@gpu-0"]
+    assert found == [{"step": 0, "layer": 3}, {"step": 1}]
+
+
 def test_a_collective_stands_on_every_stream_it_holds():
     tids = threads(RUN)
     found = [event["tid"] for event in events("X", RUN) if event["name"] == "all_reduce"]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 
-from simulator.graph.machine import Directed, MachineGraph
+from simulator.graph.machine import MachineGraph
 from simulator.graph.shape import StepShape
 from simulator.placement.placement import Placement, Stage
 from simulator.placement.program import Program
@@ -25,17 +24,7 @@ DECODE = (StepShape(tokens=2, sequences=2, logit_rows=2, decode_tokens=2, decode
 
 def machine(bus_bytes_per_s: float | None) -> MachineGraph:
     """A processor and a GPU; with a bus between the DRAM and everything else, if its rate is given."""
-    graph = tiny.machine(tiny.node(gpus=[tiny.device()], cpu=CPU))
-    if bus_bytes_per_s is not None:
-        bus = tiny.link("bus", bandwidth=bus_bytes_per_s, latency_s=0.0)
-        for source, target in (("host", "host.root"), ("host.root", "host")):
-            directed = Directed("host.bus", source, target, bus)
-            graph.graph.add_edge(source, target, directed=directed, time_s=0.0)
-        for source, target in (("host", "gpu-0"), ("gpu-0", "host")):
-            edge: dict[str, Any] = dict(graph.graph.edges[source, target])
-            graph.graph.remove_edge(source, target)
-            graph.graph.add_edge(source.replace("host", "host.root"), target.replace("host", "host.root"), **edge)
-    return graph
+    return tiny.machine(tiny.node(gpus=[tiny.device()], cpu=CPU, dram=bus_bytes_per_s, dram_share=1.0))
 
 
 def program(bus_bytes_per_s: float | None, microbatches: int = 1) -> Program:

@@ -39,7 +39,7 @@ def pipeline(loop_count: int, microbatches: int = 1, first_gpu: int = 0) -> Plac
 
 
 def streamed(gpu: int, across_steps: bool = False) -> Placement:
-    streaming = Streaming(frozenset(range(4)), "host", 2, across_steps)
+    streaming = Streaming(("host",) * 4, 2, across_steps)
     return Placement("streamed", (Stage((f"gpu-{gpu}",), 0, 4),), streaming=streaming)
 
 

@@ -42,7 +42,7 @@ CERTIFIED: dict[str, Placement] = {
     "pipeline": tiny.stages(microbatches=2),
     "streamed": tiny.streamed(),
     "streamed_partly": Placement(
-        "partly", (Stage(("gpu-0",), 0, 4),), streaming=Streaming(frozenset({1, 3}), "host", buffers=1)
+        "partly", (Stage(("gpu-0",), 0, 4),), streaming=Streaming((None, "host", None, "host"), buffers=1)
     ),
     "streamed_across_steps": tiny.streamed(across_steps=True),
 }
@@ -89,6 +89,21 @@ def run(
 # --- the law ------------------------------------------------------------------------------------------------
 
 
+def test_spans_say_what_the_plan_says_of_their_tasks() -> None:
+    program = PROGRAMS["pipeline"]
+    source = Source(requests_of([(0, 20, 4), (0, 9, 6)]))
+    record = Serving(program, engine(), BLOCKS, source, "step", 1, record_steps=3).run()
+    for step in range(3):
+        own = [span for span in record.spans if span.step == step]
+        template = program.template(1 + max(span.microbatch for span in own))
+        assert [(span.operator, span.layer, span.microbatch, span.crossings) for span in own] == [
+            (task.operator, task.layer, task.microbatch, task.crossings) for task in template.tasks]  # fmt: skip
+        assert [index for index, span in enumerate(own) if span.is_outcome] == [template.outcome]
+    first = {span.microbatch: span.prefill_tokens for span in record.spans if span.step == 0}
+    assert sum(first.values()) == 16, "what the token budget of a step lets through of 29"
+    assert {span.decode_tokens for span in record.spans if span.step == 0} == {0}
+
+
 @pytest.mark.parametrize("name", [*CERTIFIED, *OTHER_MODELS])
 def test_all_fidelities_give_the_same_record(name: str) -> None:
     """Every clock reading, count and attributed second of a whole run, with `==`."""
@@ -122,8 +137,8 @@ def test_all_fidelities_record_the_same_tasks() -> None:
 @pytest.mark.parametrize(
     "placement",
     [
-        tiny.stages(streaming=Streaming(frozenset(range(4)), "host", buffers=1, across_steps=True)),
-        Placement("tp", (Stage(("gpu-0", "gpu-1"), 0, 4),), streaming=Streaming(frozenset(range(4)), "host")),
+        tiny.stages(streaming=Streaming(("host",) * 4, buffers=1, across_steps=True)),
+        Placement("tp", (Stage(("gpu-0", "gpu-1"), 0, 4),), streaming=Streaming(("host",) * 4)),
     ],
 )
 def test_what_meets_on_an_uplink_is_carried_out_as_events(placement: Placement) -> None:
@@ -144,7 +159,7 @@ def test_what_meets_on_an_uplink_is_carried_out_as_events(placement: Placement) 
 
 def test_one_stage_that_streams_needs_no_tasks() -> None:
     """The second stage's activations do not cross the lanes of the first."""
-    program = tiny.program(tiny.stages(streaming=Streaming(frozenset({0, 1}), "host", 1)), fabric())
+    program = tiny.program(tiny.stages(streaming=Streaming(("host", "host", None, None), 1)), fabric())
     record = run(program, [(0, 20, 4), (50, 9, 6)])
     assert (record.fidelity, record.crowded, record.event_steps) == ("fast", {}, 0)
 

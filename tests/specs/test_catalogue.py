@@ -41,6 +41,21 @@ def test_engines_take_ranges_and_cases(catalogue: Catalogue) -> None:
     assert [(each.key_path, each.source_kind) for each in nominal.figures] == [("overheads.step", "assumed")]
 
 
+def test_engines_launch_for_nothing_from_pinned_memory_unless_they_say(
+    catalogue: Catalogue, house: Path
+) -> None:
+    plain = catalogue.engine("vllm").record
+    assert (plain.launch.kernel_s, plain.launch.graphs, plain.memory.pinned) == (0.0, "all", True)
+    text = FILES["scenarios/engines/vllm.yaml"].replace("memory: {", "memory: {pinned: false, ")
+    write(house, "scenarios/engines/eager.yaml", text.replace(
+        "sources: {", "launch: {kernel: 4..6 us, graphs: none}\n"
+        "sources: {launch: {kind: published, ref: paper}, "))  # fmt: skip
+    eager = Catalogue((house,)).engine("eager")
+    assert (eager.record.launch.kernel_s, eager.record.launch.graphs) == (pytest.approx(5e-6), "none")
+    assert eager.record.memory.pinned is False
+    assert "launch.kernel" in [figure.key_path for figure in eager.figures]
+
+
 def test_an_engine_needs_a_token_for_each_sequence(catalogue: Catalogue, house: Path) -> None:
     path = house / "scenarios/engines/vllm.yaml"
     path.write_text(path.read_text().replace("max_num_batched_tokens: 2048", "max_num_batched_tokens: 128"))

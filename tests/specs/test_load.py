@@ -205,3 +205,26 @@ def test_rules_over_two_fields_name_the_one_to_blame(
 def test_code_builds_records_from_si_floats() -> None:
     memory = Memory(capacity_bytes=80e9, bandwidth_bytes_per_s=None)
     assert memory.available_bytes == 80e9
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("pageable_efficiency: 0.9", "link.yaml:5:22: pageable_efficiency = 0.9: must not exceed 'efficiency'"),
+        ("pageable_efficiency: 0", "link.yaml:5:22: pageable_efficiency = 0: must be more than 0"),
+        ("pageable: 0.2", "link.yaml:5:1: pageable = 0.2: unknown key"),
+    ],
+)
+def test_a_pageable_copy_is_no_faster_than_a_pinned_one(tmp_path: Path, text: str, expected: str) -> None:
+    link = FILES["hardware_profiles/links/pcie4-x16.yaml"].replace("sources:", f"{text}\nsources:")
+    (line,) = lines_of(lambda: load(write(tmp_path, "link.yaml", link), Link))
+    assert line.startswith(expected)
+
+
+def test_a_device_may_state_its_transitions(tmp_path: Path) -> None:
+    text = L40S.replace("sources:\n", "transition: {launch: 4 us, synchronize: 5..15 us}\nsources:\n"
+                        "  transition: {kind: measured, ref: runs}\n")  # fmt: skip
+    device = load(write(tmp_path, "device.yaml", text), Device)
+    assert device.transition is not None
+    assert device.transition.launch_s == 4e-6
+    assert device.transition.synchronize_s == pytest.approx(75**0.5 * 1e-6)

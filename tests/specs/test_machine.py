@@ -130,6 +130,32 @@ def test_a_hosts_cpu_must_be_a_cpu(catalogue: Catalogue, house: Path, cpu: str, 
     assert lines_of(lambda: load_machine("server-4x-l40s", catalogue)) == [expected]
 
 
+def with_storage(house: Path, link: str) -> None:
+    path = house / "hardware_profiles/hosts/server.yaml"
+    storage = f"storage: {{capacity: 2 TB, link: {link}}}\n"
+    path.write_text(path.read_text().replace("cores: 192\n", f"cores: 192\n{storage}")
+                    .replace("sources: {", "sources: {storage: {kind: assumed, ref: guess}, "))  # fmt: skip
+
+
+def test_a_hosts_drives_bring_their_link_and_its_figures(catalogue: Catalogue, house: Path) -> None:
+    with_storage(house, "drive")
+    write(house, "hardware_profiles/links/drive.yaml", "name: drive\nbandwidth: 3..7 GB/s\nlatency: 80 us\n"
+          "sources: {bandwidth: {kind: assumed, ref: guess}, latency: {kind: assumed, ref: guess}}\n")  # fmt: skip
+    machine = load_machine("server-4x-l40s", catalogue)
+    (node,) = machine.nodes
+    assert node.host.storage is not None and node.storage_link is not None
+    assert (node.host.storage.capacity_bytes, node.storage_link.bandwidth_bytes_per_s) == (2e12, 21e18**0.5)
+    assert "links.drive.bandwidth" in [figure.key_path for figure in machine.figures]
+    assert load_machine("nr1-4x-l40s", catalogue).nodes[0].storage_link is None
+
+
+def test_a_link_to_drives_must_exist(catalogue: Catalogue, house: Path) -> None:
+    with_storage(house, "pcie4-x8")
+    assert lines_of(lambda: load_machine("server-4x-l40s", catalogue)) == [
+        "server.yaml:4:33: storage.link = 'pcie4-x8': no such link; did you mean 'pcie4-x16'?"
+    ]
+
+
 def test_nodes_need_names_of_their_own(catalogue: Catalogue, house: Path) -> None:
     node = "{host: nr1, host_link: pcie4-x16}"
     write(house, "hardware_profiles/machines/twins.yaml", f"network: pcie4-x16\nnodes: [{node}, {node}]\n")

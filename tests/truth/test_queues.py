@@ -29,7 +29,8 @@ def run(prompts: NDArray[np.int64], sent_s: NDArray[np.float64], mean_service_s:
     """Serve one request at a time on a machine that needs `mean_service_s` for MEAN_TOKENS."""
     rate = FLOPS_PER_TOKEN * MEAN_TOKENS / mean_service_s
     gpu = tiny.device(compute={"fp8": rate, "bf16": FREE}, bandwidth=FREE)
-    graph = tiny.machine(tiny.node(gpus=[gpu], host_link=tiny.link(bandwidth=FREE, latency_s=0.0)))
+    link = tiny.link(bandwidth=FREE, latency_s=0.0)
+    graph = tiny.machine(tiny.node(gpus=[gpu], host_link=link, dram=FREE))
     program = tiny.program(Placement("one", (Stage(("gpu-0",), 0, 1),)), graph, MODEL,
                            Formats("fp8", "bf16", "bf16"))  # fmt: skip
     engine = tiny.engine(max_num_seqs=1, max_num_batched_tokens=10**8, chunked_prefill=False,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 
 from simulator.graph.machine import MachineGraph
-from simulator.placement.placement import NotPlaceable, Placement
+from simulator.graph.shape import starts_of
+from simulator.graph.share import why_not_divisible
+from simulator.placement.placement import NotPlaceable, Placement, Stage
 from simulator.specs.architecture import Architecture
 from simulator.specs.base import Spec
 
@@ -28,6 +31,11 @@ class Strategy(Spec):
         raise AssertionError("every strategy places")
 
 
+def label_of(*parts: str | None) -> str:
+    """The words that are there, joined."""
+    return " ".join(part for part in parts if part)
+
+
 def missing_devices(machine: MachineGraph, devices: tuple[str, ...]) -> NotPlaceable | None:
     """Say which of `devices` the machine lacks, if any, and why a CPU may be among them."""
     lacking = [device for device in devices if device not in machine.devices]
@@ -46,3 +54,59 @@ def missing_devices(machine: MachineGraph, devices: tuple[str, ...]) -> NotPlace
         hint = f"; did you mean '{close[0]}'?" if close else ""
         reasons.append(f"the machine has no device '{device}', only {', '.join(known)}{hint}")
     return NotPlaceable("; ".join(reasons))
+
+
+def chosen_ranks(
+    strategy: str, model: Architecture, machine: MachineGraph, degree: int,
+    named: tuple[str, ...] | None = None, cuts: bool = True,
+) -> tuple[str, ...] | NotPlaceable:  # fmt: skip
+    """`degree` accelerators: the `named` ones, else the first. If they are to cut each layer among them
+    (`cuts`), the model must allow it."""
+    available = machine.accelerators()
+    devices = named or available[:degree]
+    if len(devices) != degree:
+        count = len(named) if named else len(available)
+        return NotPlaceable(f"{strategy} needs {degree} accelerators, there are {count}")
+    if len(set(devices)) != len(devices):
+        return NotPlaceable(f"{strategy} needs different devices; one is named twice")
+    on_cpu = [name for name in devices if name in machine.devices
+              and machine.devices[name].device.kind == "cpu"]  # fmt: skip
+    if on_cpu and degree > 1:
+        return NotPlaceable(f"{strategy} is for accelerators; {on_cpu[0]} is a CPU, use layer_split")
+    indivisible = why_not_divisible(model, degree) if cuts else None
+    if indivisible:
+        return NotPlaceable(indivisible)
+    return missing_devices(machine, tuple(devices)) or tuple(devices)
+
+
+def processor_beside(machine: MachineGraph, device: str) -> str | NotPlaceable:
+    """The `cpu` device of the host that a device is attached to."""
+    node = machine.devices[device].node
+    cpu = f"{node}.cpu" if node else "cpu"
+    return missing_devices(machine, (cpu,)) or cpu
+
+
+def disk_of(machine: MachineGraph, device: str) -> str:
+    """The memory of the NVMe storage of the host that a device is attached to."""
+    node = machine.devices[device].node
+    return f"{node}.nvme" if node else "nvme"
+
+
+def missing_disk(machine: MachineGraph, device: str) -> NotPlaceable | None:
+    """Say so if a device's host has no storage."""
+    disk = disk_of(machine, device)
+    if disk in machine.capacity_bytes:
+        return None
+    host = machine.host_of(device).host_id
+    return NotPlaceable(f"host {host} states no `storage`, so there is no memory {disk}")
+
+
+def evenly_spread(count: int, of: range) -> frozenset[int]:
+    """So many layers out of some, as far apart as can be, the last one among them."""
+    return frozenset(of[-1 - (index * len(of)) // count] for index in range(count)) if count else frozenset()
+
+
+def stages_of(groups: Sequence[tuple[str, ...]], counts: Sequence[int]) -> tuple[Stage, ...]:
+    """Stages on groups of devices in order, with so many layers each."""
+    starts = starts_of(counts)
+    return tuple(Stage(*each) for each in zip(groups, starts, counts, strict=True))
