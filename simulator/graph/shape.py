@@ -205,10 +205,6 @@ class StepShape(NamedTuple):
             side_experts=traits.side_experts(sums.tokens), has_prefill=int(sums.prefill_sequences > 0),
         )  # fmt: skip
 
-    def growth(self) -> StepShape:
-        """What `grown` adds with each step."""
-        return _GROWTH._replace(decode_span=self.decode_tokens, window_decode_span=self.window_growing)
-
     def grown(self, steps: int) -> StepShape:
         """The shape so many steps later, if all its sequences go on decoding and none fills its window."""
         growth, growth_in_window = steps * self.decode_tokens, steps * self.window_growing
@@ -218,9 +214,6 @@ class StepShape(NamedTuple):
             window_decode_span=self.window_decode_span + growth_in_window,
             window_decode_context=self.window_decode_context + growth_in_window,
         )
-
-
-_GROWTH = StepShape(one=0)
 
 
 def _pairs_in_window(context: int, new: int, window: int) -> int:

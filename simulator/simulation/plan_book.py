@@ -119,8 +119,8 @@ class Forecast:
             many = min(max(self._came_true, FEWEST_AHEAD), MOST_AHEAD)
             self._came_true = self._came_true if goes_on else 0
             first = np.array(shapes, dtype=np.float64).ravel()
-            growth = np.array([shape.growth() for shape in shapes], dtype=np.float64).ravel()
-            features = first + STEPS_AHEAD[:many] * growth
+            grown = np.array([shape.grown(1) for shape in shapes], dtype=np.float64).ravel()
+            features = first + STEPS_AHEAD[:many] * (grown - first)
             self._rows = Priced(features, *self._priced.durations_of_many(features))
             self._next, self._expected = 0, shapes
         return self._rows[self._next :]

@@ -162,12 +162,13 @@ class PricedTemplate:
 
     def lone_flow(self, index: int, durations: Durations) -> tuple[dict[str, float], float]:
         """For each link that task `index` crosses the share of it taken up when it flows alone, and the
-        bytes/s it then moves over the link that carries most."""
+        bytes/s it then moves over the link that carries most; a link without bytes is left out."""
         price_class = int(self.class_of_task[index])
         if price_class not in durations.shares:
             durations.shares[price_class] = self._lone_shares(price_class, durations)
         loads, bytes_per_s = durations.shares[price_class]
-        return dict(zip(self.links_of_task[index], loads, strict=True)), bytes_per_s
+        crossed = zip(self.links_of_task[index], loads, strict=True)
+        return {link: load for link, load in crossed if load > 0}, bytes_per_s
 
     def _lone_shares(self, price_class: int, durations: Durations) -> tuple[list[float], float]:
         price = self._prices[price_class]

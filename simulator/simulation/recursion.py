@@ -31,7 +31,7 @@ class Span:
     task: int
 
     def load(self, link: str) -> float:
-        return self.priced.lone_flow(self.task, self.durations)[0][link]
+        return self.priced.lone_flow(self.task, self.durations)[0].get(link, 0.0)
 
 
 @dataclass
