@@ -162,6 +162,7 @@ def _row(
             "output": record.output_tokens,
         },
         transitions_per_token=transitions_per_token(deployment.program),
+        link_bytes=dict(record.link_bytes),
         metrics=latency_metrics(record),
         economics=economics(deployment, record, cost, unknown_as_zero=case == "best"),
         preemptions=record.preemptions,
