@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from itertools import groupby
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from simulator.graph.machine import MachineGraph
 from simulator.graph.model_graph import Part, operator_names
@@ -88,6 +88,12 @@ class Rule(Spec):
         return part in IN_PART.get(self.part, (self.part,))
 
 
+def _a_place(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError("write a number, 'cuda:0', 'cpu' or 'disk'")
+    return value
+
+
 class Custom(Strategy):
     """Everything where the scenario says.
 
@@ -98,9 +104,9 @@ class Custom(Strategy):
     """
 
     strategy: Literal["custom"] = "custom"
-    device_map: dict[str, Annotated[int, Field(strict=True)] | str] | None = None
+    device_map: dict[str, Annotated[int | str, BeforeValidator(_a_place)]] | None = None
     """As `accelerate` writes it: names of modules, and where each goes."""
-    rules: Annotated[tuple[Rule, ...], Field(min_length=1)] | None = None
+    rules: tuple[Rule, ...] | None = None
     """Where operators run."""
     default: str | None = None
     """Where everything else runs; the machine's first accelerator, or its `cpu`, if not given."""
@@ -111,6 +117,8 @@ class Custom(Strategy):
     def _one_of_two_ways(self) -> Self:
         if (self.device_map is None) == (self.rules is None):
             raise ValueError("give either `device_map` or `rules`")
+        if self.rules == ():
+            raise ValueError("write at least one of `rules`")
         if self.device_map is not None and self.default is not None:
             raise ValueError("`default` is for `rules`; a device map says where everything goes")
         return self
