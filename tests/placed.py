@@ -66,6 +66,8 @@ PLACEMENTS = [
     Placement("streamed, KV cache at the host", stages(("gpu-0", 4)), 2, streaming(range(1, 3)),
               kv_home=KvHome("host", "cpu")),
     Placement("a streamed stage", stages(("gpu-0", 1), ("gpu-1", 3)), 2, streaming(range(1, 4))),
+    Placement("KV cache at the host of two loops", stages(("gpu-0", 2), ("gpu-1", 2)), 2, loops=2,
+              kv_home=KvHome("host", buffers=1)),
     Placement("a pipeline of two loops", stages(("gpu-0", 2), ("gpu-1", 2)), loops=2),
     Placement("loops and microbatches", stages(("gpu-0+gpu-1", 2), ("cpu", 2)), 2, loops=2),
 ]

@@ -144,9 +144,13 @@ def source_of(workload: Workload, requests: tuple[Request, ...]) -> Source:
 
 
 def transitions_per_token(program: Program) -> dict[str, int]:
-    """How often one decoded token's pass crosses from each device to each other, by `a->b`."""
+    """How often one decoded token's pass crosses from each device to each other, by `a->b`; of a token of the
+    first rank, where ranks have sequences of their own."""
     counted: dict[str, int] = {}
-    for task in program.template(1).tasks:
+    groups = program.rank_groups
+    for task in program.template(groups).tasks:
+        if task.microbatch not in (0, groups):
+            continue
         for source, target in task.crossings:
             key = f"{source}->{target}"
             counted[key] = counted.get(key, 0) + 1

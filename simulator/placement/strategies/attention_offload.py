@@ -8,7 +8,13 @@ from pydantic import Field
 
 from simulator.graph.machine import MachineGraph
 from simulator.placement.placement import Elsewhere, KvHome, NotPlaceable, Placement, Stage
-from simulator.placement.strategies.base import Strategy, chosen_ranks, label_of, processor_beside
+from simulator.placement.strategies.base import (
+    Strategy,
+    chosen_ranks,
+    label_of,
+    missing_cache,
+    processor_beside,
+)
 from simulator.specs.architecture import Architecture
 
 
@@ -33,6 +39,9 @@ class AttentionOffload(Strategy):
         return label_of("attention_offload", self.phases, degree, where)
 
     def place(self, model: Architecture, machine: MachineGraph) -> Placement | NotPlaceable:
+        lacking = missing_cache(self.strategy, model)
+        if lacking is not None:
+            return lacking
         ranks = chosen_ranks(self.strategy, model, machine, self.tensor_parallel, self.devices)
         if isinstance(ranks, NotPlaceable):
             return ranks

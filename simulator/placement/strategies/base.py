@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+from simulator.graph.attention import cached
 from simulator.graph.machine import MachineGraph
 from simulator.graph.shape import starts_of
-from simulator.graph.share import why_not_divisible
+from simulator.graph.share import Share, why_not_divisible
 from simulator.placement.placement import NotPlaceable, Placement, Stage
 from simulator.specs.architecture import Architecture
 from simulator.specs.base import Spec
@@ -34,6 +35,15 @@ class Strategy(Spec):
 def label_of(*parts: str | None) -> str:
     """The words that are there, joined."""
     return " ".join(part for part in parts if part)
+
+
+def percent(share: float) -> str:
+    """As many digits as tell one share from another.
+
+    >>> percent(0.5), percent(0.125)
+    ('50%', '12.5%')
+    """
+    return f"{share * 100:g}%"
 
 
 def missing_devices(machine: MachineGraph, devices: tuple[str, ...]) -> NotPlaceable | None:
@@ -71,12 +81,20 @@ def chosen_ranks(
         return NotPlaceable(f"{strategy} needs different devices; one is named twice")
     on_cpu = [name for name in devices if name in machine.devices
               and machine.devices[name].device.kind == "cpu"]  # fmt: skip
-    if on_cpu and degree > 1:
-        return NotPlaceable(f"{strategy} is for accelerators; {on_cpu[0]} is a CPU, use layer_split")
+    if on_cpu:
+        return NotPlaceable(f"{strategy} is for accelerators; {on_cpu[0]} is a CPU, use single_device or "
+                            "layer_split")  # fmt: skip
     indivisible = why_not_divisible(model, degree) if cuts else None
     if indivisible:
         return NotPlaceable(indivisible)
     return missing_devices(machine, tuple(devices)) or tuple(devices)
+
+
+def missing_cache(strategy: str, model: Architecture) -> NotPlaceable | None:
+    """Say so if a model keeps no keys and values that could lie somewhere."""
+    if any(cached(layer, Share()) is not None for layer in model.layers):
+        return None
+    return NotPlaceable(f"{strategy} is about KV blocks; {model.name} keeps none")
 
 
 def processor_beside(machine: MachineGraph, device: str) -> str | NotPlaceable:

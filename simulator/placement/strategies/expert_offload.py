@@ -8,7 +8,7 @@ from pydantic import Field
 
 from simulator.graph.machine import MachineGraph
 from simulator.placement.placement import ExpertsAside, NotPlaceable, Placement, Stage
-from simulator.placement.strategies.base import Strategy, chosen_ranks, label_of, processor_beside
+from simulator.placement.strategies.base import Strategy, chosen_ranks, label_of, percent, processor_beside
 from simulator.specs.architecture import Architecture, Experts
 from simulator.specs.base import Spec
 
@@ -53,7 +53,7 @@ class ExpertOffload(Strategy):
     def label(self) -> str:
         skewed = self.popularity.zipf > 0
         return label_of(
-            "expert_offload", f"{self.gpu_experts:.0%} on gpu", self.choose if skewed else None,
+            "expert_offload", f"{percent(self.gpu_experts)} on gpu", self.choose if skewed else None,
             f"zipf {self.popularity.zipf:g}" if skewed else None,
             f"tp {self.tensor_parallel}" if self.tensor_parallel > 1 else None,
             "+".join(self.devices) if self.devices else None,

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from simulator.graph.machine import MachineGraph
 from simulator.placement.placement import KvHome, NotPlaceable, Placement, Stage
-from simulator.placement.strategies.base import Strategy, chosen_ranks, label_of
+from simulator.placement.strategies.base import Strategy, chosen_ranks, label_of, missing_cache
 from simulator.specs.architecture import Architecture
 
 
@@ -32,6 +32,9 @@ class KvOffload(Strategy):
         return label_of("kv_offload", degree, buffers, where)
 
     def place(self, model: Architecture, machine: MachineGraph) -> Placement | NotPlaceable:
+        lacking = missing_cache(self.strategy, model)
+        if lacking is not None:
+            return lacking
         ranks = chosen_ranks(self.strategy, model, machine, self.tensor_parallel, self.devices)
         if isinstance(ranks, NotPlaceable):
             return ranks

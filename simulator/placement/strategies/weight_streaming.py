@@ -14,7 +14,9 @@ from simulator.placement.strategies.base import (
     disk_of,
     evenly_spread,
     label_of,
+    missing_cache,
     missing_disk,
+    percent,
     processor_beside,
 )
 from simulator.specs.architecture import Architecture
@@ -69,10 +71,10 @@ class WeightStreaming(Strategy):
         if self.gpu_layers is not None:
             kept = f"{self.gpu_layers} on gpu"
         if self.gpu_share is not None:
-            kept = f"{self.gpu_share:.0%} on gpu"
+            kept = f"{percent(self.gpu_share)} on gpu"
         nvme = "from nvme" if self.home == "nvme" else None
         if self.nvme_share is not None:
-            nvme = f"{self.nvme_share:.0%} from nvme"
+            nvme = f"{percent(self.nvme_share)} from nvme"
         attended = ", decode there" if self.decode_attention == "host" else ""
         return label_of(
             "weight_streaming", kept, nvme, f"{self.buffers} buffers" if self.buffers != 2 else None,
@@ -90,7 +92,7 @@ class WeightStreaming(Strategy):
         homes = self._homes(model, machine, ranks[0])
         if isinstance(homes, NotPlaceable):
             return homes
-        kv_home = self._kv_home(machine, ranks[0])
+        kv_home = self._kv_home(model, machine, ranks[0])
         if isinstance(kv_home, NotPlaceable):
             return kv_home
         streaming = Streaming(homes, self.buffers, self.prefetch) if any(homes) else None
@@ -116,9 +118,14 @@ class WeightStreaming(Strategy):
         homes = {layer: disk if layer in from_disk else host for layer in moving}
         return tuple(homes.get(layer) for layer in layers)
 
-    def _kv_home(self, machine: MachineGraph, device: str) -> KvHome | NotPlaceable | None:
+    def _kv_home(
+        self, model: Architecture, machine: MachineGraph, device: str
+    ) -> KvHome | NotPlaceable | None:
         if self.kv == "device":
             return None
+        lacking = missing_cache("kv `host`", model)
+        if lacking is not None:
+            return lacking
         memory = machine.host_of(device).name
         if self.decode_attention == "device":
             return KvHome(memory)

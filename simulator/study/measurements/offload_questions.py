@@ -239,7 +239,7 @@ def _device_map(sizes: list[float], layers: int) -> dict[str, Any]:
 def _scheduled_experts(row: Row, _: Catalogue) -> Question | str:
     """Four ranks; neither users nor lengths are stated, so one user with a chat's lengths stands for them."""
     placement = {"strategy": "expert_offload", "gpu_experts": row.number_or_zero("placement_value") / 100,
-                 "degree": row.count("num_gpus")}  # fmt: skip
+                 "tensor_parallel": row.count("num_gpus")}  # fmt: skip
     return _ask(row, "xeon-6454s-1s-4x-rtx-4090", "ktransformers", placement,
                 (1, CHAT_PROMPT, CHAT_OUTPUT), is_for_shape=True)  # fmt: skip
 
