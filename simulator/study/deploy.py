@@ -66,7 +66,8 @@ class Deployment:
         assert self.host.cores is not None
         used = {self.program.machine.memory_of(device) for device in self.devices}
         taken = self.host.cpu.share if self.host.cpu is not None and self.program.host in used else 0.0
-        threads = sum(program.host == self.program.host for program in self.programs)
+        loops = [program for program in self.programs if program.host == self.program.host]
+        threads = sum(len(program.engine_units) for program in loops)
         return max(1, math.floor(self.host.cores * (1 - taken)) - threads)
 
 
