@@ -212,7 +212,7 @@ def test_list_and_schema(placewright):
         (["run", CHAT, "--set", "precision.weights=fp9"], "fp8"),
         (["run", CHAT, "--out", "README.md"], "README.md"),
         (["run", CHAT, "--set", "placements=[{strategy: tensor_parallel, degree: 2, devices: [cpu, gpu-0]}]"],
-         "cpu is a CPU, use layer_split"),
+         "cpu is a CPU, use single_device or layer_split"),
         (["list", "gadgets"], "devices, hosts"),
         (["schema", "scenaro"], "did you mean 'scenario'"),
         (["generate", ""], "at least one character"),
