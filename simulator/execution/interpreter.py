@@ -146,7 +146,7 @@ class Interpreter:
         task = plan.template.tasks[index]
         if task.visits is None:
             return plan.amount(task, task.dense_flops)
-        routing = next(name for name in task.reads if ".router." in name)
+        routing = next(name for name in task.reads if ".routing." in name)
         chosen_tx = self.stores.get(self.machine.memory_of(task.place), routing) >= 0
         return int(chosen_tx[:, list(task.visits.experts)].sum()) * task.visits.flops
 
