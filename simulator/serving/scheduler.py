@@ -21,6 +21,7 @@ from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 
 from simulator.graph.shape import Chunk
+from simulator.placement.memory import split_chunks
 from simulator.serving.actions import Completed, Prefill, Step
 from simulator.serving.blocks import BlockPool
 from simulator.specs.engine import SchedulerSettings
@@ -149,6 +150,16 @@ class Scheduler:
             self._window.growing,
         )  # fmt: skip
         return self._pending
+
+    @property
+    def peak_blocks(self) -> int:
+        """The most blocks that were taken at once."""
+        return self.pool.peak_taken
+
+    def parts(self, microbatches: int) -> tuple[tuple[Chunk, ...], ...]:
+        """The pending step's chunks, cut into microbatches of about equally many tokens."""
+        chunks = self.chunks()
+        return (chunks,) if microbatches == 1 else split_chunks(chunks, microbatches)
 
     def chunks(self) -> tuple[Chunk, ...]:
         """The pending step's chunks with their blocks: decodes by admission, then prefills."""

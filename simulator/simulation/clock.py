@@ -100,7 +100,7 @@ class Clock:
         is_asked = self.fidelity == "fast" and most > 0 and self.step_count >= self.record_steps
         if not is_asked or at > LAST_LAUNCH or not self._island_of[loop].is_quiet(at):
             return None
-        use = self.books[loop].use(len(shapes))
+        use = self.books[loop].use_of(shapes)
         if not (use.reduced.never_crowded and use.reduced.drains):
             return None
         rows = use.forecast.upcoming(shapes)[:most]

@@ -14,9 +14,9 @@ from typing import Any
 from simpy import Environment, Event
 
 from simulator.graph.shape import StepShape
-from simulator.placement.memory import split_chunks
 from simulator.placement.program import Program
 from simulator.serving.actions import Completed, Step
+from simulator.serving.lockstep import Lockstep
 from simulator.serving.scheduler import Scheduler
 from simulator.simulation.clock import Clock
 from simulator.simulation.events import ACCOUNT, DECIDE, after
@@ -31,7 +31,7 @@ Life = Generator[Event, Any, None]
 class Observer:
     """What who watches a run is told: each decision with the scheduler that took it."""
 
-    decided: Callable[[Scheduler, Step, int], None]
+    decided: Callable[[Scheduler | Lockstep, Step, int], None]
 
 
 @dataclass
@@ -50,7 +50,7 @@ class ServingLoop:
     """One loop with its program and its scheduler."""
 
     def __init__(
-        self, env: Environment, program: Program, scheduler: Scheduler, clock: Clock, front: Front,
+        self, env: Environment, program: Program, scheduler: Scheduler | Lockstep, clock: Clock, front: Front,
         gaps: Gaps, left: Callable[[RequestLife], None], observer: Observer | None,
     ) -> None:  # fmt: skip
         """left: is told of each request that is over."""
@@ -128,11 +128,12 @@ class ServingLoop:
                 life.stalled = self._previous_received
 
     def _shapes(self, step: Step) -> tuple[StepShape, ...]:
-        microbatches = self.program.placement.microbatches
+        microbatches, traits = self.program.placement.microbatches, self.program.traits
+        if step.of_ranks:
+            return step.shapes_of_ranks(traits)
         if microbatches == 1:
-            return (step.shape(self.program.traits),)
-        parts = split_chunks(self.scheduler.chunks(), microbatches)
-        return tuple(StepShape.of(part, self.program.traits) for part in parts)
+            return (step.shape(traits),)
+        return tuple(StepShape.of(part, traits) for part in self.scheduler.parts(microbatches))
 
     def _account(self, step: Step, completed: Completed) -> None:
         now = int(self.env.now)

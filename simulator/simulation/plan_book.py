@@ -146,9 +146,14 @@ class PlanBook:
             self.uses[key] = Use(PricedTemplate(template, self.program, self.engine))
         return self.uses[key]
 
+    def use_of(self, shapes: tuple[StepShape, ...]) -> Use:
+        """The use of the template that a step with these shapes takes; where ranks have sequences of their
+        own, the last shape is that of all microbatches together."""
+        return self.use(len(shapes) - self.program.placement.by_sequence)
+
     def next_use(self, shapes: tuple[StepShape, ...]) -> tuple[Use, Durations]:
         """Price a step that is about to be launched."""
-        use = self.use(len(shapes))
+        use = self.use_of(shapes)
         streaming = self.program.placement.streaming
         self.warm = streaming is not None and streaming.across_steps
         return use, use.durations(shapes)

@@ -57,7 +57,7 @@ def _peak_blocks(serving: Serving) -> int:
     """KV blocks that the loops of a placement held at their peaks; of replicas the most of any."""
     peaks: Counter[Placement] = Counter()
     for loop in serving.loops:
-        peaks[loop.program.placement] += loop.scheduler.pool.peak_taken
+        peaks[loop.program.placement] += loop.scheduler.peak_blocks
     return max(peaks.values())
 
 

@@ -15,6 +15,7 @@ from simpy import Environment, Event
 from simulator.placement.program import Program, block_ranges
 from simulator.results.records import RunRecord
 from simulator.serving.arrivals import Request, Source
+from simulator.serving.lockstep import Lockstep
 from simulator.serving.scheduler import Scheduler
 from simulator.simulation.clock import Clock
 from simulator.simulation.front import Front
@@ -93,8 +94,12 @@ class Serving:
             self.front.at(max(life.last_received, int(self.env.now)), lambda: self._send(following))
 
 
-def _scheduler(engine: Engine, program: Program, blocks: range) -> Scheduler:
-    return Scheduler(engine.scheduler, len(blocks), program.model.sliding_window, blocks.start)
+def _scheduler(engine: Engine, program: Program, blocks: range) -> Scheduler | Lockstep:
+    ranks = [
+        Scheduler(engine.scheduler, len(blocks), program.model.sliding_window, blocks.start)
+        for _ in range(program.rank_groups)
+    ]
+    return Lockstep(ranks) if program.placement.by_sequence else ranks[0]
 
 
 def serve(

@@ -41,21 +41,6 @@ def deployed(model: str, strategy: SingleDevice | TensorParallel, precision: Pre
     return found
 
 
-# --- decoders of every family -------------------------------------------------------------------------------
-
-FAMILIES = load_scenario(SCENARIOS / "tiny-families.yaml", STRATEGIES, catalogue=CATALOGUE)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model", sorted({run.model for run in FAMILIES.runs}))
-def test_every_family_is_carried_out_whole_cut_and_split(model: str):
-    rows = verified("tiny-families.yaml", f"model={model}")
-    assert [row.placement for row in rows] == ["single_device", "tensor_parallel 2", "layer_split 2 on gpu"]
-    for row in rows:
-        assert (row.status, row.mismatches) == ("ok", ())
-        assert row.preemptions > 0
-
-
 # --- encoders -----------------------------------------------------------------------------------------------
 
 ENCODERS = ["tiny-bert", "tiny-roberta"]

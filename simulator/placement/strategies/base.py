@@ -68,9 +68,10 @@ def missing_devices(machine: MachineGraph, devices: tuple[str, ...]) -> NotPlace
 
 def chosen_ranks(
     strategy: str, model: Architecture, machine: MachineGraph, degree: int,
-    named: tuple[str, ...] | None = None,
+    named: tuple[str, ...] | None = None, cuts: bool = True,
 ) -> tuple[str, ...] | NotPlaceable:  # fmt: skip
-    """`degree` accelerators that can share each layer of the model: the `named` ones, else the first."""
+    """`degree` accelerators: the `named` ones, else the first. If they are to cut each layer among them
+    (`cuts`), the model must allow it."""
     available = machine.accelerators()
     devices = named or available[:degree]
     if len(devices) != degree:
@@ -83,7 +84,7 @@ def chosen_ranks(
     if on_cpu:
         return NotPlaceable(f"{strategy} is for accelerators; {on_cpu[0]} is a CPU, use single_device or "
                             "layer_split")  # fmt: skip
-    indivisible = why_not_divisible(model, degree)
+    indivisible = why_not_divisible(model, degree) if cuts else None
     if indivisible:
         return NotPlaceable(indivisible)
     return missing_devices(machine, tuple(devices)) or tuple(devices)
