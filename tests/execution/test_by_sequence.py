@@ -20,7 +20,7 @@ Steps = list[tuple[tuple[Chunk, ...], ...]]
 
 def program(ranks: int, name: str, aside: ExpertsAside | None = None) -> Program:
     devices = "+".join(f"gpu-{rank}" for rank in range(ranks))
-    placement = Placement("by sequence", stages((devices, 4)), whole_experts=True, by_sequence=True,
+    placement = Placement("by sequence", stages((devices, 4)), ranks, whole_experts=True, by_sequence=True,
                           experts_aside=aside)  # fmt: skip
     return Program(model(name), placement, machine(), FLOAT64)
 
