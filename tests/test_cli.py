@@ -100,14 +100,16 @@ def test_verify_counts_its_mismatches(placewright):
     code, out, _ = placewright("verify", "scenarios/tiny-everywhere.yaml", "--set", "machine=epyc-9654-4x-l40s",
                                "--set", "model=tiny-gpt2", "--set", "workload.requests=2")  # fmt: skip
     assert code == 0
-    assert "0 mismatches in 4 placements" in out
+    assert "0 mismatches in 6 placements" in out
 
 
 @pytest.mark.slow
 def test_verify_exits_1_on_a_mismatch(placewright, monkeypatch):
     monkeypatch.setattr("simulator.study.verify.LOGITS_TOLERANCE", 0.0)
     code, out, _ = placewright("verify", "scenarios/tiny-everywhere.yaml", "--set", "machine=epyc-9654-4x-l40s",
-                               "--set", "model=tiny-gpt2", "--set", "workload.requests=2", "--json")  # fmt: skip
+                               "--set", "model=tiny-gpt2", "--set", "workload.requests=2", "--set",
+                               "placements=[{strategy: single_device}, {strategy: data_parallel, replicas: 2}]",
+                               "--json")  # fmt: skip
     assert code == 1
     assert {row["status"] for row in json.loads(out)["rows"]} == {"mismatch"}
 

@@ -48,7 +48,7 @@ class Draft:
         self, name: str, place: str, nbytes: Amount, kind: TensorKind = "activations",
         buffer: str | None = None,
     ) -> Tensor:  # fmt: skip
-        """Something that the device or host `place` writes; its name, and its buffer's, become the loop's."""
+        """What the device or host `place` writes; its name, and the buffer's, become the loop's own."""
         name, buffer = self.placed.own_name(name), buffer and self.placed.own_name(buffer)
         self.tensors[name] = Tensor(name, self.memory(place), nbytes, kind=kind, buffer=buffer)
         self._maker[name] = place

@@ -211,6 +211,8 @@ class Scheduler:
         rounds = min(most, self._finishes[0][0] - self._round - 1)
         rounds = min(rounds, self._window.unchanged_rounds(self._round, rounds))
         free = self.pool.free_count
+        if self._decode_count * self._blocks_for(rounds) <= free:
+            return rounds
         for ahead in range(1, rounds + 1):
             free -= len(self._takers.get((self._round + ahead) % self._block_tokens, ()))
             if free < 0:
@@ -283,7 +285,9 @@ class Scheduler:
 
     def _grow_decodes(self) -> None:
         """Give a block to every decoding sequence that has filled its own."""
-        takers = self._takers[self._round % self._block_tokens]
+        takers = self._takers.get(self._round % self._block_tokens)
+        if not takers:
+            return
         for sequence in sorted(takers.values(), key=lambda taker: taker.order):
             if sequence.number in takers:
                 self._take_blocks(sequence, self._cached(sequence) + 1)
@@ -302,7 +306,8 @@ class Scheduler:
             self._preempt(last)
             if last is sequence:
                 return False
-        sequence.blocks += self.pool.take(max(0, missing))
+        if missing > 0:
+            sequence.blocks += self.pool.take(missing)
         return True
 
     def _preempt(self, sequence: _Sequence) -> None:

@@ -25,7 +25,10 @@ def run_record(serving: Serving) -> RunRecord:
     finished = [request for request in requests if request.status == "finished"]
     busy = busy_seconds(serving.books)
     threads = {
-        program.engine_unit for program in serving.programs if program.host == serving.programs[0].host
+        thread
+        for program in serving.programs
+        if program.host == serving.programs[0].host
+        for thread in program.engine_units
     }
     clock = serving.clock
     return RunRecord(

@@ -7,6 +7,7 @@ tokens are detokenised and sent by a core, and cross the network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ class Serving:
         blocks = block_ranges(self.programs, block_count)
         self.loops = tuple(
             ServingLoop(self.env, program, _scheduler(engine, program, own), self.clock, self.front,
-                        self.gaps, self._leave, observer)
+                        self.gaps, self._leave, len(self.programs) == 1, source.is_closed, observer)
             for program, own in zip(self.programs, blocks, strict=True)
         )  # fmt: skip
         self.lives: dict[int, RequestLife] = {}
@@ -59,12 +60,14 @@ class Serving:
         for loop in self.loops:
             self.env.process(loop.serve())
         self.env.run()
+        self.front.deliver_due(math.inf, 0)
         return run_record(self)
 
     def _arrivals(self) -> Generator[Event, Any, None]:
         for request in self.source.open_arrivals():
             sent = tick(request.sent_s)
             if sent > self.env.now:
+                self.front.note_client_event(sent)
                 yield self.env.timeout(sent - self.env.now)
             self._send(request)
 

@@ -98,12 +98,18 @@ EXAMPLES = (
     Example(
         "data_parallel", "{strategy: data_parallel, replicas: 2}", L40S,
         "Two copies of the model work side by side, each on half of the sequences and with an engine's thread of its "
-        "own. Nothing goes from one to the other.",
+        "own. Nothing goes between them.",
     ),
     Example(
         "expert_parallel", "{strategy: expert_parallel, degree: 4}", H100,
         "Each GPU holds two of the eight experts and goes through them (blue) with those tokens that chose them. Then "
         "all add up what experts made of each token: the lines that join them.",
+        model="mixtral-8x7b",
+    ),
+    Example(
+        "expert_parallel_data", "{strategy: expert_parallel, degree: 4, attention: data}", H100,
+        "Each GPU attends to sequences of its own, a part of the batch. Before its two experts (blue) the tokens of all "
+        "are gathered on every GPU, and after them each gets its own back.",
         model="mixtral-8x7b",
     ),
     Example(
@@ -137,8 +143,8 @@ EXAMPLES = (
     ),
     Example(
         "custom", "{strategy: custom, rules: [{layers: 2-3, part: mlp, device: cpu}]}", L40S,
-        "As the rule says, the CPU computes the feed-forward part of layers 2 and 3; all else is on the GPU. Twice a "
-        "step the tokens go down and come back.",
+        "As the rule says, the CPU computes the feed-forward part of layers 2 and 3; all else is on the GPU. Twice "
+        "a step tokens go down and come back.",
     ),
     Example(
         "eager_engine", "{strategy: single_device}", H100,
