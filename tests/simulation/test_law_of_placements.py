@@ -22,7 +22,7 @@ from tests.placed import EXPERT_PLACEMENTS, FLOAT64, PLACEMENTS, machine, model
 BLOCKS = 9
 """Few enough that sequences are preempted."""
 MEET_ON_A_LINK = {"streamed ranks", "some experts aside, the others whole"}
-"""Whose flows meet, so that `step` is `task` done again; it would say nothing if that were so of many."""
+"""Whose flows meet, so that windows of `step` are events; of all others it must be the recursion that agrees."""
 STAGES = {"receive_s": 3e-6, "tokenize_s": 2e-7, "detokenize_s": 5e-7, "send_s": 3e-7}
 
 
