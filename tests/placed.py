@@ -100,14 +100,19 @@ def engine(name: str = "vllm") -> Engine:
     return Catalogue().engine(name).record
 
 
-def deployed(placement: Placement, model_name: str = "tiny-llama", *replicas: Placement) -> Deployment:
-    programs = programs_of(model(model_name), (placement, *replicas), machine(), FLOAT64)
-    return Deployment(programs, engine())
+def deployed(
+    placement: Placement, model_name: str = "tiny-llama", *replicas: Placement, under: str = "vllm"
+) -> Deployment:
+    placements, used = (placement, *replicas), engine(under)
+    programs = programs_of(model(model_name), placements, machine(), FLOAT64, used.is_eager)
+    return Deployment(programs, used)
 
 
-def verified(placement: Placement, model_name: str = "tiny-llama", *replicas: Placement) -> Verified:
-    """Simulate three unlike sequences under a placement, and carry the run out."""
-    deployment = deployed(placement, model_name, *replicas)
+def verified(
+    placement: Placement, model_name: str = "tiny-llama", *replicas: Placement, under: str = "vllm"
+) -> Verified:
+    """Simulate three unlike sequences under a placement and an engine, and carry the run out."""
+    deployment = deployed(placement, model_name, *replicas, under=under)
     scarce, blocks = made_scarce(deployment.engine, REQUESTS, deployment.programs)
     deployment = Deployment(deployment.programs, scarce)
     simulated = simulate_for_replay(deployment, REQUESTS, blocks, WORKLOAD)

@@ -14,7 +14,7 @@ from simulator.placement.placement import Elsewhere, ExpertsAside, KvHome, Place
 from simulator.placement.plan import Resident, Template, with_frees
 from simulator.placement.program import Program
 from tests.execution.planting import changed, edited, first, without
-from tests.placed import EXPERT_PLACEMENTS, stages, verified
+from tests.placed import EXPERT_PLACEMENTS, deployed, stages, verified
 
 ONE = stages(("gpu-0", 4))
 AWAY = Placement("KV cache at the host", ONE, kv_home=KvHome("host", buffers=1))
@@ -37,6 +37,17 @@ Plant = Callable[[pytest.MonkeyPatch], Placement]
 def test_experts_in_other_places_are_what_torch_computes(placement: Placement, model: str) -> None:
     row = verified(placement, model)
     assert (row.status, row.mismatches, row.tokens) == ("ok", (), 13)
+
+
+@pytest.mark.parametrize("placement", [
+    AWAY, Placement("microbatches", stages(("gpu-0", 2), ("gpu-1+gpu-2", 2)), microbatches=2),
+], ids=lambda placement: placement.name)  # fmt: skip
+def test_launches_of_an_eager_engine_change_nothing_but_the_clock(placement: Placement) -> None:
+    row = verified(placement, "tiny-llama", under="llama.cpp")
+    assert (row.status, row.mismatches, row.tokens) == ("ok", (), 13)
+    count = placement.microbatches
+    eager, plain = (deployed(placement, under=name).program.template(count) for name in ("llama.cpp", "vllm"))
+    assert len(eager.tasks) == len(plain.tasks) + len(placement.stages) * count
 
 
 # --- the KV cache -------------------------------------------------------------------------------------------

@@ -138,6 +138,17 @@ def test_whole_experts_on_ranks() -> None:
     assert found == Placement("expert_parallel 4", (Stage(devices, 0, 32),), whole_experts=True)
 
 
+def test_whole_experts_on_ranks_with_sequences_of_their_own() -> None:
+    """Heads need not be shared out, so three devices will do for 32 of them."""
+    found = placed(ExpertParallel(degree=3, attention="data"), HGX, MIXTRAL)
+    assert found == Placement(
+        "expert_parallel 3 data-parallel attention", (Stage(("gpu-0", "gpu-1", "gpu-2"), 0, 32),), 3,
+        whole_experts=True, by_sequence=True,
+    )  # fmt: skip
+    alone = placed(ExpertParallel(degree=1, attention="data"), HGX, MIXTRAL)
+    assert (alone.microbatches, alone.by_sequence) == (1, False)
+
+
 @pytest.mark.parametrize(
     ("strategy", "aside"),
     [
@@ -259,6 +270,7 @@ VARIANTS = [
     AttentionOffload(), AttentionOffload(phases="all"), AttentionOffload(tensor_parallel=2),
     AttentionOffload(devices=("gpu-1",)),
     ExpertParallel(degree=2), ExpertParallel(degree=4), ExpertParallel(degree=2, devices=("gpu-1", "gpu-2")),
+    ExpertParallel(degree=2, attention="data"),
     ExpertOffload(), ExpertOffload(gpu_experts=0.501), ExpertOffload(gpu_experts=0.504),
     ExpertOffload(popularity=Zipf(zipf=1.0)), ExpertOffload(popularity=Zipf(zipf=1.0), choose="least_used"),
     ExpertOffload(popularity=Zipf(zipf=1.1)), ExpertOffload(tensor_parallel=2), ExpertOffload(devices=("gpu-1",)),

@@ -98,9 +98,10 @@ class Custom(Strategy):
     """Everything where the scenario says.
 
     `device_map` is a Hugging Face device map: numbers are accelerators, `cpu` and `disk` are layers whose
-    weights are kept there and copied to the first accelerator at each use, one after the other, as accelerate
-    does. Or `rules` assign layers, parts and single operators to devices; of two that speak of the same
-    operator the later one counts, and what none speaks of is on `default`.
+    weights are kept there and copied to the first accelerator that the map names at each use, one after the
+    other, as accelerate does; an embedding and a head that it puts there stay on that accelerator. Or `rules`
+    assign layers, parts and single operators to devices; of two that speak of the same operator the later one
+    counts, and what none speaks of is on `default`.
     """
 
     strategy: Literal["custom"] = "custom"
