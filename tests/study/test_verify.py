@@ -79,7 +79,7 @@ def test_a_prompt_of_an_encoder_is_never_cut(model: str, strategy: SingleDevice 
     scheduler = deployment.engine.scheduler.model_copy(update={"max_num_batched_tokens": 24})
     engine = deployment.engine.model_copy(update={"scheduler": scheduler})
     simulated = simulate_for_replay(Deployment(deployment.programs, engine), requests, 1000, run.workload)
-    served = [(chunk.sequence, chunk.context, chunk.new) for step in simulated.chunks for chunk in step]
+    served = [(chunk.sequence, chunk.context, chunk.new) for step in simulated.chunks for part in step for chunk in part]
     assert sorted(served) == [(each.number, 0, each.prompt_tokens) for each in requests]
     assert len(simulated.chunks) > 2, "the budget is meant to be small"
 

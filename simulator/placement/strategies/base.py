@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import Annotated
+
+from pydantic import Field
 
 from simulator.graph.attention import cached
 from simulator.graph.machine import MachineGraph
@@ -30,6 +33,24 @@ class Strategy(Spec):
     ) -> Placement | tuple[Placement, ...] | NotPlaceable:
         """Where everything lives, of each replica if there are several; or why it cannot."""
         raise AssertionError("every strategy places")
+
+
+class OnRanks(Strategy):
+    """A way to place all layers on one accelerator, or on several that share each layer."""
+
+    tensor_parallel: Annotated[int, Field(ge=1)] = 1
+    """How many accelerators share each layer."""
+    devices: tuple[str, ...] | None = None
+    """Which ones; the machine's first if not given."""
+
+    def labelled(self, *parts: str | None) -> str:
+        """The strategy's name, some words that are there, and what is said of ranks."""
+        degree = f"tp {self.tensor_parallel}" if self.tensor_parallel > 1 else None
+        return label_of(self.strategy, *parts, degree, "+".join(self.devices) if self.devices else None)
+
+    def ranks(self, model: Architecture, machine: MachineGraph) -> tuple[str, ...] | NotPlaceable:
+        """The accelerators."""
+        return chosen_ranks(self.strategy, model, machine, self.tensor_parallel, self.devices)
 
 
 def label_of(*parts: str | None) -> str:

@@ -9,11 +9,9 @@ from pydantic import Field, model_validator
 from simulator.graph.machine import MachineGraph
 from simulator.placement.placement import KvHome, NotPlaceable, Placement, Stage, Streaming
 from simulator.placement.strategies.base import (
-    Strategy,
-    chosen_ranks,
+    OnRanks,
     disk_of,
     evenly_spread,
-    label_of,
     missing_cache,
     missing_disk,
     percent,
@@ -24,7 +22,7 @@ from simulator.specs.architecture import Architecture
 Home = Literal["host", "nvme"]
 
 
-class WeightStreaming(Strategy):
+class WeightStreaming(OnRanks):
     """A model larger than the accelerator: some layers stay there, the others are copied in for each use,
     into buffers that are refilled as soon as their layer is done. With `microbatches`, a layer that has been
     brought serves all of them before the next one (the block schedule of FlexGen, Sheng et al. 2023,
@@ -50,10 +48,6 @@ class WeightStreaming(Strategy):
     """Where KV blocks lie."""
     decode_attention: Literal["device", "host"] = "device"
     """Where decode attends if the blocks are at the host: on the accelerator, or beside them."""
-    tensor_parallel: Annotated[int, Field(ge=1)] = 1
-    """How many accelerators share each layer."""
-    devices: tuple[str, ...] | None = None
-    """Which ones; the machine's first if not given."""
 
     @model_validator(mode="after")
     def _said_once(self) -> Self:
@@ -76,17 +70,15 @@ class WeightStreaming(Strategy):
         if self.nvme_share is not None:
             nvme = f"{percent(self.nvme_share)} from nvme"
         attended = ", decode there" if self.decode_attention == "host" else ""
-        return label_of(
-            "weight_streaming", kept, nvme, f"{self.buffers} buffers" if self.buffers != 2 else None,
+        return self.labelled(
+            kept, nvme, f"{self.buffers} buffers" if self.buffers != 2 else None,
             "prefetch" if self.prefetch else None,
             f"{self.microbatches} microbatches" if self.microbatches > 1 else None,
             f"kv at host{attended}" if self.kv == "host" else None,
-            f"tp {self.tensor_parallel}" if self.tensor_parallel > 1 else None,
-            "+".join(self.devices) if self.devices else None,
         )  # fmt: skip
 
     def place(self, model: Architecture, machine: MachineGraph) -> Placement | NotPlaceable:
-        ranks = chosen_ranks(self.strategy, model, machine, self.tensor_parallel, self.devices)
+        ranks = self.ranks(model, machine)
         if isinstance(ranks, NotPlaceable):
             return ranks
         homes = self._homes(model, machine, ranks[0])
