@@ -3,6 +3,10 @@
 A tensor takes its room when the task that writes it starts, and leaves it when the task that frees it ends.
 Of two tensors on streams that do not wait for each other the plan does not say which comes first, so both
 count: what is found is a bound for every schedule, and exact where tasks follow one another.
+
+Two bounds are known, and the smaller one holds. What may be there whenever something is written: of a stream
+that does not wait for the writer this counts all its tensors, also those that exclude each other. And for each
+stream by itself the most that there may be of what it writes, added up: as if all were fullest together.
 """
 
 from __future__ import annotations
@@ -57,26 +61,51 @@ class Liveness:
         return found
 
     @cached_property
-    def _alive(self) -> dict[str, NDArray[np.bool_]]:
-        """By memory, a row for each moment at which something is written to it: what may be there then."""
+    def _alive(self) -> dict[str, tuple[list[_Moments], list[_Moments]]]:
+        """By memory, what may be there together: of all its tensors, and of those of each stream."""
         order = Order(self.template.tasks)
-        return {memory: _alive_together(held, order) for memory, held in self._held.items()}
-
-    def most(self, plan: Plan) -> dict[str, Counter[str]]:
-        """By memory, bytes of each kind of tensor at the moment at which all together may take most."""
         found = {}
         for memory, held in self._held.items():
-            sizes = [plan.amount(each.task, each.tensor.nbytes) for each in held]
-            alive = self._alive[memory]
-            fullest = alive[int(np.argmax(alive @ np.array(sizes, dtype=np.int64)))].tolist()
-            kinds: Counter[str] = Counter()
-            for each, size, is_alive in zip(held, sizes, fullest, strict=True):
-                kinds[each.tensor.kind] += size * is_alive
-            found[memory] = kinds
+            streams = [_Moments(_alive_together(group, order), group) for group in _by_stream(held)]
+            found[memory] = ([_Moments(_alive_together(held, order), held)], streams)
+        return found
+
+    def most(self, plan: Plan) -> dict[str, Counter[str]]:
+        """By memory, bytes of each kind of tensor when all together may take most."""
+        found = {}
+        for memory, bounds in self._alive.items():
+            both = [sum((each.most(plan) for each in groups), Counter[str]()) for groups in bounds]
+            found[memory] = min(both, key=Counter.total)
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Moments:
+    """Some tensors, and a row for each moment at which one of them is written: which may be there then."""
+
+    alive: NDArray[np.bool_]
+    held: Sequence[_Held]
+
+    def most(self, plan: Plan) -> Counter[str]:
+        """Bytes of each kind at the fullest moment."""
+        sizes = [plan.amount(each.task, each.tensor.nbytes) for each in self.held]
+        fullest = self.alive[int(np.argmax(self.alive @ np.array(sizes, dtype=np.int64)))].tolist()
+        kinds: Counter[str] = Counter()
+        for each, size, is_alive in zip(self.held, sizes, fullest, strict=True):
+            kinds[each.tensor.kind] += size * is_alive
+        return kinds
+
+
+def _by_stream(held: Sequence[_Held]) -> list[list[_Held]]:
+    """Tensors that tasks of the same streams write; those of earlier plans by themselves."""
+    groups: dict[tuple[str, ...] | None, list[_Held]] = defaultdict(list)
+    for each in held:
+        groups[each.task.units if each.written_by != NEVER else None].append(each)
+    return list(groups.values())
+
+
 def _alive_together(held: Sequence[_Held], order: Order) -> NDArray[np.bool_]:
+    """A row for each moment at which one of the tensors is written; one row of all if that is never."""
     written = np.array([each.written_by for each in held])
     freed = np.array([each.freed_by for each in held])
     moments = np.unique(written[written != NEVER])
