@@ -4,9 +4,9 @@ A tensor takes its room when the task that writes it starts, and leaves it when 
 Of two tensors on streams that do not wait for each other the plan does not say which comes first, so both
 count: what is found is a bound for every schedule, and exact where tasks follow one another.
 
-Two bounds are known, and the smaller one holds. What may be there whenever something is written: of a stream
-that does not wait for the writer this counts all its tensors, also those that exclude each other. And for each
-stream by itself the most that there may be of what it writes, added up: as if all were fullest together.
+Two bounds are known, and the smaller one holds. What may be there whenever something is written: of other
+streams this counts all that need not be gone by then, also what excludes each other. And for each stream by
+itself the most that there may be of what it writes, added up: as if all were fullest together.
 """
 
 from __future__ import annotations

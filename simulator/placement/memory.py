@@ -100,11 +100,11 @@ def budget(program: Program, engine: Engine, steps: Sequence[Microbatches] | Non
     steps: the largest there will be, all of equally many microbatches, where they are known beforehand.
 
     Else the largest step is a prefill of `max_num_batched_tokens`, and cached tokens that come from another
-    memory count as they would if all blocks were fetched in one step. A step's tensors count as many as can be
-    alive at once in any order that the plan allows. The sampler's warm-up follows vLLM, which profiles `max_num_seqs`
-    rows of logits (`sampler_bytes_per_logit`); what it takes beyond the largest step is `engine_sampler`. It
-    counts on the device that samples, by its share of the vocabulary. The steps of all loops of the placement
-    can be under way at once: activations and states count for each.
+    memory count as they would if all blocks were fetched in one step. A step's tensors count as many as can
+    be alive at once in any order that the plan allows. The sampler's warm-up follows vLLM, which profiles
+    `max_num_seqs` rows of logits (`sampler_bytes_per_logit`); what it takes beyond the largest step is
+    `engine_sampler`. It counts on the device that samples, by its share of the vocabulary. The steps of all
+    loops of the placement can be under way at once: activations and states count for each.
     """
     machine, loops, scheduler = program.machine, program.placement.loops, engine.scheduler
     parts: defaultdict[str, Counter[str]] = defaultdict(Counter)
