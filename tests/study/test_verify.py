@@ -56,6 +56,23 @@ def test_every_family_is_carried_out_whole_cut_and_split(model: str):
         assert row.preemptions > 0
 
 
+# --- placements that published runs have ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "machine", "placement"),
+    [
+        ("tiny-qwen2-moe", "epyc-9654-4x-l40s", "{strategy: expert_offload, tensor_parallel: 2}"),
+        ("tiny-llama", "xeon-6454s-2s-rtx-4090", "{strategy: weight_streaming, nvme_share: 0.5, kv: nvme}"),
+    ],
+)
+def test_experts_aside_of_ranks_and_a_cache_on_drives(model: str, machine: str, placement: str):
+    """Ranks that hold no routed expert choose some all the same, and drop the choice."""
+    settings = (f"model={model}", f"machine={machine}", f"placements=[{placement}]")
+    (row,) = verified("tiny-everywhere.yaml", *settings, *FEW)
+    assert (row.status, row.mismatches) == ("ok", ())
+
+
 # --- encoders -----------------------------------------------------------------------------------------------
 
 ENCODERS = ["tiny-bert", "tiny-roberta"]
