@@ -56,7 +56,7 @@ LLAMAFILE = _formats("q4_k_m", "fp32", "bf16")
 """A CPU multiplies experts with AVX-512 in fp32, as llamafile's kernels and llama.cpp do, without AMX."""
 
 TENSORS_OF_A_LAYER = ((1, 1, 1, 1), (4, 4))
-"""Sizes of the matrices of OPT's attention and feed-forward part, in the order in which FlexGen places them."""
+"""Sizes of the matrices of OPT's attention and feed-forward part, in the order FlexGen places them in."""
 
 GPU_BATCHES = {144: 3, 256: 8, 512: 8}
 """GPU batches in FlexGen's block, by the effective batch: FMInference/FlexGen@19753bc0 bench_suite.py."""
@@ -139,8 +139,8 @@ def _ask(row: Row, machine: str | Mapping[str, Any], engine: str, placement: Map
 
 
 def _inventive(row: Row, catalogue: Catalogue) -> Question | str:
-    """The host is not stated. With every layer on the GPU it does not decide; where it computes layers, it sets
-    the level, but how much the GPU takes off it is to be seen."""
+    """The host is not stated. With all layers on the GPU it does not decide; where it computes some it sets
+    the level, but hardly by which factor a step gets shorter when the GPU takes more of them."""
     layers = load_model(MODELS[row.text("model")], catalogue).num_hidden_layers
     machine = {"host": "desktop-13900k", "devices": {"rtx-5060-ti-16": 1}, "host_link": "pcie-gen4-x8"}
     lengths = (1, FROM_EMPTY, CHAT_OUTPUT)
@@ -174,13 +174,21 @@ def _flexgen(row: Row, _: Catalogue) -> Question | str:
         placement = _percentages(row)
         if isinstance(placement, str):
             return placement
-        return _ask(row, "gcp-n1-t4", "flexgen", placement, lengths)
+        pinned = False if _is_pageable(row, placement) else None
+        return _ask(row, "gcp-n1-t4", "flexgen", placement, lengths, pinned=pinned)
     level = row.text("placement_value").removeprefix("lowest level: ")
     if software == "HF Accelerate":
         return _ask(row, "gcp-n1-t4", "transformers", _streamed_from(level, buffers=1), lengths)
     if software == "DeepSpeed ZeRO-Inference":
         return _ask(row, "gcp-n1-t4", "transformers", _streamed_from(level, buffers=2), lengths, pinned=True)
     return f"software {software}: not supported yet"
+
+
+def _is_pageable(row: Row, placement: Mapping[str, Any]) -> bool:
+    """Whether most of what is copied is not pinned: OPT-175B ran with `--pin-weight 0` (bench_suite.py), and
+    keys and values on the CPU never are ("due to high memory overhead", pytorch_backend.py)."""
+    brings_kv = placement.get("kv") == "host" and placement["decode_attention"] == "device"
+    return row.text("model") == "OPT-175B" or brings_kv
 
 
 def _streamed_from(level: str, buffers: int) -> dict[str, Any]:
