@@ -413,3 +413,77 @@ def test_every_published_row_is_a_question_or_has_a_reason() -> None:
     assert reasons == {"model_load_time: loading a model is not simulated": 3}
     assert all(each.precision in FORMATS.values() or each.active_experts for each in found
                if isinstance(each, Question))  # fmt: skip
+
+
+# -- what predictions obey, and how far off they are -------------------------------------------------------------
+
+
+def predicted(of: dict[str, str], **changes: str) -> float:
+    found = measured(row(of, **changes), CATALOGUE)
+    assert isinstance(found, Measured)
+    (pair,) = OffloadedBatch((found,)).predict(CATALOGUE).pairs
+    return pair.predicted
+
+
+def test_a_token_pays_for_each_expert_what_the_processors_dram_takes() -> None:
+    """By hand: in 58 layers three matrices of 7168 x 2048; q4_k_m keeps gate and up in 4.5 bits a number, down in 4.5
+    in half of the layers and in 6.5625 in the others. Two sockets read at 0.60 of the 0.95 x 614.4 GB/s left to them."""
+    matrix = 7168 * 2048 / 8
+    expert_bytes = 58 * matrix * (2 * 4.5 + (4.5 + 6.5625) / 2)
+    more_s = [1 / predicted(DEEPSEEK, placement_value=f"{count} experts activated") for count in (8, 6)]
+    assert more_s[0] - more_s[1] == pytest.approx(2 * expert_bytes / (614.4e9 * 0.95 * 0.60), rel=0.03)
+
+
+def test_one_processor_takes_twice_as_long_over_experts_and_no_longer_over_the_rest() -> None:
+    rests_s = []
+    for cpu in ("1x Xeon Gold 6454S", "2x Xeon Gold 6454S"):
+        six_s, eight_s = (1 / predicted(DEEPSEEK, cpu=cpu, placement_value=f"{n} experts activated") for n in (6, 8))
+        rests_s.append(six_s - 3 * (eight_s - six_s))
+    assert rests_s[0] == pytest.approx(rests_s[1], rel=0.1)
+
+
+def test_flexgens_block_of_opt_30b_fits_and_is_no_faster_than_dram_and_bus_allow() -> None:
+    """Of each step, 44 of 48 layers of 1.23 GB cross the bus at 12.3 GB/s, and 144 x 512 cached tokens of 1.38 MB are
+    read from DRAM at 13.2 GB/s; not both can hide behind the other for a whole step of 32."""
+    tokens_per_s = predicted(FLEXGEN)
+    step_s = max(44 * 1.23 / 12.3, 144 * 512 * 1.376e-3 / 13.2)
+    assert 144 / (3 * step_s) < tokens_per_s < 144 / step_s
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[tuple[str, str], list[float]]:
+    """Errors of the published rows by engine and metric."""
+    if not PUBLISHED.is_file():
+        pytest.skip(f"no measurements at {PUBLISHED}")
+    errors: dict[tuple[str, str], list[float]] = {}
+    for job in READERS["hybrid_offload"](read_table(PUBLISHED), CATALOGUE).jobs:
+        assert isinstance(job, OffloadedBatch | OffloadedShape)
+        for pair in job.predict(CATALOGUE).pairs:
+            engine = job.rows[0].question.engine
+            errors.setdefault((engine, pair.metric), []).append(pair.predicted / pair.measured - 1)
+    return errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "metric", "rows", "median_error"),
+    [
+        ("ktransformers", "decode_throughput_tokens_per_s", 18, 0.43),
+        ("ktransformers", "prefill_throughput_tokens_per_s", 15, 0.18),
+        ("ktransformers", "short_prefill_throughput_tokens_per_s", 3, 0.13),
+        ("ktransformers", "throughput_ratio", 11, 0.04),
+        ("flexgen", "generation_throughput_tokens_per_s", 5, 0.26),
+        ("transformers", "generation_throughput_tokens_per_s", 6, 0.29),
+        ("transformers", "time_per_new_token_s", 3, 0.07),
+        ("llama.cpp", "decode_throughput_tokens_per_s", 6, 0.17),
+        ("ipex", "p90_decode_time_s", 2, 0.04),
+        ("ipex", "decode_throughput_tokens_per_s", 2, 0.04),
+    ],
+)
+def test_median_errors_are_those_that_the_docs_state(
+    published: dict[tuple[str, str], list[float]], engine: str, metric: str, rows: int, median_error: float
+) -> None:
+    """Golden: says that predictions have moved, not that they are good."""
+    errors = published[engine, metric]
+    assert len(errors) == rows
+    assert float(np.median(np.abs(errors))) == pytest.approx(median_error, abs=0.02)
