@@ -15,6 +15,7 @@ run: $(BASE)  ## answer the first question: who should host the accelerators?
 
 test: $(DEV) $(SMOLLM2) lint  ## everything CI runs
 	@$(BIN)/python -m pytest -q -n 2
+	@$(BIN)/placewright verify --all
 
 check: $(DEV) lint  ## what to run after every change; under a minute
 	@$(BIN)/python -m pytest -q -n 2 -m "not slow"

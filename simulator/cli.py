@@ -147,18 +147,27 @@ def _write_study(study: Any, out: Path, progress: Callable[[int, int], None] | N
 
 
 @app.command()
-def verify(scenario: ScenarioFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+def verify(
+    scenario: Annotated[Path | None, typer.Argument(help="A YAML file; see scenarios/tiny-*.yaml.")] = None,
+    set_: Overrides = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every strategy on every small model, instead of one scenario.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Carry every placement out on a real network in float64; exit 1 if anything differs from the plan."""
+    from simulator.report.verified import print_all_verified, print_verified
     from simulator.study.verify import verify_scenario
+    from simulator.study.verify_all import verify_all
 
+    if every == (scenario is not None) or (every and set_):
+        raise typer.BadParameter("name one SCENARIO, or say --all without --set")
     with _progress("Verifying") as progress:
-        rows = verify_scenario(scenario, set_ or (), progress)
+        rows = verify_scenario(scenario, set_ or (), progress) if scenario else verify_all(progress)
     if as_json:
         _print_json({"rows": [row.as_dict() for row in rows]})
     else:
-        from simulator.report.verified import print_verified
-
-        print_verified(rows, _console())
+        (print_all_verified if every else print_verified)(rows, _console())
     if any(row.status == "mismatch" for row in rows):
         raise SystemExit(1)
 

@@ -66,6 +66,8 @@ PLACEMENTS = [
     Placement("streamed, KV cache at the host", stages(("gpu-0", 4)), 2, streaming(range(1, 3)),
               kv_home=KvHome("host", "cpu")),
     Placement("a streamed stage", stages(("gpu-0", 1), ("gpu-1", 3)), 2, streaming(range(1, 4))),
+    Placement("KV cache at the host of two loops", stages(("gpu-0", 2), ("gpu-1", 2)), 2, loops=2,
+              kv_home=KvHome("host", buffers=1)),
     Placement("a pipeline of two loops", stages(("gpu-0", 2), ("gpu-1", 2)), loops=2),
     Placement("loops and microbatches", stages(("gpu-0+gpu-1", 2), ("cpu", 2)), 2, loops=2),
 ]
@@ -98,14 +100,19 @@ def engine(name: str = "vllm") -> Engine:
     return Catalogue().engine(name).record
 
 
-def deployed(placement: Placement, model_name: str = "tiny-llama", *replicas: Placement) -> Deployment:
-    programs = programs_of(model(model_name), (placement, *replicas), machine(), FLOAT64)
-    return Deployment(programs, engine())
+def deployed(
+    placement: Placement, model_name: str = "tiny-llama", *replicas: Placement, under: str = "vllm"
+) -> Deployment:
+    placements, used = (placement, *replicas), engine(under)
+    programs = programs_of(model(model_name), placements, machine(), FLOAT64, used.is_eager)
+    return Deployment(programs, used)
 
 
-def verified(placement: Placement, model_name: str = "tiny-llama", *replicas: Placement) -> Verified:
-    """Simulate three unlike sequences under a placement, and carry the run out."""
-    deployment = deployed(placement, model_name, *replicas)
+def verified(
+    placement: Placement, model_name: str = "tiny-llama", *replicas: Placement, under: str = "vllm"
+) -> Verified:
+    """Simulate three unlike sequences under a placement and an engine, and carry the run out."""
+    deployment = deployed(placement, model_name, *replicas, under=under)
     scarce, blocks = made_scarce(deployment.engine, REQUESTS, deployment.programs)
     deployment = Deployment(deployment.programs, scarce)
     simulated = simulate_for_replay(deployment, REQUESTS, blocks, WORKLOAD)

@@ -107,7 +107,9 @@ def test_verify_counts_its_mismatches(placewright):
 def test_verify_exits_1_on_a_mismatch(placewright, monkeypatch):
     monkeypatch.setattr("simulator.study.verify.LOGITS_TOLERANCE", 0.0)
     code, out, _ = placewright("verify", "scenarios/tiny-everywhere.yaml", "--set", "machine=epyc-9654-4x-l40s",
-                               "--set", "model=tiny-gpt2", "--set", "workload.requests=2", "--json")  # fmt: skip
+                               "--set", "model=tiny-gpt2", "--set", "workload.requests=2", "--set",
+                               "placements=[{strategy: single_device}, {strategy: data_parallel, replicas: 2}]",
+                               "--json")  # fmt: skip
     assert code == 1
     assert {row["status"] for row in json.loads(out)["rows"]} == {"mismatch"}
 
@@ -210,7 +212,7 @@ def test_list_and_schema(placewright):
         (["run", CHAT, "--set", "precision.weights=fp9"], "fp8"),
         (["run", CHAT, "--out", "README.md"], "README.md"),
         (["run", CHAT, "--set", "placements=[{strategy: tensor_parallel, degree: 2, devices: [cpu, gpu-0]}]"],
-         "cpu is a CPU, use layer_split"),
+         "cpu is a CPU, use single_device or layer_split"),
         (["list", "gadgets"], "devices, hosts"),
         (["schema", "scenaro"], "did you mean 'scenario'"),
         (["generate", ""], "at least one character"),

@@ -25,11 +25,11 @@ def blended_terms(compute_s: Floats, memory_s: Floats, blend: Floats) -> tuple[F
     (array([1.8]), array([3.2]))
     """
     longer_s = np.maximum(compute_s, memory_s)
-    scale_s = np.where(longer_s > 0, longer_s, 1.0)
-    compute_power, memory_power = (compute_s / scale_s) ** blend, (memory_s / scale_s) ** blend
-    total_power = compute_power + memory_power
-    norm_s = longer_s * total_power ** (1 / blend)
-    share = compute_power / np.where(total_power > 0, total_power, 1.0)
+    ratio = np.minimum(compute_s, memory_s) / np.where(longer_s > 0, longer_s, 1.0)
+    power = ratio**blend
+    norm_s = longer_s * (1 + power) ** (1 / blend)
+    share_of_longer = 1 / (1 + power)
+    share = np.where(compute_s >= memory_s, share_of_longer, 1 - share_of_longer)
     return norm_s * share, norm_s * (1 - share)
 
 

@@ -160,7 +160,8 @@ def _delta_rule(call: Call) -> Outputs:
     assert isinstance(linear, LinearAttention)
     names = ("q_conv", "k_conv", "v_conv", "a_log", "dt_bias", "linear_norm")
     weights = delta.Weights(*(call.weight(name) for name in names))
-    empty, outputs = delta.empty_state(linear, call.values[0], call.share.degree), []
+    empty = delta.empty_state(linear, call.values[0], call.share.degree)
+    outputs = [call.values[0].new_empty((0, linear.value_width // call.share.degree))]
     sizes, shapes = [part.numel() for part in empty], [part.shape for part in empty]
     for chunk, mixed_nx in zip(call.chunks, call.values[0].split(call.sizes), strict=True):
         row = slab[call.slot_of[chunk.sequence]]

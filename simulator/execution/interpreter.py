@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from simulator.execution import kv
 from simulator.execution.call import Call
 from simulator.execution.collectives import COLLECTIVES
+from simulator.execution.flop_count import FlopCount
 from simulator.execution.kernels import Rules
 from simulator.execution.network import Transformer
 from simulator.execution.operators import OPERATORS
@@ -81,16 +81,16 @@ class Interpreter:
             nbytes = plan.amount(task, tensor.nbytes)
             self.stores.reserve(tensor.memory, tensor.name, nbytes, tensor.buffer)
 
-    def end(self, plan: Plan, index: int, counter: FlopCounterMode) -> int:
+    def end(self, plan: Plan, index: int, counter: FlopCount) -> int:
         """Do a task's work and free what it frees; the FLOPs torch counted on the way."""
         task = plan.template.tasks[index]
-        before = counter.get_total_flops()
+        before = counter.total
         chunks = _of_phase(plan.chunks_of(task), task.phase)
         for written, tensor in zip(task.writes, self._results(plan, task, chunks), strict=True):
             self.stores.put(written.memory, written.name, tensor)
         for name in task.frees:
             self.stores.drop(name)
-        return counter.get_total_flops() - before
+        return counter.total - before
 
     def _results(self, plan: Plan, task: Task, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
         if task.kind == "compute":
@@ -142,11 +142,11 @@ class Interpreter:
 
     def planned_flops(self, plan: Plan, index: int) -> int:
         """What a task that is about to end should do. Where that depends on the experts that tokens choose,
-        the choices are read from the routing that it is given."""
+        the choices are read from the routing, the second value that it is given."""
         task = plan.template.tasks[index]
         if task.visits is None:
             return plan.amount(task, task.dense_flops)
-        routing = next(name for name in task.reads if ".router." in name)
+        routing = task.reads[1]
         chosen_tx = self.stores.get(self.machine.memory_of(task.place), routing) >= 0
         return int(chosen_tx[:, list(task.visits.experts)].sum()) * task.visits.flops
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
+from simulator.execution.flop_count import FlopCount
 from simulator.execution.interpreter import Interpreter, Sequences
 from simulator.execution.network import Transformer
 from simulator.execution.quantised import round_trip
@@ -83,7 +83,7 @@ def replay(
     sequences = Sequences({number: list(ids) for number, ids in prompts.items()})
     result = Replayed(sequences.tokens, sequences.logits, Counter(), stores.link_bytes, stores.peak_bytes)
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), FlopCount() as counter:
             interpreter = Interpreter(programs, model, sequences, stores, block_count, block_tokens)
             for _, is_start, step, task in moments(steps):
                 plan = steps[step].plan
@@ -98,7 +98,7 @@ def replay(
 
 
 def _finish(
-    interpreter: Interpreter, plan: Plan, index: int, counter: FlopCounterMode, result: Replayed
+    interpreter: Interpreter, plan: Plan, index: int, counter: FlopCount, result: Replayed
 ) -> None:
     task = plan.template.tasks[index]
     planned = interpreter.planned_flops(plan, index)

@@ -50,7 +50,7 @@ class Stores:
         self._note_peak(memory)
 
     def _occupy(self, buffer: str, name: str) -> None:
-        others = {other for other in self._buffers.get(buffer, set()) if _layer(other) != _layer(name)}
+        others = {other for other in self._buffers.get(buffer, set()) if _lot(other) != _lot(name)}
         if others:
             raise Fault(f"{name} is written to {buffer} while {sorted(others)[0]} is still in use there")
         self._buffers.setdefault(buffer, set()).add(name)
@@ -103,6 +103,6 @@ class Stores:
         self.peak_bytes[memory] = max(self.peak_bytes[memory], self.resident_bytes(memory))
 
 
-def _layer(weight: str) -> str:
-    """`layers.3` of a weight's name: what shares a buffer belongs to one layer."""
-    return ".".join(weight.split(".")[:2])
+def _lot(name: str) -> str:
+    """What may lie in a buffer together: all weights of one layer, or one tensor of anything else."""
+    return ".".join(name.split(".")[:2]) if name.startswith("layers.") else name

@@ -38,6 +38,9 @@ class Chunk:
     """Where a hand-over puts its cached tokens; a chunk handed over has no new ones."""
 
 
+SHARE_STEPS = 256
+
+
 @dataclass(frozen=True)
 class Traits:
     """What of a placed model decides which sums a step's cost depends on."""
@@ -78,12 +81,14 @@ class Traits:
         return self._active_of(len(self.aside), tokens)
 
     def share_aside(self) -> Fraction:
-        """Expected share of a token's choices that are computed aside."""
+        """Expected share of a token's choices that are computed aside; where popularity is stated, to 1/256,
+        so that parts of work are whole numbers for ranks too."""
         if not self.aside:
             return Fraction(0)
         if self.popularity is None:
             return Fraction(len(self.aside), self.num_experts)
-        return Fraction(sum(self.popularity[e] for e in self.aside) / self.num_experts_per_tok)
+        share = sum(self.popularity[e] for e in self.aside) / self.num_experts_per_tok
+        return Fraction(round(share * SHARE_STEPS), SHARE_STEPS)
 
     def _active_of(self, count: int, tokens: int) -> float:
         if not count:

@@ -39,7 +39,8 @@ class CacheTraffic:
         draft, source = self._draft, self._home.memory
         nbytes = self._cached_bytes(placed, stage, layer)
         name = f"{layer}.{role}.m{microbatch}@{lane}"
-        tensor = draft.tensor(name, placed.device, nbytes, kind_of(role))
+        buffer = f"{lane}.kv-buffer-{len(self._attended[lane]) % self._home.buffers}"
+        tensor = draft.tensor(name, placed.device, nbytes, kind_of(role), buffer)
         draft.values[microbatch, lane][role] = tensor.name
         draft.add(Task(
             f"kv_fetch.{layer}.m{microbatch}@{lane}", "transfer", "kv_fetch", placed.device,

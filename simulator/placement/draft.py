@@ -44,10 +44,13 @@ class Draft:
         self.tasks.append(replace(task, name=self.placed.own_name(task.name)) if self.placed.loop else task)
         return len(self.tasks) - 1
 
-    def tensor(self, name: str, place: str, nbytes: Amount, kind: TensorKind = "activations") -> Tensor:
-        """Something that the device or host `place` writes; its name becomes the loop's own."""
-        name = self.placed.own_name(name)
-        self.tensors[name] = Tensor(name, self.memory(place), nbytes, kind=kind)
+    def tensor(
+        self, name: str, place: str, nbytes: Amount, kind: TensorKind = "activations",
+        buffer: str | None = None,
+    ) -> Tensor:  # fmt: skip
+        """What the device or host `place` writes; its name, and the buffer's, become the loop's own."""
+        name, buffer = self.placed.own_name(name), buffer and self.placed.own_name(buffer)
+        self.tensors[name] = Tensor(name, self.memory(place), nbytes, kind=kind, buffer=buffer)
         self._maker[name] = place
         return self.tensors[name]
 
@@ -92,7 +95,7 @@ class Draft:
             writes.append(copy)
         traffic = [(self.route(source, device), tensor.nbytes) for tensor in writes]
         first = self.placed.short_name(names[0])
-        role = first.split("@")[0].split(".m")[0].split(".")[-1]
+        role = first.split("@")[0].rsplit(".m", 1)[0].split(".")[-1]
         self.add(Task(
             f"copy.{first}->{device}", "transfer", f"copy_{role}", device,
             self.transfer_units(source, (device,)), tuple(names), tuple(writes), microbatch,

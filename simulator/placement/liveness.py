@@ -1,19 +1,17 @@
 """The most that a plan's own tensors can take up of a memory at once, however long its tasks take.
 
 A tensor takes its room when the task that writes it starts, and leaves it when the task that frees it ends.
-Of two tensors on streams that do not wait for each other the plan does not say which comes first, so both
-count: what is found is a bound for every schedule, and exact where tasks follow one another.
-
-Two bounds are known, and the smaller one holds. What may be there whenever something is written: of other
-streams this counts all that need not be gone by then, also what excludes each other. And for each stream by
-itself the most that there may be of what it writes, added up: as if all were fullest together.
+The tensors of a memory are told apart by the stream that writes them. Tasks of one stream follow one another,
+so what its tensors can take is known moment by moment: what it has written, less what is sure to be gone.
+Streams do not wait for each other unless the plan says so; the most of each is added up. That is a bound for
+every schedule, and exact where one stream writes to a memory.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -21,20 +19,37 @@ from numpy.typing import NDArray
 
 from simulator.placement.plan import Order, Plan, Task, Template, Tensor
 
-NEVER = -1
+START, NEVER = -1, -1
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """A tensor of one memory, and the tasks that write and free it."""
+@dataclass
+class _Written:
+    """The tensors that one stream writes to one memory."""
 
-    tensor: Tensor
-    task: Task
-    """For whose microbatch its size is meant."""
-    written_by: int
-    """NEVER for one that an earlier plan wrote."""
-    freed_by: int
+    tensors: list[Tensor] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
+    """For whose microbatch each one's size is meant."""
+    written_by: list[int] = field(default_factory=list)
+    """START for one that an earlier plan wrote."""
+    freed_by: list[int] = field(default_factory=list)
     """NEVER for one that outlives the plan."""
+
+    def add(self, tensor: Tensor, task: Task, written_by: int, freed_by: int) -> None:
+        self.tensors.append(tensor)
+        self.tasks.append(task)
+        self.written_by.append(written_by)
+        self.freed_by.append(freed_by)
+
+    def alive(self, order: Order) -> NDArray[np.bool_]:
+        """A row for each moment at which the stream writes: which of its tensors may be there then."""
+        written, freed = np.array(self.written_by), np.array(self.freed_by)
+        moments = np.unique(written)
+        tasks = moments[moments != START]
+        is_gone = np.zeros((len(moments), len(freed)), dtype=np.bool_)
+        if len(tasks):
+            is_gone[len(moments) - len(tasks) :] = order.before(tasks.tolist())[:, freed] & (freed != NEVER)
+        alive: NDArray[np.bool_] = (written[None, :] <= moments[:, None]) & ~is_gone
+        return alive
 
 
 @dataclass(frozen=True)
@@ -46,74 +61,41 @@ class Liveness:
     """Kept tensors of earlier plans that the template may import, by name."""
 
     @cached_property
-    def _held(self) -> dict[str, list[_Held]]:
-        """The tensors of each memory."""
+    def _streams(self) -> dict[tuple[str, str], _Written]:
+        """What each stream writes to each memory. What was imported belongs to the stream that writes it
+        again."""
         tasks = self.template.tasks
         freed_by = {name: index for index, task in enumerate(tasks) for name in task.frees}
-        found: dict[str, list[_Held]] = defaultdict(list)
+        stream_of = {t.name: _stream(task, t.memory) for task in tasks for t in task.writes}
+        found: defaultdict[tuple[str, str], _Written] = defaultdict(_Written)
         for name in self.template.imports:
             tensor = self.imported[name]
-            found[tensor.memory].append(_Held(tensor, tasks[0], NEVER, freed_by[name]))
+            found[tensor.memory, stream_of[name]].add(tensor, tasks[0], START, freed_by[name])
         for index, task in enumerate(tasks):
             for tensor in task.writes:
-                held = _Held(tensor, task, index, freed_by.get(tensor.name, NEVER))
-                found[tensor.memory].append(held)
-        return found
+                freed = NEVER if tensor.kept else freed_by.get(tensor.name, NEVER)
+                found[tensor.memory, stream_of[tensor.name]].add(tensor, task, index, freed)
+        return dict(found)
 
     @cached_property
-    def _alive(self) -> dict[str, tuple[list[_Moments], list[_Moments]]]:
-        """By memory, what may be there together: of all its tensors, and of those of each stream."""
+    def _alive(self) -> dict[tuple[str, str], NDArray[np.bool_]]:
         order = Order(self.template.tasks)
-        found = {}
-        for memory, held in self._held.items():
-            streams = [_Moments(_alive_together(group, order), group) for group in _by_stream(held)]
-            found[memory] = ([_Moments(_alive_together(held, order), held)], streams)
-        return found
+        return {place: written.alive(order) for place, written in self._streams.items()}
 
     def most(self, plan: Plan) -> dict[str, Counter[str]]:
-        """By memory, bytes of each kind of tensor when all together may take most."""
-        found = {}
-        for memory, bounds in self._alive.items():
-            both = [sum((each.most(plan) for each in groups), Counter[str]()) for groups in bounds]
-            found[memory] = min(both, key=Counter.total)
-        return found
+        """By memory, bytes of each kind of tensor, those of each stream at its own fullest moment."""
+        found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for place, written in self._streams.items():
+            pairs = zip(written.tasks, written.tensors, strict=True)
+            sizes = [plan.amount(task, tensor.nbytes) for task, tensor in pairs]
+            alive = self._alive[place]
+            fullest = alive[int(np.argmax(alive @ np.array(sizes, dtype=np.int64)))].tolist()
+            for tensor, size, is_alive in zip(written.tensors, sizes, fullest, strict=True):
+                found[place[0]][tensor.kind] += size * is_alive
+        return dict(found)
 
 
-@dataclass(frozen=True, slots=True)
-class _Moments:
-    """Some tensors, and a row for each moment at which one of them is written: which may be there then."""
-
-    alive: NDArray[np.bool_]
-    held: Sequence[_Held]
-
-    def most(self, plan: Plan) -> Counter[str]:
-        """Bytes of each kind at the fullest moment."""
-        sizes = [plan.amount(each.task, each.tensor.nbytes) for each in self.held]
-        fullest = self.alive[int(np.argmax(self.alive @ np.array(sizes, dtype=np.int64)))].tolist()
-        kinds: Counter[str] = Counter()
-        for each, size, is_alive in zip(self.held, sizes, fullest, strict=True):
-            kinds[each.tensor.kind] += size * is_alive
-        return kinds
-
-
-def _by_stream(held: Sequence[_Held]) -> list[list[_Held]]:
-    """Tensors that tasks of the same streams write; those of earlier plans by themselves."""
-    groups: dict[tuple[str, ...] | None, list[_Held]] = defaultdict(list)
-    for each in held:
-        groups[each.task.units if each.written_by != NEVER else None].append(each)
-    return list(groups.values())
-
-
-def _alive_together(held: Sequence[_Held], order: Order) -> NDArray[np.bool_]:
-    """A row for each moment at which one of the tensors is written; one row of all if that is never."""
-    written = np.array([each.written_by for each in held])
-    freed = np.array([each.freed_by for each in held])
-    moments = np.unique(written[written != NEVER])
-    if not len(moments):
-        return np.ones((1, len(held)), dtype=np.bool_)
-    before = order.before(moments.tolist())
-    is_gone = before[:, freed] & (freed != NEVER)
-    own_moment = np.minimum(np.searchsorted(moments, written), len(moments) - 1)
-    is_to_come = before[own_moment][:, moments].T & (written != NEVER)
-    alive: NDArray[np.bool_] = ~is_gone & ~is_to_come
-    return alive
+def _stream(task: Task, memory: str) -> str:
+    """The stream that a task writes to a memory by: one of the memory's own if it holds any."""
+    own = (unit for unit in task.units if unit in (memory, f"{memory}.in"))
+    return next(own, task.units[0])

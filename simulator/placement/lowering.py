@@ -42,6 +42,7 @@ class Lowering:
         self.kernels: Counter[tuple[int, int]] = Counter()
         """Kernels that the first rank of each stage launches, by stage and microbatch."""
         self.gathers: list[int] = []
+        self.commits: list[int] = []
 
     def template(self) -> Template:
         draft, stages = self.draft, self.placement.stages
@@ -72,8 +73,8 @@ class Lowering:
         draft, host = self.draft, self.placed.host
         ids = draft.tensor(f"ids.m{microbatch}@{host}", host, IDS)
         self.gathers.append(draft.add(Task(
-            f"gather.m{microbatch}", "host", "gather", host, (self.placed.engine_unit,), (), (ids,),
-            microbatch, host_work="gather",
+            f"gather.m{microbatch}", "host", "gather", host, (self.placed.engine_thread(microbatch),), (),
+            (ids,), microbatch, host_work="gather",
         )))  # fmt: skip
         ranks = self.ranks(stage, microbatch)
         places = [self.placed.ends(stage, rank)[0][0].device for rank in ranks]
@@ -88,8 +89,12 @@ class Lowering:
         arrived = self.draft.copy(answer, role, (host,), microbatch)[0]
         is_last = microbatch == self.microbatches - 1
         after = tuple(self.cache.stores) if self.cache and is_last else ()
-        self.draft.add(Task(f"commit.m{microbatch}", "host", "commit", host, (self.placed.engine_unit,),
-                            (arrived,), (), microbatch, host_work="commit", after=after))  # fmt: skip
+        after += tuple(self.commits) if self.placement.by_sequence and is_last else ()
+        thread = self.placed.engine_thread(microbatch)
+        self.commits.append(self.draft.add(Task(
+            f"commit.m{microbatch}", "host", "commit", host, (thread,), (arrived,), (), microbatch,
+            host_work="commit", after=after,
+        )))  # fmt: skip
 
     def _launches(self, microbatch: int) -> tuple[int, ...]:
         """An eager engine launches kernel after kernel, in a thread of each stage, while the devices work;
@@ -100,6 +105,7 @@ class Lowering:
         for number, stage in enumerate(stages):
             lane = stage.devices[self.ranks(stage, microbatch)[0]]
             kernels = self.kernels[number, microbatch] + (stage is stages[-1])
+            kernels += self.kernels[number, self.microbatches]  # of work on all microbatches together
             launches.append(self.draft.add(Task(
                 f"launch.{number}.m{microbatch}@{lane}", "host", "launch", self.placed.host,
                 (f"{lane}.launch",), (), (), microbatch, after=(self.gathers[microbatch],),

@@ -64,8 +64,20 @@ class Placed:
 
     @property
     def engine_unit(self) -> str:
-        """The stream of the loop's own engine thread."""
-        return f"{self.host}.engine-{self.loop}" if self.loop else f"{self.host}.engine"
+        """The stream of the loop's own engine thread, or of the first of them."""
+        return self.engine_units[0]
+
+    @property
+    def engine_units(self) -> tuple[str, ...]:
+        """The streams of the loop's engine threads: one, or one for each rank with sequences of its own."""
+        assert self.loop == 0 or self.rank_groups == 1, "threads of ranks are numbered as those of loops are"
+        first = f"{self.host}.engine"
+        numbers = range(self.loop, self.loop + self.rank_groups)
+        return tuple(f"{first}-{number}" if number else first for number in numbers)
+
+    def engine_thread(self, microbatch: int) -> str:
+        """The engine thread that prepares and commits a microbatch."""
+        return self.engine_units[microbatch] if self.placement.by_sequence else self.engine_unit
 
     def own_name(self, name: str) -> str:
         """A name of something of one step that no other loop's steps use."""

@@ -278,9 +278,9 @@ class Order:
 def flaws(template: Template, resident: Iterable[str]) -> list[str]:
     """Everything that makes a template unfit to run, in words; empty for a sound one.
 
-    A sound template reads only what is resident, imported or written before and not yet freed, on the
-    memory where the task runs; it writes no name twice, reads all it writes (or discards it on the spot),
-    frees all it does not keep.
+    A sound template reads only what is resident, imported or written before and not yet freed; it writes no
+    name twice, reads all it writes (or discards it on the spot), frees all it does not keep. What it does to
+    KV blocks is done when the serving loop goes on: a later step may look for it from other streams.
     """
     known, found = set(resident) | set(template.imports), []
     alive, written, read = set(known), set[str](), set[str]()
@@ -301,4 +301,13 @@ def flaws(template: Template, resident: Iterable[str]) -> list[str]:
     tensors = template.tensors
     found += [f"{name} is written and never read" for name in written - read if not tensors[name].kept]
     found += [f"{name} is never freed" for name in alive & written if not tensors[name].kept]
-    return found
+    return found + _late_for_the_next_step(template)
+
+
+def _late_for_the_next_step(template: Template) -> list[str]:
+    users = [index for index, task in enumerate(template.tasks) if task.kv is not None]
+    if not users:
+        return []
+    (before,) = Order(template.tasks).before([template.outcome])
+    return [f"{template.tasks[index].name} may still be busy with KV blocks when the step is over"
+            for index in users if not before[index]]  # fmt: skip

@@ -120,12 +120,11 @@ def _draw_panel(axes: Axes, panel: Panel, layout: Layout, unit: str) -> None:
 def _draw_bars(axes: Axes, panel: Panel) -> None:
     looks: dict[tuple[str, bool], list[tuple[Rectangle, str]]] = defaultdict(list)
     for lane, bar in panel.bars:
-        is_left_over = bar.step != panel.step
         left, right = drawn_ends(panel, bar)
-        looks[hatch_of(bar), is_left_over] += _stripes(bar, left, right, lane)
+        looks[hatch_of(panel, bar), panel.is_left_over(bar)] += _stripes(bar, left, right, lane)
         label = label_on(panel, bar)
         if label is not None:
-            _write_on(axes, (left + right) / 2, lane.middle, bar, label)
+            _write_on(axes, ((left + right) / 2, lane.middle), bar, label, is_plain(panel, bar))
     for (hatch, is_left_over), drawn in looks.items():
         axes.add_collection(PolyCollection(
             [rectangle for rectangle, _ in drawn], facecolors=[colour for _, colour in drawn],
@@ -146,13 +145,13 @@ def _stripes(bar: Bar, left: float, right: float, lane: Lane) -> list[tuple[Rect
     return result
 
 
-def _write_on(axes: Axes, x: float, y: float, bar: Bar, label: str) -> None:
+def _write_on(axes: Axes, middle: tuple[float, float], bar: Bar, label: str, is_on_plain: bool) -> None:
     is_dark = len(bar.busy_s) == 1 and bar.busy_s[0][0] in _DARK
     look: dict[str, Any] = {"ha": "center", "zorder": 4, "color": "white" if is_dark else "black"}
-    if not is_plain(bar):
+    if not is_on_plain:
         ground = COLOURS[bar.busy_s[0][0]] if len(bar.busy_s) == 1 else "white"
-        look["bbox"] = {"boxstyle": "square,pad=0.1", "fc": ground, "ec": "none"}
-    write(axes, x, y, label, SMALL, **look)
+        look["bbox"] = {"boxstyle": "square,pad=0.3", "fc": ground, "ec": "none"}
+    write(axes, *middle, label, SMALL, **look)
 
 
 def _draw_crossings(axes: Axes, panel: Panel) -> None:
@@ -178,7 +177,8 @@ def _draw_limits(axes: Axes, panel: Panel, layout: Layout) -> None:
     axes.plot([outcome] * 2, [top, bottom], color="black", linewidth=1.0, linestyle=(0, (3, 2)), zorder=5)
     axes.plot([outcome], [top], marker="v", color="black", markersize=5, zorder=5)
     write(axes, panel.left + 0.06, -LINE * 2.2, _step_text(panel), weight="bold")
-    text = f"outcome after {format_seconds(panel.outcome_s - panel.start_s)}"
+    whose = panel.loops.name(panel.step)
+    text = f"outcome {f'of {whose} ' if whose else ''}after {format_seconds(panel.outcome_s - panel.start_s)}"
     is_left = outcome - panel.left < len(text) * EM[TEXT] + 0.2
     x = outcome + (0.08 if is_left else -0.08)
     write(axes, x, -LINE * 0.9, text, ha="left" if is_left else "right", color=INK)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from simulator.report.timeline import natural, on_tracks
 from simulator.report.timeline_bars import Bar, bars_of
+from simulator.report.timeline_loops import Loops, loops_of
 from simulator.results.records import Span
 
 ROW, GROUP_GAP = 0.2, 0.08
@@ -26,7 +27,10 @@ _CHARACTER = 0.068
 """Width of a letter of the lanes' names, at most."""
 _MOST_GROUPS = 9
 _MOST_CROSSINGS = 64
-_WAYS = {"": "computes", "in": "copies in", "out": "copies out", "engine": "engine's thread"}
+_WAYS = {
+    "": "computes", "launch": "kernel launches", "in": "copies in", "out": "copies out",
+    "engine": "engine's thread",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +74,25 @@ class Panel:
     outcome_s: float
     prefill_tokens: int
     decode_tokens: int
+    loops: Loops
     bars: tuple[tuple[Lane, Bar], ...]
     crossings: tuple[Crossing, ...]
 
     @property
     def right(self) -> float:
         return self.left + self.width
+
+    def is_left_over(self, bar: Bar) -> bool:
+        """Whether an earlier step of the same serving loop began it."""
+        return bar.step != self.step and self.loops.are_one(bar.step, self.step)
+
+    def batch(self, bar: Bar) -> int:
+        """Whose work it is, of the serving loops that take turns on the same devices."""
+        return self.loops.batch(bar.step)
+
+    def part(self, bar: Bar) -> int:
+        """Which part of its batch."""
+        return self.loops.part(bar.step, bar.microbatch)
 
     def x(self, time_s: float) -> float:
         return self.left + self.width * (time_s - self.start_s) / (self.end_s - self.start_s)
@@ -113,9 +130,11 @@ class _Window:
 
 def laid_out(spans: Sequence[Span]) -> Layout:
     """Place the first two steps of some spans, of which there is at least one."""
-    windows = _windows(spans)
+    loops = loops_of(spans)
+    windows = _windows(spans, loops)
+    start_s, end_s = windows[0].start_s, windows[-1].end_s
     tracks: dict[str, list[Span]] = defaultdict(list)
-    for track, span in on_tracks([span for span in spans if span.step in {each.step for each in windows}]):
+    for track, span in on_tracks([span for span in spans if span.start_s < end_s and span.end_s > start_s]):
         tracks[track].append(span)
     lanes, left_out = _lanes(tracks)
     left = 0.3 + _CHARACTER * (_longest(lane.group for lane in lanes) + _longest(lane.text for lane in lanes))
@@ -123,7 +142,7 @@ def laid_out(spans: Sequence[Span]) -> Layout:
     panels, edge = [], left
     for number, (window, share) in enumerate(zip(windows, shares, strict=True), start=1):
         width = share * (_BARS_WIDTH - _PANEL_GAP * (len(windows) - 1))
-        panels.append(_panel(number, window, edge, width, lanes, tracks))
+        panels.append(_panel(number, window, edge, width, lanes, tracks, loops))
         edge += width + _PANEL_GAP
     return Layout(lanes, tuple(panels), left_out, left, left + _BARS_WIDTH)
 
@@ -135,13 +154,13 @@ def _longest(texts: Iterable[str]) -> int:
 # -- steps --------------------------------------------------------------------------------------------------
 
 
-def _windows(spans: Sequence[Span]) -> list[_Window]:
-    """The first two steps, each from its first task until its outcome is there and the next step begins or
-    its last task ends."""
+def _windows(spans: Sequence[Span], loops: Loops) -> list[_Window]:
+    """The first two steps of the serving loop that begins, each from its first task until its outcome is
+    there and the next step begins or its last task ends."""
     by_step: dict[int, list[Span]] = defaultdict(list)
     for span in spans:
         by_step[span.step].append(span)
-    steps = sorted(by_step)
+    steps = loops.steps_with(min(by_step))
     starts = {step: min(span.start_s for span in by_step[step]) for step in steps}
     windows = []
     for step, following in zip(steps[:2], [*steps[1:], None][:2], strict=False):
@@ -186,8 +205,9 @@ def _lanes(tracks: Mapping[str, Sequence[Span]]) -> tuple[tuple[Lane, ...], int]
 def _named(track: str, tracks: Mapping[str, Sequence[Span]]) -> tuple[str, str]:
     """The device a stream belongs to, and what it does there."""
     group, _, way = track.rpartition(".")
+    way, _, number = way.partition("-")
     if group and way in _WAYS:
-        return group, _WAYS[way]
+        return group, f"{_WAYS[way]} {int(number) + 1}" if number else _WAYS[way]
     if any(span.category in ("compute", "collective") for span in tracks[track]):
         return track, _WAYS[""]
     return track, "works"
@@ -199,7 +219,7 @@ def _place(text: str) -> int:
 
 
 def _rank(text: str) -> int:
-    return {_WAYS["engine"]: 0, "works": 2}.get(text, 1)
+    return 0 if text.startswith(_WAYS["engine"]) else 2 if text == "works" else 1
 
 
 def _begins(tracks: Mapping[str, Sequence[Span]], group: str) -> float:
@@ -211,14 +231,15 @@ def _begins(tracks: Mapping[str, Sequence[Span]], group: str) -> float:
 
 def _panel(
     number: int, window: _Window, left: float, width: float, lanes: Sequence[Lane],
-    tracks: Mapping[str, Sequence[Span]],
+    tracks: Mapping[str, Sequence[Span]], loops: Loops,
 ) -> Panel:  # fmt: skip
     bars = tuple((lane, bar) for lane in lanes for bar in _bars(tracks[lane.track], window, width))
-    own = {span.microbatch: span for lane in lanes for span in tracks[lane.track] if span.step == window.step}
+    own = [span for lane in lanes for span in tracks[lane.track]
+           if span.step == window.step and span.operator == "gather"]  # fmt: skip
     panel = Panel(
         number, window.step, left, width, window.start_s, window.end_s, window.outcome_s,
-        sum(span.prefill_tokens for span in own.values()), sum(span.decode_tokens for span in own.values()),
-        bars, (),
+        sum(span.prefill_tokens for span in own), sum(span.decode_tokens for span in own),
+        loops, bars, (),
     )  # fmt: skip
     crossings = tuple(_crossings(panel, {lane.track: lane for lane in lanes}))
     return panel if len(crossings) > _MOST_CROSSINGS else replace(panel, crossings=crossings)
@@ -249,10 +270,16 @@ def _copies(panel: Panel, bar: Bar, lanes: Mapping[str, Lane]) -> Iterator[Cross
     free before or after."""
     start, end = panel.x(bar.start_s), panel.x(bar.end_s)
     units = {unit for span in bar.spans for unit in span.units}
+    thread = panel.loops.thread_of[bar.step]
     for source, target in dict.fromkeys(pair for span in bar.spans for pair in span.crossings):
         sends, receives = f"{source}.out" in units, f"{target}.in" in units
-        origin = lanes.get(f"{source}.out" if sends else source, lanes.get(f"{source}.engine"))
-        goal = lanes.get(f"{target}.in" if receives else target, lanes.get(f"{target}.engine"))
+        origin = _end(f"{source}.out" if sends else source, thread, lanes)
+        goal = _end(f"{target}.in" if receives else target, thread, lanes)
         if origin is not None and goal is not None and origin is not goal:
             x = (start + end) / 2 if sends and receives else end if sends else start
             yield Crossing(x, origin.middle, goal.middle, True)
+
+
+def _end(track: str, thread: str, lanes: Mapping[str, Lane]) -> Lane | None:
+    """Of a copy from or to a host, the thread of the engine there."""
+    return lanes.get(track, lanes.get(thread) if thread.startswith(f"{track}.") else None)

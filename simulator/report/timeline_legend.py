@@ -11,6 +11,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 
 from simulator.report.timeline_layout import Layout
 from simulator.report.timeline_looks import (
+    BATCH_HATCHES,
     EM,
     FAINT,
     HATCHES,
@@ -39,7 +40,7 @@ class Entry:
     """A sign, what it means, and where it stands."""
 
     sign: str
-    """A part of the work, or `part 2` of the batch, `stripes`, `pale`, `number`, `arrow`."""
+    """A part of the work, or `part 2` of the batch, `batch 2`, `stripes`, `pale`, `number`, `arrow`."""
     text: str
     row: int
     left: float
@@ -61,11 +62,13 @@ def _signs(layout: Layout) -> Iterator[tuple[str, str]]:
     drawn = [(panel, bar) for panel in layout.panels for _, bar in panel.bars]
     parts = {part for _, bar in drawn for part, _ in bar.busy_s}
     yield from ((part, _MEANINGS.get(part, part)) for part in COLOURS if part in parts)
-    for microbatch in sorted({bar.microbatch for _, bar in drawn if bar.microbatch}):
-        yield f"part {microbatch}", f"part {microbatch + 1} of the batch"
+    for part in sorted({panel.part(bar) for panel, bar in drawn} - {0}):
+        yield f"part {part}", f"part {part + 1} of the batch"
+    for batch in sorted({panel.batch(bar) for panel, bar in drawn} - {0}):
+        yield f"batch {batch}", f"batch {batch + 1}"
     if any(len(bar.busy_s) > 1 for _, bar in drawn):
         yield "stripes", "many short tasks: a stripe is as high as its share of the time"
-    if any(bar.step != panel.step for panel, bar in drawn):
+    if any(panel.is_left_over(bar) for panel, bar in drawn):
         yield "pale", "pale: started by the step before"
     if any(label_on(panel, bar) for panel, bar in drawn):
         yield "number", "number of the layer"
@@ -96,6 +99,9 @@ def _draw_sign(axes: Axes, sign: str, x: float, y: float) -> None:
             _fill(axes, [box], facecolors=blue, alpha=PALE)
         case ["part", number]:
             _fill(axes, [box], facecolors=blue, edgecolors="white", hatch=HATCHES[int(number) % len(HATCHES)])
+        case ["batch", number]:
+            hatch = BATCH_HATCHES[int(number) % len(BATCH_HATCHES)]
+            _fill(axes, [box], facecolors=blue, edgecolors="white", hatch=hatch)
         case _:
             _fill(axes, [box], facecolors=_COLOURS[sign])
 

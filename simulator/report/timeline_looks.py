@@ -18,13 +18,15 @@ EM = {TEXT: 0.064, SMALL: 0.056}
 """Width of a letter, rather too much."""
 HATCHES = ("", "//////", "......", "xxxxxx")
 """Of a batch's parts, from its first."""
+BATCH_HATCHES = ("", "\\\\\\\\\\\\", "------", "++++++")
+"""Of batches that are under way at once, from the first."""
 PALE = 0.4
 INK, FAINT = "#333333", "#8A8A8A"
 PADDING = 0.025
 """Between a bar and its lane's edges; bars that follow one another are drawn that far apart at most."""
 _LEAST_BAR = 0.022
 """A bar is drawn at least so wide."""
-_GROUND = 0.08
+_GROUND = 0.14
 """What a number needs beside it where its bar is no plain ground."""
 
 Rectangle = list[tuple[float, float]]
@@ -45,17 +47,18 @@ def drawn_ends(panel: Panel, bar: Bar) -> tuple[float, float]:
     return left, max(right - min(PADDING, (right - left) / 6), left + _LEAST_BAR)
 
 
-def hatch_of(bar: Bar) -> str:
-    return HATCHES[(bar.microbatch or 0) % len(HATCHES)]
+def hatch_of(panel: Panel, bar: Bar) -> str:
+    batch = BATCH_HATCHES[panel.batch(bar) % len(BATCH_HATCHES)]
+    return batch + HATCHES[panel.part(bar) % len(HATCHES)]
 
 
-def is_plain(bar: Bar) -> bool:
+def is_plain(panel: Panel, bar: Bar) -> bool:
     """Of one colour all over."""
-    return len(bar.busy_s) == 1 and not hatch_of(bar)
+    return len(bar.busy_s) == 1 and not hatch_of(panel, bar)
 
 
 def label_on(panel: Panel, bar: Bar) -> str | None:
     """What is written on a bar: the longest that fits."""
     left, right = drawn_ends(panel, bar)
-    room = right - left - (0 if is_plain(bar) else _GROUND)
+    room = right - left - (0 if is_plain(panel, bar) else _GROUND)
     return next((text for text in bar.labels if len(text) * EM[SMALL] <= room), None)

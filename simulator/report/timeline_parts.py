@@ -25,7 +25,7 @@ COLOURS: dict[Part, str] = {
 
 ATTENTION = frozenset({
     "attn_norm", "qkv_proj", "q_proj", "q_a_norm", "latent_proj", "rotary", "attention", "attn_gate_proj",
-    "attn_gate", "o_proj", "attn_post_norm", "qkvz_proj", "delta_rule",
+    "attn_gate", "o_proj", "attn_post_norm", "qkvz_proj", "delta_rule", "split_rows", "join_rows",
 })  # fmt: skip
 """Operators of a layer that belong to its attention; the others are its feed-forward part."""
 

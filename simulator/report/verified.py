@@ -10,6 +10,7 @@ from rich.text import Text
 
 from simulator.specs.weight_formats import WEIGHT_FORMATS
 from simulator.study.verify import LOGITS_TOLERANCE, Verified
+from simulator.study.verify_all import tallies
 
 HEADERS = ("machine", "model", "placement", "status", "weights", "steps", "tasks", "tokens", "preempted",
            "logits differ by", "FLOPs", "bytes over links")  # fmt: skip
@@ -34,6 +35,32 @@ def print_verified(rows: Sequence[Verified], console: Console) -> None:
     console.print(table)
     for row in rows:
         for mismatch in row.mismatches:
+            console.print(Text(f"{row.machine}, {row.model}, {row.placement}: {mismatch}"))
+    console.print(Text(summary(rows)))
+
+
+TALLY_HEADERS = ("strategy", "models", "carried out", "not placed", "mismatches", "steps", "tasks", "tokens",
+                 "logits differ by", "in all of them")  # fmt: skip
+
+
+def print_all_verified(rows: Sequence[Verified], console: Console) -> None:
+    """A row for each strategy, then what differs, and the count; `--json` has every row, with the reasons of
+    those that were not placed."""
+    table = Table(box=None, pad_edge=False)
+    for header in TALLY_HEADERS:
+        justify = "left" if header in ("strategy", "in all of them") else "right"
+        table.add_column(Text(header), no_wrap=True, justify=justify)  # type: ignore[arg-type]
+    for tally in tallies(rows):
+        counts = (tally.models, tally.carried_out, tally.not_placed, tally.mismatches, tally.steps,
+                  tally.tasks, tally.tokens)  # fmt: skip
+        style = "bold red" if tally.mismatches else "green"
+        table.add_row(
+            Text(tally.strategy, style), *(Text(f"{count:,}") for count in counts),
+            Text(f"{tally.logits_difference:.1e}"), Text(", ".join(tally.kinds)),
+        )  # fmt: skip
+    console.print(table)
+    for row in rows:
+        for mismatch in row.mismatches if row.status == "mismatch" else ():
             console.print(Text(f"{row.machine}, {row.model}, {row.placement}: {mismatch}"))
     console.print(Text(summary(rows)))
 

@@ -73,6 +73,8 @@ class RunResult:
     """Input and output tokens of finished requests."""
     transitions_per_token: Mapping[str, int] = field(default_factory=dict)
     """How often a token's own pass goes from one device to another, as `a->b`."""
+    link_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Bytes over each directed link in the whole run; over a memory bus in both directions together."""
     metrics: LatencyMetrics | None = None
     economics: Economics | None = None
     bands: Mapping[str, Band] = field(default_factory=dict)
@@ -125,6 +127,7 @@ class RunResult:
             "requests": dict(self.requests),
             "tokens": dict(self.tokens),
             "transitions_per_token": dict(self.transitions_per_token),
+            "link_bytes": dict(self.link_bytes),
             "metrics": self._metrics_dict(),
             "bands": {name: {"low": band.low, "high": band.high} for name, band in self.bands.items()},
             "unknown": list(self.economics.unknown) if self.economics else [],

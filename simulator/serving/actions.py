@@ -36,10 +36,17 @@ class Step:
     """Of the keys read by decoding sequences those inside the model's sliding window; 0 without one."""
     window_growing: int = 0
     """Decoding sequences that do not fill the window yet."""
+    of_ranks: tuple[Step | None, ...] = ()
+    """What each rank's own sequences bring to it, where ranks have sequences of their own."""
 
     @property
     def token_count(self) -> int:
         return self.decode_count + sum(prefill.new for prefill in self.prefills)
+
+    def shapes_of_ranks(self, traits: Traits) -> tuple[StepShape, ...]:
+        """The shape of what each rank brings, and of all of it together."""
+        nothing = StepShape.of((), traits)
+        return (*(nothing if own is None else own.shape(traits) for own in self.of_ranks), self.shape(traits))
 
     def shape(self, traits: Traits) -> StepShape:
         """The sums that decide the step's cost."""

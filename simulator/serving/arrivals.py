@@ -51,6 +51,11 @@ class Source:
         self._users = users
         self._next = len(self._requests) if users is None else min(users, len(self._requests))
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether requests follow answers."""
+        return self._users is not None
+
     def open_arrivals(self) -> Iterator[Request]:
         """Requests in order of their time; of a closed loop the first of each user."""
         first = len(self._requests) if self._users is None else self._users

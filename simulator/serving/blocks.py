@@ -8,27 +8,33 @@ class BlockPool:
 
     def __init__(self, count: int, first: int = 0) -> None:
         """first: the number of the first block."""
-        self.count, self._first = count, first
+        self.count = count
         self._returned: list[int] = []
-        self._never_taken = 0
-        """How many blocks somebody has had; all others are free too. A pool may have millions."""
+        self._next = first
+        """The first block that nobody has had; all above are free too. A pool may have millions."""
+        self._taken = 0
         self.peak_taken = 0
 
     @property
     def free_count(self) -> int:
-        return len(self._returned) + self.count - self._never_taken
+        return self.count - self._taken
 
     def take(self, count: int) -> list[int]:
         """Take `count` blocks; the caller has checked that so many are free."""
-        assert count <= self.free_count, "more blocks taken than are free"
-        again = min(count, len(self._returned))
-        taken = self._returned[len(self._returned) - again :][::-1]
-        del self._returned[len(self._returned) - again :]
-        fresh = range(self._first + self._never_taken, self._first + self._never_taken + count - again)
-        self._never_taken += len(fresh)
-        self.peak_taken = max(self.peak_taken, self.count - self.free_count)
-        return taken + list(fresh)
+        assert count <= self.count - self._taken, "more blocks taken than are free"
+        self._taken += count
+        if self._taken > self.peak_taken:
+            self.peak_taken = self._taken
+        returned = self._returned
+        again = min(count, len(returned))
+        taken = [returned.pop() for _ in range(again)]
+        if again < count:
+            fresh = range(self._next, self._next + count - again)
+            self._next = fresh.stop
+            taken += fresh
+        return taken
 
     def give_back(self, blocks: list[int]) -> None:
         self._returned.extend(reversed(blocks))
-        assert self.free_count <= self.count, "a block was returned twice"
+        self._taken -= len(blocks)
+        assert self._taken >= 0, "a block was returned twice"

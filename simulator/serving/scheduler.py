@@ -21,6 +21,7 @@ from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 
 from simulator.graph.shape import Chunk
+from simulator.placement.memory import split_chunks
 from simulator.serving.actions import Completed, Prefill, Step
 from simulator.serving.blocks import BlockPool
 from simulator.specs.engine import SchedulerSettings
@@ -150,6 +151,16 @@ class Scheduler:
         )  # fmt: skip
         return self._pending
 
+    @property
+    def peak_blocks(self) -> int:
+        """The most blocks that were taken at once."""
+        return self.pool.peak_taken
+
+    def parts(self, microbatches: int) -> tuple[tuple[Chunk, ...], ...]:
+        """The pending step's chunks, cut into microbatches of about equally many tokens."""
+        chunks = self.chunks()
+        return (chunks,) if microbatches == 1 else split_chunks(chunks, microbatches)
+
     def chunks(self) -> tuple[Chunk, ...]:
         """The pending step's chunks with their blocks: decodes by admission, then prefills."""
         assert self._pending is not None
@@ -200,6 +211,8 @@ class Scheduler:
         rounds = min(most, self._finishes[0][0] - self._round - 1)
         rounds = min(rounds, self._window.unchanged_rounds(self._round, rounds))
         free = self.pool.free_count
+        if self._decode_count * self._blocks_for(rounds) <= free:
+            return rounds
         for ahead in range(1, rounds + 1):
             free -= len(self._takers.get((self._round + ahead) % self._block_tokens, ()))
             if free < 0:
@@ -272,7 +285,9 @@ class Scheduler:
 
     def _grow_decodes(self) -> None:
         """Give a block to every decoding sequence that has filled its own."""
-        takers = self._takers[self._round % self._block_tokens]
+        takers = self._takers.get(self._round % self._block_tokens)
+        if not takers:
+            return
         for sequence in sorted(takers.values(), key=lambda taker: taker.order):
             if sequence.number in takers:
                 self._take_blocks(sequence, self._cached(sequence) + 1)
@@ -291,7 +306,8 @@ class Scheduler:
             self._preempt(last)
             if last is sequence:
                 return False
-        sequence.blocks += self.pool.take(max(0, missing))
+        if missing > 0:
+            sequence.blocks += self.pool.take(missing)
         return True
 
     def _preempt(self, sequence: _Sequence) -> None:

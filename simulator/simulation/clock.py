@@ -61,8 +61,14 @@ class Clock:
         self.env, self.books, self.fidelity, self.record_steps = env, books, fidelity, record_steps
         self.step_count = 0
         self._recorded: dict[int, Recorded] = {}
-        numbers = _islands(books)
-        self._islands = [Island(env, fidelity == "task", self._note_events) for _ in sorted(set(numbers))]
+        uses = [book.use(book.program.placement.microbatches) for book in books]
+        numbers = _islands(uses)
+        together = [[use for use, own in zip(uses, numbers, strict=True) if own == number]
+                    for number in sorted(set(numbers))]  # fmt: skip
+        self._islands = [
+            Island(env, [(use.priced, use.reduced) for use in members], fidelity == "task", self._note_events)
+            for members in together
+        ]
         self._island_of = [self._islands[number] for number in numbers]
         self._skipped_to = [0] * len(books)
         """Until when each loop's steps were carried out at once."""
@@ -80,10 +86,14 @@ class Clock:
         launch = Launch(loop, self.step_count, use, shapes, durations, at, self.env.event())
         self.step_count += 1
         is_recorded = launch.step < self.record_steps
-        self._island_of[loop].launch(launch, is_recorded)
-        if is_recorded and launch.timed is not None:
-            self._record(launch, launch.timed)
+        self._island_of[loop].launch(launch)
+        if is_recorded and launch.running is None:
+            self._record(launch, launch.timed())
         return launch
+
+    def is_alone(self, loop: int) -> bool:
+        """Whether no other loop's plans can meet those of a loop."""
+        return self._island_of.count(self._island_of[loop]) == 1
 
     def charge(self, launch: Launch, active: int) -> None:
         """Charge a step's time to the `active` sequences that took part in it."""
@@ -100,7 +110,7 @@ class Clock:
         is_asked = self.fidelity == "fast" and most > 0 and self.step_count >= self.record_steps
         if not is_asked or at > LAST_LAUNCH or not self._island_of[loop].is_quiet(at):
             return None
-        use = self.books[loop].use(len(shapes))
+        use = self.books[loop].use_of(shapes)
         if not (use.reduced.never_crowded and use.reduced.drains):
             return None
         rows = use.forecast.upcoming(shapes)[:most]
@@ -142,10 +152,7 @@ class Clock:
         )
 
 
-def _islands(books: Sequence[PlanBook]) -> list[int]:
+def _islands(uses: Sequence[Use]) -> list[int]:
     """For each loop the number of its island."""
-    if len(books) == 1:
-        return [0]
-    uses = [book.use(book.program.placement.microbatches) for book in books]
     units = [frozenset(unit for task in use.priced.template.tasks for unit in task.units) for use in uses]
     return islands_of([use.reduced for use in uses], units)

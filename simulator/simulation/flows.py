@@ -91,7 +91,7 @@ def fair_speeds(flows: Iterable[Flow]) -> list[float]:
                 weight[link] += load / flows[index].lone_bytes_per_s
         gain = min(
             min((1.0 - speeds[index]) * flows[index].lone_bytes_per_s for index in rising),
-            min(room[link] / weight[link] for link in weight),
+            min((room[link] / each for link, each in weight.items() if each > 0), default=math.inf),
         )
         for index in rising:
             speeds[index] += gain / flows[index].lone_bytes_per_s

@@ -1,12 +1,17 @@
 """The way of requests to the engine's queue and of tokens to the clients: the host's cores and its port.
 
+Jobs are handed to the cores in the order in which they become ready, requests before tokens and loops in
+their order. A loop that has gone ahead of the clock leaves its deliveries here until it is their turn.
+
 Cores and both directions of the network port are queues of their own, so a busy host delays requests as a
 busy GPU does. All serving loops share them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import heapq
+import math
+from collections.abc import Callable, Iterable
 
 from simpy import Environment
 
@@ -17,6 +22,9 @@ from simulator.simulation.lives import RequestLife
 from simulator.simulation.pool import Pool
 from simulator.simulation.ticks import tick
 from simulator.specs.engine import Engine
+
+Received = Callable[[int, int], None]
+"""Is told the tick at which clients receive a step's tokens, and how many those are."""
 
 
 class Front:
@@ -32,6 +40,22 @@ class Front:
         self.cores, self._port_in, self._port_out = Pool(cores), Pool(1), Pool(1)
         self._s_per_byte = 1 / link.achieved_bytes_per_s if link else 0.0
         self.latency = tick(link.latency_s) if link else 0
+        self._due: list[tuple[int, int, int, Received]] = []
+        """Deliveries whose turn has not come: when ready, of which loop, tokens, and whom to tell."""
+        self._client_events: list[int] = []
+        """When clients, the network and cores do something, as far as that is known."""
+
+    def next_client_event(self) -> float:
+        """The first tick after this one at which something may reach a queue, as far as that is known; what
+        finished requests bring about comes on top."""
+        events, now = self._client_events, int(self.env.now)
+        while events and events[0] <= now:
+            heapq.heappop(events)
+        return events[0] if events else math.inf
+
+    def note_client_event(self, when: int) -> None:
+        """A client will do something at a tick."""
+        heapq.heappush(self._client_events, when)
 
     def receive(self, life: RequestLife, queue: Callable[[RequestLife], None]) -> None:
         """Let a request that is sent now cross the network, and be received and tokenised on a core; `queue`
@@ -42,16 +66,41 @@ class Front:
 
         def tokenize() -> None:
             life.host_ticks = tick(receive_s(self.engine, self.host, life.request.prompt_tokens))
+            self.deliver_due(int(self.env.now), -1)
             self.at(self.cores.submit(int(self.env.now), life.host_ticks), lambda: queue(life))
 
         self.at(arrived, tokenize)
 
-    def deliver(self, ready: int, tokens: int) -> tuple[int, int, int]:
-        """Send a step's tokens to the clients: when they are received, and the ticks of a core's work and on
-        the wire. Deliveries come in the order in which they are ready."""
-        work = tick(deliver_s(self.engine, self.host, tokens))
-        on_wire = tick(tokens * STREAMED_BYTES_PER_TOKEN * self._s_per_byte)
+    def deliver(self, loop: int, ready: int, tokens: int) -> tuple[int, int, int]:
+        """Send the tokens of a loop's step to the clients: when they are received, and the ticks of a core's
+        work and on the wire."""
+        self.deliver_due(ready, loop)
+        work, on_wire = self._work_of(tokens)
         return self._port_out.submit(self.cores.submit(ready, work), on_wire) + self.latency, work, on_wire
 
+    def deliver_many(self, ready: Iterable[int], tokens: int) -> list[int]:
+        """Send the tokens of several steps, so many each; when they are received."""
+        work, on_wire = self._work_of(tokens)
+        submit, send, latency = self.cores.submit, self._port_out.submit, self.latency
+        return [send(submit(each, work), on_wire) + latency for each in ready]
+
+    def deliver_later(self, loop: int, ready: Iterable[int], tokens: int, received: Received) -> None:
+        """Send the tokens of several steps of a loop, so many each, when it is their turn; `received` is then
+        told when the clients have them."""
+        for each in ready:
+            heapq.heappush(self._due, (each, loop, tokens, received))
+
+    def deliver_due(self, ready: float, loop: int) -> None:
+        """Send all that comes before what a loop has ready at a tick."""
+        while self._due and self._due[0][:2] < (ready, loop):
+            each, _, tokens, received = heapq.heappop(self._due)
+            received(self.deliver_many((each,), tokens)[0], tokens)
+
+    def _work_of(self, tokens: int) -> tuple[int, int]:
+        """Ticks of a core and of the port for a step's tokens."""
+        work = tick(deliver_s(self.engine, self.host, tokens))
+        return work, tick(tokens * STREAMED_BYTES_PER_TOKEN * self._s_per_byte)
+
     def at(self, when: int, action: Action) -> None:
+        self.note_client_event(when)
         after(self.env, when - int(self.env.now), action=action)

@@ -21,9 +21,10 @@ from simulator.simulation.engine import Launched, TaskEngine
 from simulator.simulation.events import NORMAL
 from simulator.simulation.flows import FULL
 from simulator.simulation.plan_book import Counts, Use
-from simulator.simulation.pricing import Durations
+from simulator.simulation.pricing import Durations, PricedTemplate
 from simulator.simulation.recursion import Carried, Schedule, critical_path, schedule
 from simulator.simulation.reduced import Reduced
+from simulator.simulation.skeleton import Passed, Skeleton, skeleton
 
 
 @dataclass(eq=False, slots=True)
@@ -40,19 +41,32 @@ class Launch:
     drained_at: int = 0
     """When all of its tasks have ended, as far as R tells."""
     segment_ends: Sequence[int] = ()
-    """By segment of the reduced template, after the launch, where R went no further than that."""
-    timed: Schedule | None = None
+    """By segment of the reduced template, after the launch, of a plan launched on quiet streams."""
+    bones: Skeleton | None = None
+    passed: Passed | None = None
+    """By segment of the skeleton, of a plan launched while others were under way."""
+    found: Carried | None = None
+    """What earlier plans had left to it, if anything."""
     running: Launched | None = None
     """In the hands of the task engine."""
 
+    def timed(self) -> Schedule:
+        """When each task starts and ends: as R has it, or as far as the engine has come."""
+        if self.running is not None:
+            return self.running.so_far()
+        found = Carried() if self.found is None else self.found.copy()
+        return schedule(self.use.priced, self.durations, self.at, found)
+
     def path(self) -> Counts:
         """Tasks of each class on the path that decided the outcome."""
-        if self.segment_ends and self.running is None:
-            return self.use.reduced.critical_counts(self.segment_ends)
-        timed = self.timed if self.running is None else self.running.so_far()
-        assert timed is not None
-        chain = critical_path(self.use.priced.template, timed, self.use.reduced.nodes)
-        return np.bincount(self.use.priced.class_of_task[chain], minlength=self.use.priced.class_count)
+        assert self.bones is not None
+        if self.running is not None:
+            priced = self.use.priced
+            chain = critical_path(priced.template, self.running.so_far(), self.bones.ranks)
+            return np.bincount(priced.class_of_task[chain], minlength=priced.class_count)
+        if self.passed is not None:
+            return self.bones.critical_counts(self.passed)
+        return self.use.reduced.critical_counts(self.segment_ends)
 
 
 class _OutcomeTimer(Event):
@@ -75,10 +89,16 @@ def _outcome_is_there(event: Event) -> None:
 class Island:
     """What the plans of some loops share: streams, links and kept tensors."""
 
-    def __init__(self, env: Environment, as_events: bool, ended: Callable[[Launch, Launched], None]) -> None:
-        """as_events: whether every task is an event. ended: is told when the engine has carried a plan
-        out."""
+    def __init__(
+        self, env: Environment, templates: Sequence[tuple[PricedTemplate, Reduced]], as_events: bool,
+        ended: Callable[[Launch, Launched], None],
+    ) -> None:  # fmt: skip
+        """templates: one of each loop. as_events: whether every task is an event. ended: is told when the
+        engine has carried a plan out."""
         self.env, self._as_events, self._ended_by_events = env, as_events, ended
+        self._watched = watched_links(templates)
+        self._kept = frozenset(t.name for p, _ in templates for t in p.template.tensors.values() if t.kept)
+        self._skeletons: dict[PricedTemplate, Skeleton] = {}
         self.crowded: Counter[str] = Counter()
         """Windows that each link brought about."""
         self.event_steps = 0
@@ -92,42 +112,48 @@ class Island:
         """Whether nothing is under way at a tick that is not before the last launch."""
         return not self._engine.plans_under_way and all(launch.drained_at <= at for launch in self._open)
 
-    def launch(self, launch: Launch, task_by_task: bool) -> None:
-        """Carry a plan out; `task_by_task` where the times of all its tasks are asked for."""
+    def launch(self, launch: Launch) -> None:
+        """Carry a plan out."""
+        launch.bones = self._skeleton(launch.use)
         if self._as_events or self._engine.plans_under_way:
             self._by_events(launch)
             return
         self._open = [each for each in self._open if each.drained_at > launch.at]
-        if not self._open:
+        if not self._open and self._carried.free:
             self._carried = Carried()
-        if not self._open and launch.use.reduced.never_crowded and not task_by_task:
-            self._by_segments(launch)
+        if self._open or not launch.use.reduced.never_crowded:
+            self._beside_others(launch)
         else:
-            self._by_recursion(launch)
+            self._alone(launch)
 
-    def _by_segments(self, launch: Launch) -> None:
+    def _skeleton(self, use: Use) -> Skeleton:
+        if use.priced not in self._skeletons:
+            self._skeletons[use.priced] = skeleton(use.priced, use.reduced, self._watched, self._kept)
+        return self._skeletons[use.priced]
+
+    def _alone(self, launch: Launch) -> None:
         reduced = launch.use.reduced
         launch.segment_ends = reduced.ends(launch.durations.total)
         launch.drained_at = launch.at + max(launch.segment_ends)
         self._promise(launch, launch.at + launch.segment_ends[reduced.outcome])
 
-    def _by_recursion(self, launch: Launch) -> None:
+    def _beside_others(self, launch: Launch) -> None:
         for earlier in self._open:
-            self._schedule(earlier)
-        crowded = self._schedule(launch).crowded_link
-        if crowded is not None:
-            launch.timed = None
-            self._begin_window(crowded)
+            if earlier.passed is None:
+                earlier.passed = self._pass(earlier)
+        passed = self._pass(launch)
+        if passed.crowded_link is not None:
+            self._begin_window(passed.crowded_link)
             self._by_events(launch)
             return
-        assert launch.timed is not None
-        launch.drained_at = max(launch.timed.ends)
-        self._promise(launch, launch.timed.ends[launch.use.priced.template.outcome])
+        launch.passed, launch.drained_at = passed, max(passed.ends)
+        self._promise(launch, passed.outcome_at)
 
-    def _schedule(self, launch: Launch) -> Schedule:
-        if launch.timed is None:
-            launch.timed = schedule(launch.use.priced, launch.durations, launch.at, self._carried)
-        return launch.timed
+    def _pass(self, launch: Launch) -> Passed:
+        """Let R bring what is carried up to the end of a plan."""
+        assert launch.bones is not None
+        launch.found = self._carried.copy()
+        return launch.bones.schedule(launch.durations, launch.at, self._carried)
 
     def _promise(self, launch: Launch, outcome_at: int) -> None:
         self._open.append(launch)
@@ -138,9 +164,8 @@ class Island:
         """Hand everything under way to the task engine, as it stands at this tick."""
         self.crowded[crowded] += 1
         for earlier in self._open:
-            assert earlier.timed is not None
             earlier.running = self._engine.adopt(
-                earlier.use.priced, earlier.durations, earlier.timed, earlier.outcome, self._teller(earlier)
+                earlier.use.priced, earlier.durations, earlier.timed(), earlier.outcome, self._teller(earlier)
             )
             self.event_steps += 1
         self._open = []
@@ -154,6 +179,21 @@ class Island:
 
     def _teller(self, launch: Launch) -> Callable[[Launched], None]:
         return lambda launched: self._ended_by_events(launch, launched)
+
+
+def watched_links(templates: Sequence[tuple[PricedTemplate, Reduced]]) -> frozenset[str]:
+    """Links on which flows of an island may slow each other, whatever their durations.
+
+    They cannot where all flows over a link hold one stream, which serves them in turn; nor where loops
+    together never take more of it than it has, and no flow trails into its loop's next step.
+    """
+    units: dict[str, set[str]] = {}
+    for priced, _ in templates:
+        for task, links in zip(priced.template.tasks, priced.links_of_task, strict=True):
+            for link in links:
+                units[link] = units[link].intersection(task.units) if link in units else set(task.units)
+    crossing = _by_link([reduced for _, reduced in templates])
+    return frozenset(link for link, held in units.items() if not held and link in crossing)
 
 
 def islands_of(reduced: Sequence[Reduced], units: Sequence[frozenset[str]]) -> list[int]:
@@ -179,7 +219,7 @@ def _by_unit(units: Sequence[frozenset[str]]) -> Mapping[str, list[int]]:
 
 
 def _by_link(reduced: Sequence[Reduced]) -> Mapping[str, list[int]]:
-    """Loops by the links on which they could slow each other."""
+    """Loops by the links on which their flows could slow each other."""
     crossing: dict[str, list[int]] = {}
     for loop, each in enumerate(reduced):
         for link in each.peak_loads:
@@ -187,6 +227,6 @@ def _by_link(reduced: Sequence[Reduced]) -> Mapping[str, list[int]]:
     return {
         link: loops
         for link, loops in crossing.items()
-        if sum(reduced[loop].peak_loads[link] for loop in loops) > FULL
+        if sum(reduced[loop].peak_loads[link] for loop in loops) > (FULL if len(loops) > 1 else 1.0)
         or any(link in reduced[loop].trailing_links for loop in loops)
     }

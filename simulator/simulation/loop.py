@@ -14,9 +14,9 @@ from typing import Any
 from simpy import Environment, Event
 
 from simulator.graph.shape import StepShape
-from simulator.placement.memory import split_chunks
 from simulator.placement.program import Program
 from simulator.serving.actions import Completed, Step
+from simulator.serving.lockstep import Lockstep
 from simulator.serving.scheduler import Scheduler
 from simulator.simulation.clock import Clock
 from simulator.simulation.events import ACCOUNT, DECIDE, after
@@ -31,7 +31,7 @@ Life = Generator[Event, Any, None]
 class Observer:
     """What who watches a run is told: each decision with the scheduler that took it."""
 
-    decided: Callable[[Scheduler, Step, int], None]
+    decided: Callable[[Scheduler | Lockstep, Step, int], None]
 
 
 @dataclass
@@ -50,17 +50,21 @@ class ServingLoop:
     """One loop with its program and its scheduler."""
 
     def __init__(
-        self, env: Environment, program: Program, scheduler: Scheduler, clock: Clock, front: Front,
-        gaps: Gaps, left: Callable[[RequestLife], None], observer: Observer | None,
+        self, env: Environment, program: Program, scheduler: Scheduler | Lockstep, clock: Clock, front: Front,
+        gaps: Gaps, left: Callable[[RequestLife], None], is_only: bool, answers_matter: bool,
+        observer: Observer | None,
     ) -> None:  # fmt: skip
-        """left: is told of each request that is over."""
+        """left: is told of each request that is over. is_only: whether there are no other loops;
+        answers_matter: whether clients send requests because others were answered."""
         self.env, self.program, self.scheduler = env, program, scheduler
         self._clock, self._front, self._gaps, self._left, self._observer = clock, front, gaps, left, observer
-        self._number = program.loop
+        self._number, self._is_only, self._answers_matter = program.loop, is_only, answers_matter
         self.lives: dict[int, RequestLife] = {}
         """Requests in the loop."""
         self._idle: Event | None = None
         self._previous_received = 0
+        self._step_ticks = 0
+        """How long the last step took."""
 
     def take(self, life: RequestLife) -> bool:
         """Queue a request; False if it can never be served."""
@@ -89,6 +93,7 @@ class ServingLoop:
             step, shapes = self._run_ahead(step, self._shapes(step))
             launch = self._clock.run(self._number, shapes)
             yield launch.outcome
+            self._step_ticks = int(self.env.now) - launch.at
             yield from self._all_else_of_this_tick(ACCOUNT)
             self._clock.charge(launch, step.decode_count + len(step.prefills))
             self._account(step, self.scheduler.complete(step))
@@ -96,19 +101,36 @@ class ServingLoop:
     def _run_ahead(self, step: Step, shapes: tuple[StepShape, ...]) -> tuple[Step, tuple[StepShape, ...]]:
         """Carry out at once the decode steps that nothing can touch, because the one after them is launched
         before anything else happens; the step that is then to be launched, and its shapes."""
-        if self._observer is not None or step.prefills:
+        horizon = self._horizon()
+        is_hopeless = self.env.now + self._step_ticks // 2 >= horizon
+        if self._observer is not None or step.prefills or is_hopeless:
             return step, shapes
-        horizon = self.env.peek()
         while True:
             ahead = self._clock.ahead(self._number, shapes, self.scheduler.rounds_ahead(MOST_AHEAD))
             untouched = bisect_left(ahead.ends, horizon) if ahead is not None else 0
             if ahead is None or not untouched:
                 return step, shapes
             self._clock.skip(self._number, ahead, untouched, step.decode_count)
-            for end in ahead.ends[:untouched]:
-                self._deliver(end, step.decode_count)
+            if self._is_only:
+                for received in self._front.deliver_many(ahead.ends[:untouched], step.decode_count):
+                    self._received(received, step.decode_count)
+            else:
+                ends = ahead.ends[:untouched]
+                self._front.deliver_later(self._number, ends, step.decode_count, self._received)
             step = self.scheduler.skip(untouched)
             shapes = self._shapes(step)
+
+    def _horizon(self) -> float:
+        """Before this tick nothing can reach the loop but its own steps. Any event may be the step of a loop
+        that it may meet, or one that ends a request whose client then asks for more."""
+        if self._answers_matter or not self._clock.is_alone(self._number):
+            return self.env.peek()
+        return self._front.next_client_event()
+
+    def _received(self, received: int, decoded: int) -> None:
+        """Clients have one token each of `decoded` sequences that had one in the step before."""
+        self._gaps.add(received - self._previous_received, decoded)
+        self._previous_received = received
 
     def _all_else_of_this_tick(self, turn: int) -> Life:
         """Let everything else that happens now happen first, and loops before this one take their turn."""
@@ -128,11 +150,12 @@ class ServingLoop:
                 life.stalled = self._previous_received
 
     def _shapes(self, step: Step) -> tuple[StepShape, ...]:
-        microbatches = self.program.placement.microbatches
+        microbatches, traits = self.program.placement.microbatches, self.program.traits
+        if step.of_ranks:
+            return step.shapes_of_ranks(traits)
         if microbatches == 1:
-            return (step.shape(self.program.traits),)
-        parts = split_chunks(self.scheduler.chunks(), microbatches)
-        return tuple(StepShape.of(part, self.program.traits) for part in parts)
+            return (step.shape(traits),)
+        return tuple(StepShape.of(part, traits) for part in self.scheduler.parts(microbatches))
 
     def _account(self, step: Step, completed: Completed) -> None:
         now = int(self.env.now)
@@ -155,8 +178,8 @@ class ServingLoop:
     def _deliver(self, ready: int, decoded: int, others: int = 0) -> tuple[int, int]:
         """Send a step's tokens to the clients, those of `decoded` sequences that had one in the step before
         and `others`; ticks of a core's work and on the network."""
-        received, work, on_wire = self._front.deliver(ready, decoded + others)
+        received, work, on_wire = self._front.deliver(self._number, ready, decoded + others)
         if decoded:
-            self._gaps.add(received - self._previous_received, decoded)
+            self._received(received, decoded)
         self._previous_received = received
         return work, on_wire

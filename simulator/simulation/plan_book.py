@@ -20,7 +20,8 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 KEPT_STEPS = 2048
-FEWEST_AHEAD, MOST_AHEAD = 16, 64
+FEWEST_AHEAD, MOST_AHEAD = 24, 64
+STEPS_AHEAD: Floats = np.arange(MOST_AHEAD, dtype=np.float64)[:, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,9 @@ class Kept:
     """Tasks of each class on the path that decided the outcome, a row for each step."""
     active: int
     """Sequences that took part."""
+
+    def __getitem__(self, rows: slice) -> Kept:
+        return Kept(self.features[rows], self.total[rows], self.lone_s[rows], self.path[rows], self.active)
 
 
 class Use:
@@ -57,10 +61,16 @@ class Use:
         return self.priced.durations(shapes)
 
     def add(self, kept: Kept) -> None:
-        """Note some steps that were carried out."""
+        """Note some steps that were carried out. They are added up by so many, however they come, so that
+        sums are the same to the last bit."""
+        room = KEPT_STEPS - self._kept_steps
+        if len(kept.total) > room:
+            self.add(kept[:room])
+            self.add(kept[room:])
+            return
         self._kept.append(kept)
         self._kept_steps += len(kept.total)
-        if self._kept_steps >= KEPT_STEPS:
+        if self._kept_steps == KEPT_STEPS:
             self.settle()
 
     def settle(self) -> None:
@@ -108,9 +118,9 @@ class Forecast:
         if not goes_on or self._next == len(self._rows.total):
             many = min(max(self._came_true, FEWEST_AHEAD), MOST_AHEAD)
             self._came_true = self._came_true if goes_on else 0
-            first = np.array(shapes, dtype=np.float64)
-            growth = np.array([shape.grown(1) for shape in shapes], dtype=np.float64) - first
-            features = first.ravel() + np.outer(np.arange(many), growth.ravel())
+            first = np.array(shapes, dtype=np.float64).ravel()
+            grown = np.array([shape.grown(1) for shape in shapes], dtype=np.float64).ravel()
+            features = first + STEPS_AHEAD[:many] * (grown - first)
             self._rows = Priced(features, *self._priced.durations_of_many(features))
             self._next, self._expected = 0, shapes
         return self._rows[self._next :]
@@ -146,9 +156,14 @@ class PlanBook:
             self.uses[key] = Use(PricedTemplate(template, self.program, self.engine))
         return self.uses[key]
 
+    def use_of(self, shapes: tuple[StepShape, ...]) -> Use:
+        """The use of the template that a step with these shapes takes; where ranks have sequences of their
+        own, the last shape is that of all microbatches together."""
+        return self.use(len(shapes) - self.program.placement.by_sequence)
+
     def next_use(self, shapes: tuple[StepShape, ...]) -> tuple[Use, Durations]:
         """Price a step that is about to be launched."""
-        use = self.use(len(shapes))
+        use = self.use_of(shapes)
         streaming = self.program.placement.streaming
         self.warm = streaming is not None and streaming.across_steps
         return use, use.durations(shapes)

@@ -113,11 +113,14 @@ class PricedTemplate:
         bus = [(price.microbatch, form) for price in self._prices for form in price.bus]
         forms = [(m, k.compute) for m, k in kernels] + [(m, k.memory) for m, k in kernels]
         forms += loads + host + bus
-        self._matrix: Floats = np.zeros((len(forms), FEATURE_COUNT * microbatches))
+        matrix: Floats = np.zeros((len(forms), FEATURE_COUNT * microbatches))
         for row, (microbatch, form) in enumerate(forms):
             first = FEATURE_COUNT * microbatch if len(form.coefficients) == FEATURE_COUNT else 0
             columns = slice(first, first + len(form.coefficients))
-            self._matrix[row, columns] = np.array(form.coefficients, dtype=np.float64) * form.s_per_unit
+            matrix[row, columns] = np.array(form.coefficients, dtype=np.float64) * form.s_per_unit
+        self._used = np.flatnonzero(matrix.any(axis=0))
+        """Features that anything depends on; a model has a use for some of them only."""
+        self._matrix = matrix[:, self._used].copy()
         self._kernel_count, self._load_count, self._bus_start = (
             len(kernels),
             len(loads),
@@ -146,7 +149,7 @@ class PricedTemplate:
         A step's price does not depend on its neighbours: `einsum` adds up each row by itself, which a
         matrix product by BLAS does not promise.
         """
-        lone_s = np.einsum("sf,rf->sr", features, self._matrix)
+        lone_s = np.einsum("sf,rf->sr", features.take(self._used, axis=1), self._matrix)
         count = self._kernel_count
         compute_s, memory_s = lone_s[:, :count], lone_s[:, count : 2 * count]
         longer = np.maximum(compute_s, memory_s)
@@ -162,12 +165,13 @@ class PricedTemplate:
 
     def lone_flow(self, index: int, durations: Durations) -> tuple[dict[str, float], float]:
         """For each link that task `index` crosses the share of it taken up when it flows alone, and the
-        bytes/s it then moves over the link that carries most."""
+        bytes/s it then moves over the link that carries most; a link without bytes is left out."""
         price_class = int(self.class_of_task[index])
         if price_class not in durations.shares:
             durations.shares[price_class] = self._lone_shares(price_class, durations)
         loads, bytes_per_s = durations.shares[price_class]
-        return dict(zip(self.links_of_task[index], loads, strict=True)), bytes_per_s
+        crossed = zip(self.links_of_task[index], loads, strict=True)
+        return {link: load for link, load in crossed if load > 0}, bytes_per_s
 
     def _lone_shares(self, price_class: int, durations: Durations) -> tuple[list[float], float]:
         price = self._prices[price_class]
@@ -227,7 +231,9 @@ def _most_loads(price: _Price) -> list[float]:
 
 
 def _is_multiple(form: Sequence[int], of: Sequence[int], pivot: int) -> bool:
-    return all(a * of[pivot] == b * form[pivot] for a, b in zip(form, of, strict=True))
+    return len(form) == len(of) and all(
+        a * of[pivot] == b * form[pivot] for a, b in zip(form, of, strict=True)
+    )
 
 
 def _starts(counts: Sequence[int]) -> NDArray[np.intp]:

@@ -31,7 +31,7 @@ class Span:
     task: int
 
     def load(self, link: str) -> float:
-        return self.priced.lone_flow(self.task, self.durations)[0][link]
+        return self.priced.lone_flow(self.task, self.durations)[0].get(link, 0.0)
 
 
 @dataclass
@@ -44,6 +44,10 @@ class Carried:
     """When each kept tensor's latest version is there."""
     flows: dict[str, list[Span]] = field(default_factory=lambda: defaultdict(list))
     """The flows over each link that may still be running."""
+
+    def copy(self) -> Carried:
+        """Of streams and tensors; flows matter to certificates only."""
+        return Carried(dict(self.free), dict(self.ready))
 
     def forget_before(self, tick: int) -> None:
         """Drop flows that ended by `tick`; nothing launched later can meet them."""
@@ -90,12 +94,12 @@ def schedule(priced: PricedTemplate, durations: Durations, launch: int, carried:
         if links:
             flow = Span(earliest + latency[classes[index]], end, priced, durations, index)
             for link in links:
-                crowded = crowded or _crowding(carried.flows[link], flow, link)
+                crowded = crowded or crowding(carried.flows[link], flow, link)
                 carried.flows[link].append(flow)
     return Schedule(tuple(starts), tuple(ends), crowded)
 
 
-def _crowding(spans: Sequence[Span], flow: Span, link: str) -> str | None:
+def crowding(spans: Sequence[Span], flow: Span, link: str) -> str | None:
     """The link, if at some moment of `flow` the loads of all flows on it are more than it can carry."""
     near = [span for span in spans if span.start < flow.end and flow.start < span.end]
     if not near:
@@ -108,11 +112,11 @@ def _crowding(spans: Sequence[Span], flow: Span, link: str) -> str | None:
     return None if all(fits([loads[id(span)] for span in group]) for group in together) else link
 
 
-def critical_path(template: Template, timed: Schedule, nodes: Sequence[int]) -> list[int]:
+def critical_path(template: Template, timed: Schedule, ranks: Sequence[int]) -> list[int]:
     """The chain of tasks, first to last, that decides when the outcome ends.
 
     Going back from the outcome, each task's predecessor is the one that ended last before it, of several
-    the one with the largest of `nodes`; where a task waited for an earlier plan, the chain ends.
+    the one with the largest of `ranks`; where a task waited for an earlier plan, the chain ends.
     """
     chain = [template.outcome]
     while True:
@@ -121,4 +125,4 @@ def critical_path(template: Template, timed: Schedule, nodes: Sequence[int]) -> 
         held_up_by = [i for i in before if timed.ends[i] == timed.starts[index]]
         if not held_up_by:
             return chain[::-1]
-        chain.append(max(held_up_by, key=nodes.__getitem__))
+        chain.append(max(held_up_by, key=ranks.__getitem__))

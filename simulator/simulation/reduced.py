@@ -9,8 +9,8 @@ steps are evaluated at once, as rows of arrays.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -106,30 +106,44 @@ class Reduced:
         return counts
 
 
-def reduce(priced: PricedTemplate) -> Reduced:
-    """Reduce a template, as the module says."""
+@dataclass(frozen=True)
+class Merged:
+    """Tasks that always end together as nodes, in an order in which predecessors come first."""
+
+    node_of_task: tuple[int, ...]
+    nodes: list[tuple[tuple[int, ...], int]]
+    """For each node those that it waits for, but for predecessors of others, and its price class."""
+    ancestors: list[int]
+    """For each node a mask of all that precede it."""
+
+
+def merge(priced: PricedTemplate, marks: Sequence[Hashable]) -> Merged:
+    """Make tasks with the same predecessors, price and mark one."""
     template, classes = priced.template, priced.class_of_task.tolist()
+    result = Merged((), [], [])
     canonical: list[int] = []
-    ancestors: list[int] = []
-    nodes: list[tuple[tuple[int, ...], int]] = []
-    known: dict[tuple[tuple[int, ...], int], int] = {}
+    known: dict[Hashable, int] = {}
     for index in range(len(template.tasks)):
         before = {canonical[i] for i in (*template.needs[index], *template.previous_on_units[index])}
         covered = 0
         for node in before:
-            covered |= ancestors[node]
+            covered |= result.ancestors[node]
         deciding = tuple(sorted(node for node in before if not covered >> node & 1))
-        key = (deciding, classes[index])
+        key = (deciding, classes[index], marks[index])
         if key not in known:
-            known[key] = len(nodes)
-            nodes.append(key)
-            mask = covered
-            for node in deciding:
-                mask |= 1 << node
-            ancestors.append(mask)
+            known[key] = len(result.nodes)
+            result.nodes.append((deciding, classes[index]))
+            result.ancestors.append(covered | sum(1 << node for node in deciding))
         canonical.append(known[key])
-    outcome = canonical[template.outcome]
-    segments, end_of = _chains(nodes, outcome, priced.class_count)
+    return replace(result, node_of_task=tuple(canonical))
+
+
+def reduce(priced: PricedTemplate) -> Reduced:
+    """Reduce a template, as the module says."""
+    merged = merge(priced, [None] * len(priced.template.tasks))
+    canonical, ancestors = merged.node_of_task, merged.ancestors
+    outcome = canonical[priced.template.outcome]
+    segments, end_of = chains(merged.nodes, frozenset(), frozenset({outcome}), priced.class_count)
     before_outcome = ancestors[outcome] | 1 << outcome
     trailing = frozenset(
         link
@@ -137,15 +151,16 @@ def reduce(priced: PricedTemplate) -> Reduced:
         for link in links
         if not before_outcome >> node & 1
     )
-    drains = before_outcome == (1 << len(nodes)) - 1
-    peaks = _peak_loads(priced, canonical, ancestors, _descendants(nodes))
-    return Reduced(segments, end_of[outcome], tuple(canonical), peaks, trailing, drains)
+    drains = before_outcome == (1 << len(merged.nodes)) - 1
+    peaks = _peak_loads(priced, canonical, ancestors, _descendants(merged.nodes))
+    return Reduced(segments, end_of[outcome], canonical, peaks, trailing, drains)
 
 
-def _chains(
-    nodes: list[tuple[tuple[int, ...], int]], outcome: int, class_count: int
+def chains(
+    nodes: list[tuple[tuple[int, ...], int]], first: frozenset[int], last: frozenset[int], class_count: int
 ) -> tuple[tuple[Segment, ...], dict[int, int]]:
-    """Join each node to its predecessor where it is that one's only successor."""
+    """Join each node to its predecessor where it is that one's only successor; but a segment begins with each
+    node of `first` and ends with each of `last`. The segments, and that of each node."""
     successors = [0] * len(nodes)
     for before, _ in nodes:
         for node in before:
@@ -153,8 +168,8 @@ def _chains(
     segments: list[tuple[tuple[int, ...], NDArray[np.int64]]] = []
     segment_of: dict[int, int] = {}
     for node, (before, price_class) in enumerate(nodes):
-        joins = len(before) == 1 and successors[before[0]] == 1 and before[0] != outcome
-        if joins:
+        is_only = len(before) == 1 and successors[before[0]] == 1
+        if is_only and node not in first and before[0] not in last:
             segment_of[node] = segment_of[before[0]]
         else:
             segment_of[node] = len(segments)
@@ -176,7 +191,7 @@ def _descendants(nodes: list[tuple[tuple[int, ...], int]]) -> list[int]:
 
 
 def _peak_loads(
-    priced: PricedTemplate, canonical: list[int], ancestors: list[int], descendants: list[int]
+    priced: PricedTemplate, canonical: Sequence[int], ancestors: list[int], descendants: list[int]
 ) -> dict[str, float]:
     """For each link the most that a flow and all that it is not ordered with can take of it together; a sum
     of two or more that does not surely fit counts as more than the link has."""

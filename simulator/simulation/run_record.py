@@ -25,7 +25,10 @@ def run_record(serving: Serving) -> RunRecord:
     finished = [request for request in requests if request.status == "finished"]
     busy = busy_seconds(serving.books)
     threads = {
-        program.engine_unit for program in serving.programs if program.host == serving.programs[0].host
+        thread
+        for program in serving.programs
+        if program.host == serving.programs[0].host
+        for thread in program.engine_units
     }
     clock = serving.clock
     return RunRecord(
@@ -57,7 +60,7 @@ def _peak_blocks(serving: Serving) -> int:
     """KV blocks that the loops of a placement held at their peaks; of replicas the most of any."""
     peaks: Counter[Placement] = Counter()
     for loop in serving.loops:
-        peaks[loop.program.placement] += loop.scheduler.pool.peak_taken
+        peaks[loop.program.placement] += loop.scheduler.peak_blocks
     return max(peaks.values())
 
 

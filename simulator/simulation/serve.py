@@ -7,6 +7,7 @@ tokens are detokenised and sent by a core, and cross the network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from simpy import Environment, Event
 from simulator.placement.program import Program, block_ranges
 from simulator.results.records import RunRecord
 from simulator.serving.arrivals import Request, Source
+from simulator.serving.lockstep import Lockstep
 from simulator.serving.scheduler import Scheduler
 from simulator.simulation.clock import Clock
 from simulator.simulation.front import Front
@@ -45,7 +47,7 @@ class Serving:
         blocks = block_ranges(self.programs, block_count)
         self.loops = tuple(
             ServingLoop(self.env, program, _scheduler(engine, program, own), self.clock, self.front,
-                        self.gaps, self._leave, observer)
+                        self.gaps, self._leave, len(self.programs) == 1, source.is_closed, observer)
             for program, own in zip(self.programs, blocks, strict=True)
         )  # fmt: skip
         self.lives: dict[int, RequestLife] = {}
@@ -58,12 +60,14 @@ class Serving:
         for loop in self.loops:
             self.env.process(loop.serve())
         self.env.run()
+        self.front.deliver_due(math.inf, 0)
         return run_record(self)
 
     def _arrivals(self) -> Generator[Event, Any, None]:
         for request in self.source.open_arrivals():
             sent = tick(request.sent_s)
             if sent > self.env.now:
+                self.front.note_client_event(sent)
                 yield self.env.timeout(sent - self.env.now)
             self._send(request)
 
@@ -93,8 +97,12 @@ class Serving:
             self.front.at(max(life.last_received, int(self.env.now)), lambda: self._send(following))
 
 
-def _scheduler(engine: Engine, program: Program, blocks: range) -> Scheduler:
-    return Scheduler(engine.scheduler, len(blocks), program.model.sliding_window, blocks.start)
+def _scheduler(engine: Engine, program: Program, blocks: range) -> Scheduler | Lockstep:
+    ranks = [
+        Scheduler(engine.scheduler, len(blocks), program.model.sliding_window, blocks.start)
+        for _ in range(program.rank_groups)
+    ]
+    return Lockstep(ranks) if program.placement.by_sequence else ranks[0]
 
 
 def serve(

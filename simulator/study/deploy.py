@@ -66,7 +66,8 @@ class Deployment:
         assert self.host.cores is not None
         used = {self.program.machine.memory_of(device) for device in self.devices}
         taken = self.host.cpu.share if self.host.cpu is not None and self.program.host in used else 0.0
-        threads = sum(program.host == self.program.host for program in self.programs)
+        loops = [program for program in self.programs if program.host == self.program.host]
+        threads = sum(len(program.engine_units) for program in loops)
         return max(1, math.floor(self.host.cores * (1 - taken)) - threads)
 
 
@@ -144,9 +145,13 @@ def source_of(workload: Workload, requests: tuple[Request, ...]) -> Source:
 
 
 def transitions_per_token(program: Program) -> dict[str, int]:
-    """How often one decoded token's pass crosses from each device to each other, by `a->b`."""
+    """How often one decoded token's pass crosses from each device to each other, by `a->b`; of a token of the
+    first rank, where ranks have sequences of their own."""
     counted: dict[str, int] = {}
-    for task in program.template(1).tasks:
+    groups = program.rank_groups
+    for task in program.template(groups).tasks:
+        if task.microbatch not in (0, groups):
+            continue
         for source, target in task.crossings:
             key = f"{source}->{target}"
             counted[key] = counted.get(key, 0) + 1

@@ -33,7 +33,7 @@ from simulator.study.economics import economics
 from simulator.study.side_by_side import Progress, carry_out
 
 RECORDED_STEPS = 6
-"""Steps of each run whose tasks are kept for the timeline."""
+"""Steps of each run whose tasks are kept for the timeline; where many loops serve, three for each."""
 
 SMALL_STUDY_REQUESTS = 1500
 """Up to so many simulated requests a study is done before worker processes would have started."""
@@ -130,10 +130,11 @@ def simulate(run: RunSpec, cost: Cost, case: Case, catalogue: Catalogue) -> RunR
     memory = memory_use(deployment, deployment.budget.blocks_for(smallest))
     if reason is not None:
         return replace(blank, reason=reason, memory=memory)
+    recorded = max(RECORDED_STEPS, 3 * len(deployment.programs))
     record = serve(
         deployment.programs, deployment.engine, deployment.budget.kv_blocks,
         lambda: source_of(run.workload, requests), run.fidelity, deployment.cores,
-        RECORDED_STEPS if case == "nominal" else 0,
+        recorded if case == "nominal" else 0,
     )  # fmt: skip
     return _row(blank, deployment, record, run.workload, cost, case)
 
@@ -162,6 +163,7 @@ def _row(
             "output": record.output_tokens,
         },
         transitions_per_token=transitions_per_token(deployment.program),
+        link_bytes=dict(record.link_bytes),
         metrics=latency_metrics(record),
         economics=economics(deployment, record, cost, unknown_as_zero=case == "best"),
         preemptions=record.preemptions,

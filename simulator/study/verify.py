@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from simulator.errors import InputError, Problem
 from simulator.graph.shape import Chunk
 from simulator.graph.work import Parameter
-from simulator.placement.memory import fetched_bytes_per_token, largest_step, split_chunks
+from simulator.placement.memory import fetched_bytes_per_token, largest_step
 from simulator.placement.occupancy import peak_occupancy, standing_bytes
 from simulator.placement.placement import NotPlaceable
 from simulator.placement.plan import Plan, flaws
@@ -29,6 +29,7 @@ from simulator.placement.strategies import STRATEGIES, Strategy
 from simulator.results.records import RunRecord
 from simulator.serving.actions import Step
 from simulator.serving.arrivals import Request
+from simulator.serving.lockstep import Lockstep
 from simulator.serving.scheduler import Scheduler
 from simulator.simulation.clock import Recorded
 from simulator.simulation.loop import Observer
@@ -45,6 +46,9 @@ from simulator.study.side_by_side import Progress, carry_out
 
 if TYPE_CHECKING:
     from simulator.execution.replay import Replayed
+
+Parts = tuple[tuple[Chunk, ...], ...]
+"""The chunks of a step by microbatch."""
 
 LOGITS_TOLERANCE = 1e-9
 """Largest absolute difference of a float64 logit from plain generation's."""
@@ -80,6 +84,8 @@ class Verified:
     placement: str
     status: str
     """`ok`, `mismatch`, or `not placed`."""
+    strategy: str = ""
+    """The placement's, by its name."""
     weights_asked: str = "fp64"
     """Number format of the weights in the scenario."""
     weights: str = "fp64"
@@ -92,6 +98,9 @@ class Verified:
     """Largest absolute difference; None where rows are missing or not numbers."""
     flops: int = 0
     link_bytes: int = 0
+    kinds: tuple[str, ...] = ()
+    """Of `KINDS`, those that were among the steps."""
+    is_encoder: bool = False
     mismatches: tuple[str, ...] = ()
     """What differs, in words; why not, for a placement that was not placed."""
 
@@ -107,7 +116,7 @@ class Simulated:
     programs: tuple[Program, ...]
     record: RunRecord
     steps: tuple[Recorded, ...]
-    chunks: tuple[tuple[Chunk, ...], ...]
+    chunks: tuple[Parts, ...]
     """Of each step, with blocks, as its loop's scheduler decided them."""
 
 
@@ -136,9 +145,11 @@ def verify_run(run: RunSpec, catalogue: Catalogue) -> Verified:
     """Simulate one placement and carry it out."""
     strategy = run.placement
     assert isinstance(strategy, Strategy)
-    blank = Verified(run.machine_name, run.model, strategy.label, "not placed",
-                     run.precision.weights, exact(run.precision).weights)  # fmt: skip
     model = load_model(run.model, catalogue)
+    blank = Verified(
+        run.machine_name, run.model, strategy.label, "not placed", strategy.strategy, run.precision.weights,
+        exact(run.precision).weights, is_encoder=model.is_encoder,
+    )  # fmt: skip
     deployment = deploy(run.machine_ref, model, run.engine, exact(run.precision), strategy, catalogue)
     if isinstance(deployment, NotPlaceable):
         return replace(blank, mismatches=(deployment.reason,))
@@ -175,7 +186,8 @@ def made_scarce(
         budget = min(scheduler.max_num_batched_tokens, max(len(requests), longest * 2 // 3))
         changes |= {"max_num_batched_tokens": budget, "max_num_seqs": min(scheduler.max_num_seqs, budget)}
     scarce = engine.model_copy(update={"scheduler": scheduler.model_copy(update=changes)})
-    each_loop = max(max(wanted), sum(wanted) // (2 * len(programs)))
+    groups = len(programs) * programs[0].rank_groups
+    each_loop = max(max(wanted), sum(wanted) // (2 * groups))
     return scarce, each_loop * programs[0].placement.loops
 
 
@@ -183,10 +195,11 @@ def simulate_for_replay(
     deployment: Deployment, requests: Sequence[Request], blocks: int, workload: Workload
 ) -> Simulated:
     """Run the workload at fidelity `task`, keeping every task's times and every step's chunks."""
-    decided: list[tuple[Chunk, ...]] = []
+    decided: list[Parts] = []
+    microbatches = deployment.program.placement.microbatches
 
-    def note(scheduler: Scheduler, step: Step, _: int) -> None:
-        decided.append(scheduler.chunks())
+    def note(scheduler: Scheduler | Lockstep, step: Step, _: int) -> None:
+        decided.append(scheduler.parts(microbatches))
 
     serving = Serving(
         deployment.programs, deployment.engine, blocks, source_of(workload, tuple(requests)), "task",
@@ -205,9 +218,8 @@ def compare(
     programs, record = simulated.programs, simulated.record
     program, loops = programs[0], by_placement(programs)
     steps = [
-        real.TimedPlan(_plan(programs[recorded.loop], recorded, chunks), recorded.timed.starts,
-                       recorded.timed.ends)
-        for recorded, chunks in zip(simulated.steps, simulated.chunks, strict=True)
+        real.TimedPlan(_plan(recorded, parts), recorded.timed.starts, recorded.timed.ends)
+        for recorded, parts in zip(simulated.steps, simulated.chunks, strict=True)
     ]
     finished = {r.number: r.output_tokens for r in record.requests if r.status == "finished"}
     if not finished:
@@ -246,8 +258,25 @@ def compare(
         logits_difference=difference if math.isfinite(difference) else None,
         flops=sum(happened.flops.values()),
         link_bytes=sum(happened.link_bytes.values()),
+        kinds=_kinds(simulated.chunks),
         mismatches=tuple(found),
     )
+
+
+KINDS = ("prefill", "chunk", "decode", "unlike lengths")
+"""Whole prompts or their first pieces, later pieces of prompts, single tokens, and steps whose sequences
+differ in length."""
+
+
+def _kinds(steps: Sequence[Parts]) -> tuple[str, ...]:
+    found: set[str] = set()
+    for parts in steps:
+        chunks = [chunk for part in parts for chunk in part]
+        for chunk in chunks:
+            found.add("decode" if chunk.new == 1 else "chunk" if chunk.context else "prefill")
+        if len({chunk.context + chunk.new for chunk in chunks}) > 1:
+            found.add("unlike lengths")
+    return tuple(kind for kind in KINDS if kind in found)
 
 
 def _accounts(
@@ -282,10 +311,8 @@ def _beyond_account(
     ]
 
 
-def _plan(program: Program, recorded: Recorded, chunks: tuple[Chunk, ...]) -> Plan:
+def _plan(recorded: Recorded, parts: Parts) -> Plan:
     """The plan of a simulated step; its shape must be the one that was priced."""
-    microbatches = program.placement.microbatches
-    parts = (chunks,) if microbatches == 1 else split_chunks(chunks, microbatches)
     plan = Plan(recorded.priced.template, parts)
     assert plan.shapes == recorded.shapes, "the step that was priced is not the one that was decided"
     return plan

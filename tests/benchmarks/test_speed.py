@@ -8,19 +8,28 @@ from functools import cache
 import pytest
 from simpy import Environment
 
-from simulator.graph.machine import machine_graph
-from simulator.graph.work import Formats
-from simulator.placement.memory import budget
 from simulator.placement.program import Program
-from simulator.placement.strategies import LayerSplit, SingleDevice, Strategy, TensorParallel
+from simulator.placement.strategies import (
+    DataParallel,
+    LayerSplit,
+    PipelineParallel,
+    SingleDevice,
+    Strategy,
+    TensorParallel,
+)
 from simulator.serving.arrivals import Source, generate
 from simulator.simulation.serve import serve
 from simulator.specs.catalogue import Catalogue
-from simulator.specs.machine import load_machine
 from simulator.specs.model import load_model
+from simulator.specs.scenario import PrecisionChoice
 from simulator.specs.workload import PoissonArrivals
+from simulator.study.deploy import Deployment, deploy
 
 TIMEOUTS = 500_000
+
+AZURE_PER_S = 19_366 / (58 * 60 + 21)
+"""Mean rate of the Azure LLM inference trace 2023, conversations: 19,366 requests from 18:15:46.68 to
+19:14:08.40 (github.com/Azure/AzurePublicDataset, AzureLLMInferenceTrace_conv.csv)."""
 
 
 @cache
@@ -39,33 +48,42 @@ def yardstick_s() -> float:
     return time.process_time() - start
 
 
-def program_of(strategy: Strategy, machine: str) -> Program:
+@cache
+def deployment(strategy: Strategy, machine: str) -> Deployment:
+    """Llama-3.1-8B in bf16 under vLLM."""
     catalogue = Catalogue()
-    graph = machine_graph(load_machine(machine, catalogue))
-    model = load_model("llama-3.1-8b", catalogue)
-    return Program(model, strategy.place(model, graph), graph, Formats("fp8", "bf16", "fp8"))
+    formats = PrecisionChoice(weights="bf16", activations="bf16", kv_cache="bf16")
+    deployed = deploy(machine, load_model("llama-3.1-8b", catalogue), "vllm", formats, strategy, catalogue)
+    assert isinstance(deployed, Deployment)
+    return deployed
 
 
 def serving(strategy: Strategy, machine: str, fidelity: str, count: int) -> Callable[[], int]:
-    """A run of `count` requests with the lengths of the Azure conversations, at 4 a second."""
-    catalogue = Catalogue()
-    engine = catalogue.engine("vllm").record
-    program = program_of(strategy, machine)
-    blocks = budget(program, engine).kv_blocks
-    arrivals = PoissonArrivals(process="poisson", rate_per_s=4.0)
-    requests = generate(arrivals, catalogue.histogram("azure-conv-2023"), count, seed=1)
-    return lambda: serve(program, engine, blocks, lambda: Source(requests), fidelity, 16).step_count
+    """A run of `count` requests with the lengths and the mean rate of the Azure conversations."""
+    served = deployment(strategy, machine)
+    blocks, cores = served.budget.kv_blocks, served.cores
+    arrivals = PoissonArrivals(process="poisson", rate_per_s=AZURE_PER_S)
+    requests = generate(arrivals, Catalogue().histogram("azure-conv-2023"), count, seed=1)
+
+    def run() -> int:
+        return serve(served.programs, served.engine, blocks, lambda: Source(requests), fidelity, cores).step_count
+
+    return run
 
 
 @pytest.mark.parametrize(
     ("strategy", "machine", "fidelity", "count"),
     [
+        (SingleDevice(), "hgx-h100-8", "fast", 1000),
         (SingleDevice(), "hgx-h100-8", "step", 1000),
-        (TensorParallel(degree=4), "hgx-h100-8", "step", 1000),
-        (LayerSplit(gpu_layers=16), "epyc-9654-4x-l40s", "step", 1000),
-        (SingleDevice(), "epyc-9654-4x-l40s", "task", 20),
+        (SingleDevice(), "hgx-h100-8", "task", 1000),
+        (TensorParallel(degree=4), "hgx-h100-8", "fast", 1000),
+        (LayerSplit(gpu_layers=24), "epyc-9654-4x-l40s", "fast", 1000),
+        (PipelineParallel(stages=4), "hgx-h100-8", "fast", 1000),
+        (PipelineParallel(stages=4, loops=1, microbatches=4), "hgx-h100-8", "fast", 1000),
+        (DataParallel(replicas=4), "hgx-h100-8", "fast", 1000),
     ],
-    ids=["step-single", "step-tp4", "step-split", "task-single-20-requests"],
+    ids=["fast", "step", "task", "fast-tp4", "fast-split", "fast-pipeline", "fast-microbatches", "fast-replicas"],
 )
 def test_serving(benchmark, strategy, machine, fidelity, count):
     run = serving(strategy, machine, fidelity, count)
@@ -76,11 +94,12 @@ def test_serving(benchmark, strategy, machine, fidelity, count):
         cpu_s=round(spent_s, 3), steps=steps, us_per_step=round(spent_s / steps * 1e6, 1),
         ratio_to_simpy=round(spent_s / yardstick_s(), 2),
     )  # fmt: skip
+    print(f"\n{benchmark.extra_info}")
     assert steps > count
 
 
 def test_lowering(benchmark):
-    program = program_of(TensorParallel(degree=8), "hgx-h100-8")
+    program = deployment(TensorParallel(degree=8), "hgx-h100-8").program
 
     def lower() -> int:
         return len(Program(program.model, program.placement, program.machine, program.formats).template(1).tasks)

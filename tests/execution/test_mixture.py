@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from math import exp
+from random import Random
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from simulator.execution.kernels import linear
@@ -140,6 +143,32 @@ def test_shards_of_every_expert_add_up():
     first = experts_down(ups[0], ROUTING, DOWN[..., halves[0]], DOWN_BIAS)
     second = experts_down(ups[1], ROUTING, DOWN[..., halves[1]])
     assert_close(first + second, experts_down(whole, ROUTING, DOWN, DOWN_BIAS))
+
+
+@given(st.lists(st.integers(0, 3), min_size=COUNT, max_size=COUNT), st.randoms(), st.booleans())
+def test_what_is_held_in_several_places_adds_up_to_the_whole(owners: list[int], order: Random, has_bias: bool):
+    """For any partition of the experts, empty parts among them, and in any order: a choice that is another's is
+    left 0 on the way up, and the sums of all parts are the whole."""
+    up_bias, down_bias = (UP_BIAS, DOWN_BIAS) if has_bias else (None, None)
+    ups, sums, held_somewhere = [], [], []
+    for owner in range(4):
+        held = [expert for expert, mine in enumerate(owners) if mine == owner]
+        order.shuffle(held)
+        own = [None if each is None else each[held] for each in (UP, up_bias, DOWN, down_bias)]
+        ups.append(experts_up(X, ROUTING, CHOSEN, own[0], own[1], tuple(held)))
+        sums.append(experts_down(ups[-1], ROUTING, own[2], own[3], tuple(held)))
+        held_somewhere += held
+    assert sorted(held_somewhere) == list(range(COUNT))
+    whole = experts_up(X, ROUTING, CHOSEN, UP, up_bias)
+    assert_close(torch.stack(ups).sum(dim=0), whole)
+    assert_close(torch.stack(sums).sum(dim=0), experts_down(whole, ROUTING, DOWN, down_bias))
+
+
+@given(st.sets(st.integers(0, COUNT - 1)))
+def test_the_work_of_what_is_held_is_that_of_its_choices(held: set[int]):
+    own = tuple(held)
+    choices = sum(expert in held for token in range(TOKENS) for expert in chosen_of(token))
+    assert counted_flops(experts_up, X, ROUTING, CHOSEN, UP[list(own)], None, own) == 2 * choices * 6 * 10
 
 
 @pytest.mark.parametrize("tokens", [1, 3, TOKENS])

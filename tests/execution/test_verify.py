@@ -17,6 +17,7 @@ from simulator.placement.plan import Resident, Task, Template, with_frees
 from simulator.placement.program import Program
 from simulator.serving.scheduler import Scheduler
 from simulator.simulation import serve
+from tests.execution.planting import changed, edited, first, without
 from tests.placed import PLACEMENTS, stages, streaming, verified
 
 SPLIT = Placement("split", stages(("gpu-0", 2), ("gpu-1", 2)))
@@ -24,9 +25,6 @@ RANKS = Placement("ranks", stages(("gpu-0+gpu-1", 4)))
 PIPELINE = Placement("pipeline", stages(("gpu-0", 2), ("gpu-1", 2)), microbatches=2)
 STREAMED = Placement("streamed", stages(("gpu-0", 4)), streaming=streaming())
 SINGLE = Placement("single", stages(("gpu-0", 4)))
-
-Change = Callable[[Template], Template]
-
 
 @pytest.mark.parametrize("model", ["tiny-llama", pytest.param("tiny-gpt2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("placement", [
@@ -58,37 +56,6 @@ def test_loops_that_take_each_others_blocks_are_caught(monkeypatch) -> None:
     monkeypatch.setattr(serve, "block_ranges", lambda programs, count: (range(count // 2),) * len(programs))
     row = verified(Placement("loops", stages(("gpu-0", 2), ("gpu-1", 2)), loops=2))
     assert row.status == "mismatch"
-
-
-def changed(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
-    """Let every template that is lowered from now on be the changed one."""
-    lowered = Program.template
-    made: dict[int, Template] = {}
-
-    def template(self: Program, microbatches: int, warm: bool = False) -> Template:
-        sound = lowered(self, microbatches, warm)
-        return made.setdefault(id(sound), change(sound))
-
-    monkeypatch.setattr(Program, "template", template)
-
-
-def first(template: Template, operator: str) -> int:
-    return next(i for i, task in enumerate(template.tasks) if task.operator == operator)
-
-
-def without(template: Template, index: int, renamed: dict[str, str]) -> Template:
-    """A template without one task; who read its results reads something else, at the right times freed."""
-    kept = [task for i, task in enumerate(template.tasks) if i != index]
-    tasks = [
-        replace(task, reads=tuple(renamed.get(name, name) for name in task.reads), frees=()) for task in kept
-    ]
-    return replace(template, tasks=with_frees(tasks, ()), outcome=template.outcome - 1, imports=())
-
-
-def edited(template: Template, index: int, **changes: object) -> Template:
-    tasks = list(template.tasks)
-    tasks[index] = replace(tasks[index], **changes)
-    return replace(template, tasks=tuple(tasks))
 
 
 def dropped_transfer(patch: pytest.MonkeyPatch) -> Placement:

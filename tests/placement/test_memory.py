@@ -114,14 +114,15 @@ def test_replicas_share_nothing_but_the_host():
 
 def test_the_parts_of_an_account_by_hand():
     """One device, one layer, eight sequences of sixteen tokens: the widest moment is that of the feed-forward part,
-    where the residual stream, what is expanded (gate and up) and what is activated lie beside each other."""
+    where the residual stream, what is expanded (gate and up) and what is activated lie beside each other. The token
+    ids come by a stream of their own, so they count as if they were still there."""
     layers = tiny.LLAMA.layers[:1]
     small = replace(tiny.LLAMA, layers=layers)
     program = tiny.program(tiny.single(1), tiny.server(1), small)
     needs = budget(program, tiny.engine(max_num_seqs=8, max_num_batched_tokens=128)).needs
     gpu = next(need for need in needs if need.memory == "gpu-0")
     per_token = 24 + 2 * 40 + 40
-    assert gpu.parts["activations"] == 2 * 128 * per_token
+    assert gpu.parts["activations"] == 2 * 128 * per_token + 8 * 128
     assert "engine_sampler" not in gpu.parts
     vast = tiny.engine(max_num_seqs=8, max_num_batched_tokens=128)
     vast = vast.model_copy(update={"memory": EngineMemory(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -21,9 +22,11 @@ from typing import Any, TypeVar
 import yaml
 from matplotlib.figure import Figure
 
-from simulator.graph.shape import Chunk
+from simulator.graph.shape import Chunk, split_evenly
+from simulator.placement.memory import split_chunks
 from simulator.placement.placement import NotPlaceable
 from simulator.placement.plan import Plan
+from simulator.placement.program import Program
 from simulator.placement.strategies import STRATEGIES
 from simulator.report.timeline_figure import timeline_figure
 from simulator.report.wording import transitions_text
@@ -40,9 +43,10 @@ from simulator.units import format_bytes
 ROOT = Path(__file__).parents[2]
 PAGE, IMAGES = ROOT / "docs" / "strategies.md", ROOT / "docs" / "images"
 Result = TypeVar("Result")
-SEQUENCES, PROMPT = 8, 32
 L40S = "{name: server, host: epyc-9654-2s, devices: {l40s: 4}, host_link: pcie-gen4-x16}"
 H100 = "{name: server, host: hgx-xeon-8480p-2s, devices: {h100-sxm: 4}, host_link: pcie-gen5-x16, interconnect: nvlink-4}"
+DESKTOP = "{name: desktop, host: desktop-13900k, devices: {rtx-4090: 1}, host_link: pcie-gen4-x16}"
+TWO_SOCKETS = "{name: server, host: xeon-6454s-2s, devices: {rtx-4090: 1}, host_link: pcie-gen4-x16}"
 """Machines without a network: all requests of a batch are there at once."""
 
 
@@ -60,6 +64,10 @@ class Example:
     model: str = "llama-3.1-70b"
     """Whose first layers are placed."""
     layers: int = 4
+    engine: str = "vllm"
+    sequences: int = 8
+    prompt: int = 32
+    """Tokens of each sequence's prompt."""
 
     @property
     def picture(self) -> Path:
@@ -81,6 +89,68 @@ EXAMPLES = (
         "tensor_parallel", "{strategy: tensor_parallel, degree: 4}", H100,
         "All four GPUs work on every layer at once, each on its share. After attention and after feed-forward they "
         "stop to add up what they have: the lines that join them.",
+    ),
+    Example(
+        "pipeline_parallel", "{strategy: pipeline_parallel, stages: 2}", L40S,
+        "Two batches are in flight. While batch 1 is on the second GPU, batch 2 (striped) is on the first, then they "
+        "change places: both GPUs are busy, but each batch still passes through one after the other.",
+    ),
+    Example(
+        "data_parallel", "{strategy: data_parallel, replicas: 2}", L40S,
+        "Two copies of the model work side by side, each on half of the sequences and with an engine's thread of its "
+        "own. Nothing goes between them.",
+    ),
+    Example(
+        "expert_parallel", "{strategy: expert_parallel, degree: 4}", H100,
+        "Each GPU holds two of the eight experts and goes through them (blue) with those tokens that chose them. Then "
+        "all add up what experts made of each token: the lines that join them.",
+        model="mixtral-8x7b",
+    ),
+    Example(
+        "expert_parallel_data", "{strategy: expert_parallel, degree: 4, attention: data}", H100,
+        "Each GPU attends to sequences of its own, a part of the batch. Before its two experts (blue) the tokens of all "
+        "are gathered on every GPU, and after them each gets its own back.",
+        model="mixtral-8x7b",
+    ),
+    Example(
+        "weight_streaming", "{strategy: weight_streaming, gpu_layers: 1}", L40S,
+        "While a layer computes, the next one is copied in. The large prefill takes about as long as the copies and "
+        "hides them; decode takes a moment, so it waits for each layer. Layer 3 stays on the GPU.",
+        engine="flexgen", prompt=1024,
+    ),
+    Example(
+        "kv_offload", "{strategy: kv_offload}", L40S,
+        "Prefill sends the keys and values of each layer to the host. In decode they all come back, layer after "
+        "layer, ahead of the attention that needs them: here the copies set the pace.",
+        model="llama-2-7b", prompt=256,
+    ),
+    Example(
+        "attention_offload", "{strategy: attention_offload}", DESKTOP,
+        "Prefill attends on the GPU and sends keys and values to the host. In decode the CPU attends, where they lie: "
+        "for each layer a small copy goes down and one comes back, and GPU and CPU take turns.",
+        model="llama-2-7b", engine="flexgen", prompt=256,
+    ),
+    Example(
+        "expert_offload", "{strategy: expert_offload}", TWO_SOCKETS,
+        "The CPU computes routed experts while the GPU computes the shared one of the same layer (blue above blue). "
+        "In prefill the tokens of a prompt choose nearly all experts, in decode only four of 60 are read.",
+        model="qwen1.5-moe-a2.7b", engine="ktransformers", sequences=1,
+    ),
+    Example(
+        "hybrid", "{strategy: hybrid, pipeline_parallel: 2, tensor_parallel: 2, loops: 2}", H100,
+        "A pipeline of two stages, each of two GPUs that share every layer (joined by lines). Two batches are in "
+        "flight: batch 2 is striped.",
+    ),
+    Example(
+        "custom", "{strategy: custom, rules: [{layers: 2-3, part: mlp, device: cpu}]}", L40S,
+        "As the rule says, the CPU computes the feed-forward part of layers 2 and 3; all else is on the GPU. Twice "
+        "a step tokens go down and come back.",
+    ),
+    Example(
+        "eager_engine", "{strategy: single_device}", H100,
+        "The host launches kernel after kernel. In prefill kernels are long, and launches run ahead of them. In "
+        "decode they are short: the GPU has done all but the last one long before that is launched, and waits.",
+        model="phi-2", engine="transformers", prompt=256,
     ),
 )  # fmt: skip
 
@@ -108,11 +178,11 @@ def simulated(example: Example) -> RunResult:
     def run(config: Path) -> RunResult:
         scenario = config.with_name("scenario.yaml")
         scenario.write_text(
-            f"name: example\nmodel: {config}\nmachine: {example.machine}\nengine: vllm\n"
+            f"name: example\nmodel: {config}\nmachine: {example.machine}\nengine: {example.engine}\n"
             "precision: {weights: bf16, activations: bf16, kv_cache: bf16}\n"
             f"placements: [{example.placement}]\n"
-            f"workload: {{arrivals: {{process: batch}}, lengths: {{prompt: {PROMPT}, output: 4}}, "
-            f"requests: {SEQUENCES}}}\n",
+            f"workload: {{arrivals: {{process: batch}}, lengths: {{prompt: {example.prompt}, output: 4}}, "
+            f"requests: {example.sequences}}}\n",
             encoding="utf-8",
         )
         (row,) = run_scenario(scenario).runs
@@ -130,7 +200,7 @@ def _deployed(example: Example) -> Deployment:
 
     def place(config: Path) -> Deployment | NotPlaceable:
         model = load_model(config, catalogue)
-        return deploy(yaml.safe_load(example.machine), model, "vllm", precision, kind.model_validate(placement), catalogue)
+        return deploy(yaml.safe_load(example.machine), model, example.engine, precision, kind.model_validate(placement), catalogue)
 
     deployed = _with_model(example, place)
     assert isinstance(deployed, Deployment), deployed
@@ -168,8 +238,9 @@ def draw(example: Example, folder: Path = IMAGES) -> Path:
 def facts(example: Example) -> str:
     """What stands between an example's marks in the page."""
     rows = {
+        "model, machine and engine": _question(example),
         "memory": _memory(_deployed(example)),
-        f"traffic of a decode step of {SEQUENCES} sequences": _traffic(_deployed(example)),
+        f"traffic of a decode step of {_many(example.sequences, 'sequence')}": _traffic(example),
         "transitions per token": transitions_text(transitions_per_token(_deployed(example).program)),
     }
     table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
@@ -180,30 +251,48 @@ def facts(example: Example) -> str:
     )
 
 
+def _question(example: Example) -> str:
+    machine = yaml.safe_load(example.machine)
+    devices = ", ".join(f"{count} x `{device}`" for device, count in machine["devices"].items())
+    return (f"{example.layers} layers of `{example.model}`; `{machine['host']}` with {devices}; `{example.engine}`; "
+            f"{_many(example.sequences, 'prompt')} of {example.prompt:,} tokens")  # fmt: skip
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def _memory(deployment: Deployment) -> str:
-    accounts = []
+    tokens, accounts = deployment.budget.block_tokens, []
     for need in deployment.budget.needs:
-        if not need.weights_bytes + need.kv_block_bytes:
-            continue
-        per_token = need.kv_block_bytes // deployment.budget.block_tokens
-        cache_text = f", KV cache {format_bytes(per_token)} a token" if per_token else ""
-        accounts.append((need.memory, f"weights {format_bytes(need.weights_bytes)}{cache_text}"))
+        sizes = {
+            "weights {}": need.parts.get("weights", 0),
+            "fetched weights {}": need.parts.get("fetched_weights", 0),
+            "KV cache {} a token": need.kv_block_bytes // tokens,
+            "fetched KV {} a token": need.fetched_block_bytes // tokens,
+        }
+        said = ", ".join(text.format(format_bytes(size)) for text, size in sizes.items() if size)
+        if said:
+            accounts.append((need.memory, said))
     return _listed(accounts)
 
 
-def _traffic(deployment: Deployment) -> str:
+def _traffic(example: Example) -> str:
     """Bytes over each link when every sequence decodes one token; links that carry the same, together."""
-    count = min(deployment.program.placement.microbatches, SEQUENCES)
-    chunks = tuple(
-        tuple(Chunk(number, PROMPT, 1, True) for number in range(first, SEQUENCES, count)) for first in range(count)
-    )
-    streaming = deployment.program.placement.streaming
-    plan = Plan(deployment.program.template(count, streaming is not None and streaming.across_steps), chunks)
-    carried: dict[str, int] = {}
-    for task in plan.template.tasks:
-        for link, nbytes in plan.link_bytes(task):
-            carried[link] = carried.get(link, 0) + nbytes
+    carried: Counter[str] = Counter()
+    programs = _deployed(example).programs
+    for program, count in zip(programs, split_evenly(example.sequences, len(programs)), strict=True):
+        chunks = split_chunks([Chunk(number, example.prompt, 1, True) for number in range(count)], _parts(program))
+        streaming = program.placement.streaming
+        plan = Plan(program.template(len(chunks), streaming is not None and streaming.across_steps), chunks)
+        for task in plan.template.tasks:
+            carried.update(dict(plan.link_bytes(task)))
     return _listed((link, format_bytes(nbytes)) for link, nbytes in carried.items() if nbytes)
+
+
+def _parts(program: Program) -> int:
+    """Microbatches of a step."""
+    return max(program.placement.microbatches, program.rank_groups)
 
 
 def _listed(pairs: Iterable[tuple[str, str]]) -> str:

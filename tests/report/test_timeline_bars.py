@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.placement.placement import Placement, Stage
+from simulator.placement.placement import ExpertsAside, KvHome, Placement, Stage
 from simulator.placement.program import Program
 from simulator.report.timeline_bars import bars_of
 from simulator.report.timeline_parts import ATTENTION, COLOURS, part_of
@@ -19,7 +19,7 @@ TINY = sorted(path.stem for path in (Path(__file__).parents[2] / "models").glob(
 FEED_FORWARD = {
     "up_proj", "activation", "down_proj", "mlp_norm", "mlp_post_norm", "branch_add", "router", "expert_up_proj",
     "expert_activation", "expert_down_proj", "expert_add", "shared_up_proj", "shared_activation",
-    "shared_down_proj", "shared_gate",
+    "shared_down_proj", "shared_gate", "side_expert_up_proj", "side_expert_activation", "side_expert_down_proj",
 }  # fmt: skip
 CONFUSIONS = {
     "normal": np.eye(3),
@@ -61,7 +61,10 @@ def test_colours_differ_in_lightness():
 @pytest.mark.parametrize("name", TINY)
 def test_every_operator_of_a_layer_is_attention_or_feed_forward(name):
     architecture = model(name)
-    placement = Placement("one", (Stage(("gpu-0",), 0, architecture.num_hidden_layers),))
+    whole = (Stage(("gpu-0",), 0, architecture.num_hidden_layers),)
+    aside = ExpertsAside("cpu", (0,)) if architecture.experts is not None else None
+    apart = KvHome("host", "cpu") if not architecture.is_encoder else None
+    placement = Placement("one", whole, kv_home=apart, experts_aside=aside)
     template = Program(architecture, placement, machine(), FLOAT64).template(1)
     named = {task.operator for task in template.tasks if task.kind == "compute" and task.layer is not None}
     assert named <= ATTENTION | FEED_FORWARD
@@ -75,7 +78,7 @@ def test_no_operator_is_both():
 # -- laws ---------------------------------------------------------------------------------------------------
 
 WORK = (("compute", "qkv_proj", 3), ("compute", "up_proj", 3), ("compute", "sample", None), ("transfer", "fetch", 4),
-        ("transfer", "kv_copy", 2), ("transfer", "copy_ids", None), ("collective", "all_reduce", 1),
+        ("transfer", "kv_fetch", 2), ("transfer", "copy_ids", None), ("collective", "all_reduce", 1),
         ("host", "gather", None))  # fmt: skip
 
 

@@ -11,18 +11,19 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from simulator.graph.machine import machine_graph
-from simulator.placement.placement import Placement
-from simulator.placement.program import Program
+from simulator.placement.placement import ExpertsAside, KvHome, Placement, Streaming
+from simulator.placement.program import programs_of
 from simulator.report.timeline_figure import png_bytes, timeline_figure
 from simulator.report.timeline_layout import laid_out
 from simulator.report.timeline_legend import legend_of
+from simulator.report.timeline_loops import loops_of
 from simulator.report.timeline_pictures import timeline_pictures
 from simulator.results.records import Span
 from simulator.serving.arrivals import Request, Source
 from simulator.simulation.serve import serve
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.machine import load_machine
-from tests.placed import PLACEMENTS, model, stages, streaming
+from tests.placed import PLACEMENTS, model, stages
 from tests.tiny import BF16, engine
 
 from .studies import a_run, a_study, unfit
@@ -34,7 +35,7 @@ RANKS = "+".join(f"gpu-{rank}" for rank in range(8))
 LARGE = {
     "32 layers on eight ranks": Placement("eight ranks", stages((RANKS, 32))),
     "a pipeline of eight": Placement("pipeline", stages(*((f"gpu-{n}", 4) for n in range(8))), microbatches=4),
-    "32 streamed layers": Placement("streamed", stages(("gpu-0", 32)), streaming=streaming(range(32))),
+    "32 streamed layers": Placement("streamed", stages(("gpu-0", 32)), streaming=Streaming(("host",) * 32)),
     "32 layers on both kinds": Placement("both", stages(("cpu", 8), ("gpu-0", 24))),
 }
 
@@ -45,11 +46,19 @@ ENGINE = engine(step_s=1e-4, max_num_seqs=64, max_num_batched_tokens=4096)
 @cache
 def spans_on(placement: Placement, layer_count: int = 4, machine: str = "epyc-9654-4x-l40s") -> tuple[Span, ...]:
     """Of steps that take up all requests at once: they come over no network."""
-    there = load_machine(machine, Catalogue())
-    near = replace(there, network=None, nodes=tuple(replace(node, network=None) for node in there.nodes))
     llama = replace(LLAMA, layers=LLAMA.layers[:1] * layer_count)
-    program = Program(llama, placement, machine_graph(near), BF16)
-    return serve(program, ENGINE, 10_000, lambda: Source(REQUESTS, None), record_steps=3).spans
+    return served((placement,), llama, graph_of(machine))
+
+
+def served(placements, architecture, graph, eager=False) -> tuple[Span, ...]:
+    """Of so many steps that each loop has two."""
+    programs = programs_of(architecture, placements, graph, BF16, eager)
+    return serve(programs, ENGINE, 10_000, lambda: Source(REQUESTS, None), record_steps=3 * len(programs)).spans
+
+
+def graph_of(machine: str = "epyc-9654-4x-l40s"):
+    there = load_machine(machine, Catalogue())
+    return machine_graph(replace(there, network=None, nodes=tuple(replace(node, network=None) for node in there.nodes)))
 
 
 def drawn_texts(figure: Figure):
@@ -140,8 +149,8 @@ def test_devices_follow_one_another_as_layers_pass_through_them():
 def test_both_steps_begin_and_have_their_outcome(placement):
     spans = spans_on(placement)
     layout = laid_out(spans)
-    for step, panel in enumerate(layout.panels):
-        own = [span for span in spans if span.step == step]
+    for panel in layout.panels:
+        own = [span for span in spans if span.step == panel.step]
         assert panel.start_s == min(span.start_s for span in own)
         assert [panel.outcome_s] == [span.end_s for span in own if span.is_outcome]
         assert panel.start_s < panel.outcome_s <= panel.end_s
@@ -176,6 +185,85 @@ def test_a_collective_joins_all_its_devices():
     rows = {lane.track: lane.middle for lane in layout.lanes}
     joined = [each for each in layout.panels[0].crossings if not each.has_arrow]
     assert {(each.source, each.target) for each in joined} == {(rows["gpu-0"], rows["gpu-3"])}
+
+
+PIPELINE = stages(("gpu-0", 2), ("gpu-1", 2))
+ONE, OTHER = (Placement("replicas", stages((device, 4))) for device in ("gpu-0", "gpu-1"))
+
+
+def lane_texts(spans) -> list[str]:
+    return [f"{lane.group} {lane.text}" for lane in laid_out(spans).lanes]
+
+
+def test_two_batches_in_flight():
+    """Of batch 1 the first two steps; batch 2 is striped, with a thread of its own, and never pale."""
+    spans = served((Placement("two loops", PIPELINE, loops=2),), LLAMA, graph_of())
+    layout = laid_out(spans)
+    threads = [panel.loops.thread_of[panel.step] for panel in layout.panels]
+    assert threads == ["host.engine"] * 2
+    assert lane_texts(spans)[:2] == ["host engine's thread", "host engine's thread 2"]
+    for panel in layout.panels:
+        drawn = {(lane.track, panel.batch(bar)) for lane, bar in panel.bars if lane.text == "computes"}
+        assert drawn == {("gpu-0", 0), ("gpu-0", 1), ("gpu-1", 0), ("gpu-1", 1)}
+    assert "batch 1" in signs(spans) and "pale" not in signs(spans)
+    figure = timeline_figure(spans, "two batches")
+    assert [text for text in texts(figure) if text.startswith("outcome of batch 1 after")]
+    assert_readable(figure)
+
+
+def test_replicas_side_by_side():
+    """Of replica 1 the first two steps; nothing is striped, for each device has one replica alone."""
+    spans = served((ONE, OTHER), LLAMA, graph_of())
+    assert {panel.decode_tokens for panel in laid_out(spans).panels} == {0, 3}
+    assert not [sign for sign in signs(spans) if sign.startswith(("batch", "part"))]
+    figure = timeline_figure(spans, "replicas")
+    assert [text for text in texts(figure) if text.startswith("outcome of replica 1 after")]
+    assert_readable(figure)
+
+
+def test_loops_of_replicas_are_batches_of_their_replica():
+    other = Placement("the other", stages(("gpu-2", 2), ("gpu-3", 2)), loops=2)
+    loops = loops_of(served((Placement("one", PIPELINE, loops=2), other), LLAMA, graph_of()))
+    names = {loops.name(step) for step in loops.thread_of}
+    assert names == {"replica 1, batch 1", "replica 1, batch 2", "replica 2, batch 1", "replica 2, batch 2"}
+
+
+def test_each_loop_answers_on_its_own_thread():
+    """Arrows of token ids begin and end at the thread of the loop that they belong to."""
+    layout = laid_out(served((ONE, OTHER), LLAMA, graph_of()))
+    rows = {lane.track: lane.middle for lane in layout.lanes}
+    ends = {(crossing.source, crossing.target) for crossing in layout.panels[0].crossings}
+    for thread, device in (("host.engine", "gpu-0"), ("host.engine-1", "gpu-1")):
+        assert {(rows[thread], rows[f"{device}.in"]), (rows[f"{device}.out"], rows[thread])} <= ends
+
+
+def test_what_is_done_for_all_parts_together_is_no_part_and_counts_no_token_twice():
+    """The microbatch after the last one stands for all of them, as where the tokens of all ranks meet."""
+    parts = spans_on(PLACEMENTS[6])
+    joint = tuple(replace(span, microbatch=2, prefill_tokens=6 * 32, decode_tokens=6) if span.operator == "up_proj"
+                  else span for span in parts)  # fmt: skip
+    for spans in (parts, joint):
+        assert [panel.prefill_tokens for panel in laid_out(spans).panels] == [6 * 32, 0]
+        assert [panel.decode_tokens for panel in laid_out(spans).panels] == [0, 6]
+        assert "part 1" in signs(spans) and "part 2" not in signs(spans)
+
+
+def test_an_eager_engine_has_a_lane_of_launches():
+    spans = served((Placement("eager", stages(("gpu-0", 4))),), LLAMA, graph_of(), eager=True)
+    assert "gpu-0 kernel launches" in lane_texts(spans)
+
+
+def test_copies_of_the_cache_have_a_colour_of_their_own():
+    spans = served((Placement("KV at the host", stages(("gpu-0", 4)), kv_home=KvHome("host")),), LLAMA, graph_of())
+    assert "copy of KV" in signs(spans)
+
+
+def test_experts_aside_are_feed_forward_on_their_device():
+    mixture = model("tiny-mixtral")
+    aside = Placement("aside", stages(("gpu-0", mixture.num_hidden_layers)), experts_aside=ExpertsAside("cpu", (0, 1)))
+    layout = laid_out(served((aside,), mixture, graph_of()))
+    parts = {part for lane, bar in layout.panels[0].bars if lane.track == "cpu" for part, _ in bar.busy_s}
+    assert parts == {"feed-forward"}
 
 
 def test_many_devices_are_left_out_and_it_is_said():

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 
 from simulator.graph.machine import MachineGraph
-from simulator.graph.shape import StepShape
+from simulator.graph.shape import Amount, StepShape
 from simulator.placement.placement import Placement, Stage
+from simulator.placement.plan import Task, Template, Tensor
 from simulator.placement.program import Program
 from simulator.results.records import RunRecord
 from simulator.simulation.pricing import PricedTemplate
@@ -64,6 +65,15 @@ def test_kernels_of_a_gpu_and_machines_without_a_bus_know_no_bus() -> None:
     unchanged = PricedTemplate(without.template(1), without, engine())
     over_links = tuple(tuple(link for link, _ in task.link_bytes) for task in without.template(1).tasks)
     assert unchanged.links_of_task == over_links
+
+
+def test_a_copy_of_nothing_takes_nothing_of_a_link() -> None:
+    """A step without prefills copies no cached tokens of any: its flow takes a tick and slows nobody."""
+    cached = Amount.of(prefill_span=8)
+    copy = Task("copy", "transfer", "copy", "gpu-0", ("gpu-0.in",), (), (Tensor("x", "gpu-0", cached),),
+                link_bytes=(("host->gpu-0", cached),))  # fmt: skip
+    priced = PricedTemplate(Template((copy,), 0), program(None), engine())
+    assert priced.lone_flow(0, priced.durations(DECODE)) == ({}, pytest.approx(0.0))
 
 
 @settings(max_examples=10)

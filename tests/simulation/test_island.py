@@ -7,31 +7,35 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simpy import Environment, Event
 
+from simulator.placement.plan import Template
 from simulator.simulation.events import DECIDE, after
-from simulator.simulation.island import Island, Launch, islands_of
+from simulator.simulation.island import Island, Launch, islands_of, watched_links
+from simulator.simulation.recursion import Schedule, critical_path
 from simulator.simulation.reduced import reduce
 from tests.simulation.test_recursion import Launch as MadeUp
-from tests.simulation.test_recursion import Times, by_events, by_recursion, pipeline, plans, sharing
-from tests.tiny import HandPriced
+from tests.simulation.test_recursion import Times, by_events, pipeline, plans, sharing
+from tests.tiny import HandPriced, task
 
 
 class Run:
     """Plans carried out in one island, each launched at its tick after all else of that tick."""
 
-    def __init__(self, launches: list[MadeUp], task_by_task: bool) -> None:
+    def __init__(self, launches: list[MadeUp]) -> None:
         self.env = Environment()
-        self.island = Island(self.env, as_events=False, ended=lambda launch, launched: None)
+        templates: Any = [(plan, reduce(plan)) for plan, _ in launches]  # type: ignore[arg-type]
+        self.island = Island(self.env, templates, as_events=False, ended=lambda launch, launched: None)
         self.launches: list[Launch] = []
         self.outcomes: list[int] = [-1] * len(launches)
         self.as_events: list[bool] = []
-        self.env.process(self._launcher(launches, task_by_task))
+        self.env.process(self._launcher(launches))
         self.env.run()
 
-    def _launcher(self, launches: list[MadeUp], task_by_task: bool) -> Generator[Event, Any, None]:
+    def _launcher(self, launches: list[MadeUp]) -> Generator[Event, Any, None]:
         for number, (plan, at) in enumerate(launches):
             yield after(self.env, at - int(self.env.now), DECIDE)
             use: Any = SimpleNamespace(priced=plan, reduced=reduce(plan))  # type: ignore[arg-type]
@@ -39,21 +43,15 @@ class Run:
             self.launches.append(launch)
             assert launch.outcome.callbacks is not None
             launch.outcome.callbacks.append(lambda _, number=number: self._note(number))
-            self.island.launch(launch, task_by_task)
+            self.island.launch(launch)
             self.as_events.append(launch.running is not None)
 
     def _note(self, number: int) -> None:
         assert self.outcomes[number] == -1, "an outcome comes once"
         self.outcomes[number] = int(self.env.now)
 
-    def times(self, launches: list[MadeUp]) -> Times:
-        return [self._times_of(launch, plan) for launch, (plan, _) in zip(self.launches, launches, strict=True)]
-
-    def _times_of(self, launch: Launch, plan: HandPriced) -> tuple[list[int], list[int]]:
-        timed = launch.running.so_far() if launch.running is not None else launch.timed
-        if timed is None:  # a plan on quiet streams that nobody asked the tasks of
-            timed = by_recursion([(plan, launch.at)])[0]
-        return list(timed.starts), list(timed.ends)
+    def times(self) -> Times:
+        return [(list(timed.starts), list(timed.ends)) for timed in (launch.timed() for launch in self.launches)]
 
 
 @st.composite
@@ -67,21 +65,28 @@ def crowdable(draw: st.DrawFn) -> list[MadeUp]:
 
 
 def test_windows_change_no_tick() -> None:
-    """Step with windows is task: every start, end and outcome. The sample must have windows that begin while
-    plans of R are under way, and windows that end before later plans."""
-    taken_over, handed_back = list[bool](), list[bool]()
+    """Step with windows is task: every start, end and outcome, and the tasks charged for it. The sample must
+    have windows that begin while plans of R are under way, windows that end before later plans, and plans that
+    R priced beside others."""
+    taken_over, handed_back, beside = list[bool](), list[bool](), list[bool]()
 
     @settings(max_examples=250)
-    @given(crowdable(), st.booleans())
-    def check(launches: list[MadeUp], task_by_task: bool) -> None:
-        run = Run(launches, task_by_task)
+    @given(crowdable())
+    def check(launches: list[MadeUp]) -> None:
+        run = Run(launches)
         expected = by_events(launches)
-        assert run.times(launches) == expected
+        assert run.times() == expected
         outcomes = [ends[plan.template.outcome] for (plan, _), (_, ends) in zip(launches, expected, strict=True)]
         assert run.outcomes == outcomes
         adopted = sum(launch.running is not None for launch in run.launches) - run.as_events.count(True)
         assert run.island.event_steps == adopted + run.as_events.count(True)
         assert (sum(run.island.crowded.values()) > 0) == any(run.as_events)
+        for launch, (plan, _), (starts, ends) in zip(run.launches, launches, expected, strict=True):
+            assert launch.bones is not None
+            timed = Schedule(tuple(starts), tuple(ends), None)
+            chain = plan.class_of_task[critical_path(plan.template, timed, launch.bones.ranks)]
+            assert launch.path().tolist() == np.bincount(chain, minlength=plan.class_count).tolist()
+            beside.append(launch.passed is not None and launch.running is None)
         taken_over.append(adopted > 0)
         windows = [launch.running is not None for launch in run.launches]
         handed_back.append(any(now and not later for now, later in pairwise(windows)))
@@ -89,6 +94,22 @@ def test_windows_change_no_tick() -> None:
     check()
     assert taken_over.count(True) >= 25
     assert handed_back.count(True) >= 25
+    assert beside.count(True) >= 25
+
+
+def test_flows_that_one_stream_serves_in_turn_are_not_watched() -> None:
+    """Nor are those that fit; copies on streams of their own that fill a link are."""
+
+    def watched(*units: str, load: float = 1.0) -> frozenset[str]:
+        tasks = tuple(task(unit, "transfer", [unit], writes=[f"t-{unit}"], links=["uplink"]) for unit in units)
+        loads = {index: {"uplink": load} for index in range(len(units))}
+        plan: Any = HandPriced(Template(tasks, outcome=0), [9, 8][: len(units)], loads=loads)
+        return watched_links([(plan, reduce(plan))])
+
+    assert watched("g0.in") == frozenset()
+    assert watched("g0.in", "g1.in") == frozenset({"uplink"})
+    assert watched("g0.in", "g1.in", load=0.2) == frozenset({"uplink"}), "one trails into the next step"
+    assert watched_links([(pipeline(), reduce(pipeline()))]) == frozenset()  # type: ignore[arg-type, list-item]
 
 
 def test_a_window_by_hand() -> None:
@@ -97,12 +118,12 @@ def test_a_window_by_hand() -> None:
     and ends at 175, when `first` has 35 of its 100 left; both flow at half speed until 245, then `second`
     has 65 left and goes on alone until 310."""
     launches = [(pipeline(), 0), (sharing(), 100), (pipeline(), 400)]
-    run = Run(launches, task_by_task=False)
+    run = Run(launches)
     assert run.island.crowded == {"uplink": 1}
     assert run.island.event_steps == 2, "the pipeline's last stage runs until 115"
     assert [launch.running is not None for launch in run.launches] == [True, True, False]
     assert run.outcomes == [115, 310, 515]
-    assert run.times(launches) == by_events(launches)
+    assert run.times() == by_events(launches)
 
 
 def test_loops_that_cannot_meet_are_islands() -> None:

@@ -15,6 +15,7 @@ from simulator.results.records import RunRecord
 from simulator.serving.actions import Step
 from simulator.serving.arrivals import Source
 from simulator.serving.scheduler import Scheduler
+from simulator.simulation import plan_book
 from simulator.simulation.loop import Observer
 from simulator.simulation.serve import Serving, serve
 from tests import tiny
@@ -81,6 +82,29 @@ def test_all_fidelities_give_the_same_record(name: str) -> None:
     assert max(several) == len(SERVED[name])
 
 
+@pytest.mark.parametrize("kind", ["server", "network-attached"])
+def test_replicas_in_step_agree_too(kind: str) -> None:
+    """Equal requests that reach equal replicas at one tick, so that their steps end at the same ticks; where
+    they meet on an uplink, none may go ahead because the other has just ended a step."""
+    served = programs(tiny.server(2, kind=kind), *SINGLES[:2])
+    for gap, output in ((0, 6), (200, 9), (1000, 4)):
+        rows = requests_of([(0, 8, output)] * 6 + [(gap, 8, output)] * 2)
+        by_task, by_step, fast = (
+            serve(served, tiny.engine(), 100, tiny.source(rows), each) for each in FIDELITIES
+        )
+        assert tiny.facts(by_task) == tiny.facts(by_step) == tiny.facts(fast)
+        assert bool(by_step.crowded) is (kind == "network-attached")
+
+
+def test_times_charged_do_not_depend_on_how_many_steps_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of floats are taken over the same steps, whether they came one by one or as arrays."""
+    monkeypatch.setattr(plan_book, "KEPT_STEPS", 7)
+    rows = [(0, 20, 9), (50, 9, 9), (10, 30, 5), (1500, 12, 9)]
+    for name in ("two replicas", "three loops with microbatches"):
+        by_step, fast = (run(SERVED[name], rows, each) for each in ("step", "fast"))
+        assert tiny.facts(by_step) == tiny.facts(fast)
+
+
 def test_replicas_that_meet_on_an_uplink_take_turns_in_windows() -> None:
     """Runs that are events here and there only, and their records those of `task`."""
     shares: list[float] = []
@@ -96,6 +120,33 @@ def test_replicas_that_meet_on_an_uplink_take_turns_in_windows() -> None:
     check()
     assert sum(share > 0 for share in shares) >= 5
     assert sum(share < 1 for share in shares) >= 5
+
+
+def test_recorded_tasks_are_those_of_the_events() -> None:
+    """Also of steps that R had priced before a window took them over."""
+    rows = [(0, 9, 3), (20_000, 20, 4), (1, 9, 6), (10, 30, 2)]
+    spans = []
+    for fidelity in FIDELITIES:
+        serving = Serving(UPLINK, engine(), 60, Source(requests_of(rows)), fidelity, 2, record_steps=12)
+        record = serving.run()
+        spans.append(sorted(record.spans, key=lambda span: (span.step, span.start_s, span.name)))
+    assert 0 < record.event_steps < record.step_count
+    assert spans[0] == spans[1] == spans[2]
+    assert len({span.step for span in spans[0]}) == 12
+
+
+def test_a_replica_goes_ahead_of_the_others_and_deliveries_keep_their_order() -> None:
+    """Long answers of replicas on lanes of their own: whole runs of steps at once in each, though the others'
+    steps end meanwhile; cores still take deliveries in the order in which they are ready."""
+    rows = [(0, 8 + 5 * number, 30) for number in range(6)]
+    served = SERVED["three replicas"]
+    serving = Serving(served, engine(), 100, Source(requests_of(rows)), "fast", 1)
+    launched: list[int] = []
+    run_step = serving.clock.run
+    serving.clock.run = lambda loop, shapes: launched.append(loop) or run_step(loop, shapes)  # type: ignore[func-returns-value, method-assign]
+    fast = serving.run()
+    assert len(launched) < fast.step_count / 2
+    assert tiny.facts(fast) == tiny.facts(run(served, rows, "task", cores=1, blocks=100))
 
 
 def test_equal_requests_are_shared_out_evenly() -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.errors import InputError
-from simulator.placement.strategies import LayerSplit, SingleDevice
+from simulator.placement.strategies import LayerSplit, SingleDevice, Strategy
 from simulator.results.records import RequestRecord, RunRecord
 from simulator.specs.architecture import Experts
 from simulator.specs.catalogue import Catalogue
@@ -278,6 +278,13 @@ def test_a_placement_is_one_of_the_strategies_or_a_reason() -> None:
     assert strategy_of({"strategy": "teleport"}) == "strategy teleport: not supported yet"
     wrong = strategy_of({"strategy": "layer_split", "gpu_layers": -1})
     assert isinstance(wrong, str) and wrong.startswith("strategy layer_split: gpu_layers: ")
+
+
+@pytest.mark.parametrize("published", [NGL, LLAMA_BENCH, FLEXGEN, ACCELERATE, EXPERTS, DEEPSEEK, IPEX],
+                         ids=lambda published: published["source"])  # fmt: skip
+def test_the_placement_of_a_question_is_one_that_strategies_know(published: dict[str, str]) -> None:
+    """A field of another name would be a row left out, and nobody would see why."""
+    assert isinstance(strategy_of(asked(published).placement), Strategy)
 
 
 # -- answers ---------------------------------------------------------------------------------------------------

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from simulator.graph.machine import MachineGraph
 from simulator.placement.placement import Elsewhere, KvHome, NotPlaceable, Placement, Stage
-from simulator.placement.strategies.base import Strategy, chosen_ranks, label_of, processor_beside
+from simulator.placement.strategies.base import OnRanks, missing_cache, processor_beside
 from simulator.specs.architecture import Architecture
 
 
-class AttentionOffload(Strategy):
+class AttentionOffload(OnRanks):
     """Queries go to the KV blocks instead of the blocks to the queries: the processor attends where the cache
     lies, everything else stays on the accelerator. Decode reads much cache for little arithmetic, so it gains
     most (Sheng et al. 2023, arXiv 2303.06865); prompts are attended to on the accelerator unless `phases` is
@@ -21,19 +19,16 @@ class AttentionOffload(Strategy):
     strategy: Literal["attention_offload"] = "attention_offload"
     phases: Literal["decode", "all"] = "decode"
     """Whose attention the processor computes: that of chunks with one new token, or of all."""
-    tensor_parallel: Annotated[int, Field(ge=1)] = 1
-    """How many accelerators share each layer."""
-    devices: tuple[str, ...] | None = None
-    """Which ones; the machine's first if not given."""
 
     @property
     def label(self) -> str:
-        degree = f"tp {self.tensor_parallel}" if self.tensor_parallel > 1 else None
-        where = "+".join(self.devices) if self.devices else None
-        return label_of("attention_offload", self.phases, degree, where)
+        return self.labelled(self.phases)
 
     def place(self, model: Architecture, machine: MachineGraph) -> Placement | NotPlaceable:
-        ranks = chosen_ranks(self.strategy, model, machine, self.tensor_parallel, self.devices)
+        lacking = missing_cache(self.strategy, model)
+        if lacking is not None:
+            return lacking
+        ranks = self.ranks(model, machine)
         if isinstance(ranks, NotPlaceable):
             return ranks
         cpu = processor_beside(machine, ranks[0])

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import Annotated
 
+from pydantic import Field
+
+from simulator.graph.attention import cached
 from simulator.graph.machine import MachineGraph
 from simulator.graph.shape import starts_of
-from simulator.graph.share import why_not_divisible
+from simulator.graph.share import Share, why_not_divisible
 from simulator.placement.placement import NotPlaceable, Placement, Stage
 from simulator.specs.architecture import Architecture
 from simulator.specs.base import Spec
@@ -31,9 +35,36 @@ class Strategy(Spec):
         raise AssertionError("every strategy places")
 
 
+class OnRanks(Strategy):
+    """A way to place all layers on one accelerator, or on several that share each layer."""
+
+    tensor_parallel: Annotated[int, Field(ge=1)] = 1
+    """How many accelerators share each layer."""
+    devices: tuple[str, ...] | None = None
+    """Which ones; the machine's first if not given."""
+
+    def labelled(self, *parts: str | None) -> str:
+        """The strategy's name, some words that are there, and what is said of ranks."""
+        degree = f"tp {self.tensor_parallel}" if self.tensor_parallel > 1 else None
+        return label_of(self.strategy, *parts, degree, "+".join(self.devices) if self.devices else None)
+
+    def ranks(self, model: Architecture, machine: MachineGraph) -> tuple[str, ...] | NotPlaceable:
+        """The accelerators."""
+        return chosen_ranks(self.strategy, model, machine, self.tensor_parallel, self.devices)
+
+
 def label_of(*parts: str | None) -> str:
     """The words that are there, joined."""
     return " ".join(part for part in parts if part)
+
+
+def percent(share: float) -> str:
+    """As many digits as tell one share from another.
+
+    >>> percent(0.5), percent(0.125)
+    ('50%', '12.5%')
+    """
+    return f"{share * 100:g}%"
 
 
 def missing_devices(machine: MachineGraph, devices: tuple[str, ...]) -> NotPlaceable | None:
@@ -58,9 +89,10 @@ def missing_devices(machine: MachineGraph, devices: tuple[str, ...]) -> NotPlace
 
 def chosen_ranks(
     strategy: str, model: Architecture, machine: MachineGraph, degree: int,
-    named: tuple[str, ...] | None = None,
+    named: tuple[str, ...] | None = None, cuts: bool = True,
 ) -> tuple[str, ...] | NotPlaceable:  # fmt: skip
-    """`degree` accelerators that can share each layer of the model: the `named` ones, else the first."""
+    """`degree` accelerators: the `named` ones, else the first. If they are to cut each layer among them
+    (`cuts`), the model must allow it."""
     available = machine.accelerators()
     devices = named or available[:degree]
     if len(devices) != degree:
@@ -70,12 +102,20 @@ def chosen_ranks(
         return NotPlaceable(f"{strategy} needs different devices; one is named twice")
     on_cpu = [name for name in devices if name in machine.devices
               and machine.devices[name].device.kind == "cpu"]  # fmt: skip
-    if on_cpu and degree > 1:
-        return NotPlaceable(f"{strategy} is for accelerators; {on_cpu[0]} is a CPU, use layer_split")
-    indivisible = why_not_divisible(model, degree)
+    if on_cpu:
+        return NotPlaceable(f"{strategy} is for accelerators; {on_cpu[0]} is a CPU, use single_device or "
+                            "layer_split")  # fmt: skip
+    indivisible = why_not_divisible(model, degree) if cuts else None
     if indivisible:
         return NotPlaceable(indivisible)
     return missing_devices(machine, tuple(devices)) or tuple(devices)
+
+
+def missing_cache(strategy: str, model: Architecture) -> NotPlaceable | None:
+    """Say so if a model keeps no keys and values that could lie somewhere."""
+    if any(cached(layer, Share()) is not None for layer in model.layers):
+        return None
+    return NotPlaceable(f"{strategy} is about KV blocks; {model.name} keeps none")
 
 
 def processor_beside(machine: MachineGraph, device: str) -> str | NotPlaceable:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import groupby
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
 from simulator.graph.machine import MachineGraph
 from simulator.graph.model_graph import Part, operator_names
 from simulator.placement.placement import Elsewhere, NotPlaceable, Placement, Stage, Streaming
-from simulator.placement.strategies.base import Strategy, disk_of, missing_devices, missing_disk
-from simulator.placement.strategies.device_map import Located, read_device_map
+from simulator.placement.strategies.base import (
+    Strategy,
+    disk_of,
+    label_of,
+    missing_devices,
+    missing_disk,
+    processor_beside,
+)
+from simulator.placement.strategies.device_map import Located, Target, read_device_map
 from simulator.specs.architecture import Architecture
 from simulator.specs.base import Spec
 
@@ -23,6 +31,8 @@ IN_PART: Mapping[Part | None, tuple[Part, ...]] = {
     "mlp": ("mlp", "experts", "shared_experts"),
 }
 """What a rule for a part, or for whole layers, speaks of; every other part is itself alone."""
+
+SPAN = re.compile(r"([0-9]+)(?:-([0-9]+))?")
 
 
 class Rule(Spec):
@@ -44,16 +54,28 @@ class Rule(Spec):
             raise ValueError("give either `part` or `operators`")
         return self
 
+    @property
+    def spoken_of(self) -> str:
+        """What it is about, in words."""
+        what = self.part or "+".join(self.operators or ())
+        return f"{what or 'all operators'} in layers {self.layers}"
+
+    @property
+    def label(self) -> str:
+        what = self.part or "+".join(self.operators or ())
+        layers = None if what and self.layers == "all" else self.layers
+        return label_of(what, layers, "on", self.device)
+
     def numbers(self, layer_count: int) -> frozenset[int] | str:
         """The layers it is about; what is wrong with them, in words."""
         if self.layers == "all":
             return frozenset(range(layer_count))
         found: set[int] = set()
         for span in self.layers.split(","):
-            low, _, high = span.strip().partition("-")
-            if not (low.isdigit() and (high.isdigit() or not high)):
+            match = SPAN.fullmatch(span.strip())
+            if match is None:
                 return f"layers '{self.layers}': write numbers and spans such as 0-7, 12, or all"
-            numbers = range(int(low), int(high or low) + 1)
+            numbers = range(int(match[1]), int(match[2] or match[1]) + 1)
             if not numbers or numbers[-1] >= layer_count:
                 return f"layers '{self.layers}': the model has layers 0-{layer_count - 1}"
             found.update(numbers)
@@ -66,17 +88,24 @@ class Rule(Spec):
         return part in IN_PART.get(self.part, (self.part,))
 
 
+def _a_place(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError("write a number, 'cuda:0', 'cpu' or 'disk'")
+    return value
+
+
 class Custom(Strategy):
     """Everything where the scenario says.
 
     `device_map` is a Hugging Face device map: numbers are accelerators, `cpu` and `disk` are layers whose
-    weights are kept there and copied to the first accelerator at each use, one after the other, as accelerate
-    does. Or `rules` assign layers, parts and single operators to devices; of two that speak of the same
-    operator the later one counts, and what none speaks of is on `default`.
+    weights are kept there and copied to the first accelerator that the map names at each use, one after the
+    other, as accelerate does; an embedding and a head that it puts there stay on that accelerator. Or `rules`
+    assign layers, parts and single operators to devices; of two that speak of the same operator the later one
+    counts, and what none speaks of is on `default`.
     """
 
     strategy: Literal["custom"] = "custom"
-    device_map: dict[str, int | str] | None = None
+    device_map: dict[str, Annotated[int | str, BeforeValidator(_a_place)]] | None = None
     """As `accelerate` writes it: names of modules, and where each goes."""
     rules: tuple[Rule, ...] | None = None
     """Where operators run."""
@@ -89,6 +118,8 @@ class Custom(Strategy):
     def _one_of_two_ways(self) -> Self:
         if (self.device_map is None) == (self.rules is None):
             raise ValueError("give either `device_map` or `rules`")
+        if self.rules == ():
+            raise ValueError("write at least one of `rules`")
         if self.device_map is not None and self.default is not None:
             raise ValueError("`default` is for `rules`; a device map says where everything goes")
         return self
@@ -98,9 +129,10 @@ class Custom(Strategy):
         if self.name is not None:
             return f"custom {self.name}"
         if self.device_map is not None:
-            counted = Counter(str(where) for where in self.device_map.values())
-            return "custom " + " ".join(f"{where}:{count}" for where, count in sorted(counted.items()))
-        return "custom " + " ".join(dict.fromkeys(rule.device for rule in self.rules or ()))
+            runs = groupby(str(where) for where in self.device_map.values())
+            return "custom " + " ".join(f"{where}:{len(list(run))}" for where, run in runs)
+        rest = f", rest on {self.default}" if self.default is not None else ""
+        return "custom " + ", ".join(rule.label for rule in self.rules or ()) + rest
 
     def place(self, model: Architecture, machine: MachineGraph) -> Placement | NotPlaceable:
         if self.device_map is not None:
@@ -133,9 +165,7 @@ class Custom(Strategy):
                     useful.add(number)
         idle = next((rule for number, rule in enumerate(rules) if number not in useful), None)
         if idle is not None:
-            what = idle.part or ", ".join(idle.operators or ())
-            spoken_of = f"{what or 'all operators'} in layers {idle.layers}"
-            return NotPlaceable(f"a rule for {spoken_of} meets no operator of {model.name}")
+            return NotPlaceable(f"a rule for {idle.spoken_of} meets no operator of {model.name}")
         return self._placed(where, model)
 
     def _placed(
@@ -145,7 +175,7 @@ class Custom(Strategy):
         home: list[str] = []
         for layer in range(model.num_hidden_layers):
             own = {name: device for (number, name), device in where.items() if number == layer}
-            if own.get("rotary") != own.get("attention"):
+            if "rotary" in own and own["rotary"] != own["attention"]:
                 both = f"{own['rotary']} and {own['attention']}"
                 return NotPlaceable(f"layer {layer}: rotary and attention use the same KV blocks; they must "
                                     f"be on one device, not on {both}")  # fmt: skip
@@ -167,31 +197,22 @@ class Custom(Strategy):
 def _from_map(
     label: str, located: Located, model: Architecture, machine: MachineGraph
 ) -> Placement | NotPlaceable:
-    targets = (*located.layers, *located.attention.values(), *located.mlp.values(), located.embed,
-               located.final_norm, located.head)  # fmt: skip
-    accelerators = machine.accelerators()
-    numbers = sorted({number for number in map(_number, targets) if number is not None})
-    wrong = [str(t) for t in targets if _number(t) is None and t not in ("cpu", "disk")]
-    if wrong:
-        return NotPlaceable(f"device_map has '{wrong[0]}'; write a number, 'cuda:0', 'cpu' or 'disk'")
-    if numbers and numbers[-1] >= len(accelerators):
-        there = f"the machine has {len(accelerators)}"
-        return NotPlaceable(f"device_map uses accelerator {numbers[-1]}, {there}")
-    if located.attention or located.mlp:
-        return NotPlaceable("device_map puts parts of one layer in different places, which is not "
-                            "simulated; name whole layers, or use `rules`")  # fmt: skip
+    accelerators, numbers = machine.accelerators(), located.accelerators
     if not numbers:
         return _on_processor(label, located, model, machine)
-    main, host = accelerators[numbers[0]], machine.host_of(accelerators[numbers[0]])
+    if max(numbers) >= len(accelerators):
+        there = f"the machine has {len(accelerators)}"
+        return NotPlaceable(f"device_map uses accelerator {max(numbers)}, {there}")
+    main = accelerators[numbers[0]]
+    host = machine.host_of(main)
     memories = {"cpu": host.name, "disk": disk_of(machine, main)}
     homes = tuple(memories.get(str(target)) for target in located.layers)
     lacking = missing_disk(machine, main) if "disk" in located.layers else None
     if lacking is not None:
         return lacking
 
-    def device_of(target: int | str) -> str:
-        number = _number(target)
-        return main if number is None else accelerators[number]
+    def device_of(target: Target) -> str:
+        return accelerators[target] if isinstance(target, int) else main
 
     where: dict[tuple[int | None, str], str] = {}
     for layer, name, part in operator_names(model):
@@ -211,15 +232,11 @@ def _on_processor(
     """A map without accelerators: the processor computes everything."""
     if "disk" in located.layers:
         return NotPlaceable("device_map keeps layers on disk and names no accelerator to compute them on")
-    stages = (Stage(("cpu",), 0, model.num_hidden_layers),)
-    return missing_devices(machine, ("cpu",)) or Placement(label, stages)
-
-
-def _number(target: int | str) -> int | None:
-    if isinstance(target, int):
-        return target
-    digits = target.removeprefix("cuda:")
-    return int(digits) if digits.isdigit() else 0 if target == "cuda" else None
+    accelerators = machine.accelerators()
+    cpu = processor_beside(machine, accelerators[0]) if accelerators else "cpu"
+    if isinstance(cpu, NotPlaceable):
+        return cpu
+    return Placement(label, (Stage((cpu,), 0, model.num_hidden_layers),))
 
 
 def _stages(home: Sequence[str]) -> tuple[Stage, ...]:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from simulator.graph.machine import MachineGraph
 from simulator.placement.placement import ExpertsAside, NotPlaceable, Placement, Stage
-from simulator.placement.strategies.base import Strategy, chosen_ranks, label_of, processor_beside
+from simulator.placement.strategies.base import OnRanks, percent, processor_beside
 from simulator.specs.architecture import Architecture, Experts
 from simulator.specs.base import Spec
 
@@ -32,7 +32,7 @@ class Zipf(Spec):
             certain += 1
 
 
-class ExpertOffload(Strategy):
+class ExpertOffload(OnRanks):
     """The weights of a mixture's routed experts lie in host memory and the processor multiplies by them,
     while the accelerator keeps attention, shared experts and as many routed ones as it is told (the placement
     of KTransformers). Both work at once; what they make of a token is added on the accelerator."""
@@ -44,26 +44,20 @@ class ExpertOffload(Strategy):
     """Which ones those are; no matter where all are equally popular."""
     popularity: Zipf = Zipf(zipf=0.0)
     """How unevenly tokens choose experts: `{zipf: 1.0}`; evenly if not given."""
-    tensor_parallel: Annotated[int, Field(ge=1)] = 1
-    """How many accelerators share each layer."""
-    devices: tuple[str, ...] | None = None
-    """Which ones; the machine's first if not given."""
 
     @property
     def label(self) -> str:
         skewed = self.popularity.zipf > 0
-        return label_of(
-            "expert_offload", f"{self.gpu_experts:.0%} on gpu", self.choose if skewed else None,
+        return self.labelled(
+            f"{percent(self.gpu_experts)} on gpu", self.choose if skewed else None,
             f"zipf {self.popularity.zipf:g}" if skewed else None,
-            f"tp {self.tensor_parallel}" if self.tensor_parallel > 1 else None,
-            "+".join(self.devices) if self.devices else None,
         )  # fmt: skip
 
     def place(self, model: Architecture, machine: MachineGraph) -> Placement | NotPlaceable:
         experts = model.experts
         if experts is None:
             return NotPlaceable(f"{self.strategy} is for mixtures of experts; {model.name} has none")
-        ranks = chosen_ranks(self.strategy, model, machine, self.tensor_parallel, self.devices)
+        ranks = self.ranks(model, machine)
         if isinstance(ranks, NotPlaceable):
             return ranks
         cpu = processor_beside(machine, ranks[0])

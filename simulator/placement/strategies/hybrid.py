@@ -18,7 +18,7 @@ class Hybrid(Strategy):
     """Replicas of a pipeline of tensor-parallel stages: `data_parallel` x `pipeline_parallel` x
     `tensor_parallel` accelerators, taken in the machine's order, ranks of a stage next to each other. Before
     the first stage a processor may take `cpu_layers`; of the other layers `streamed_layers` may be kept in
-    host memory and brought for each use."""
+    the memory of their accelerators' host and brought for each use."""
 
     strategy: Literal["hybrid"] = "hybrid"
     tensor_parallel: Annotated[int, Field(ge=1)] = 1
@@ -105,10 +105,11 @@ class Hybrid(Strategy):
             if isinstance(cpu, NotPlaceable):
                 return cpu
             groups, layers = [(cpu,), *groups], (self.cpu_layers, *layers)
-        kept, home = count - self.streamed_layers, machine.host_of(devices[0]).name
-        homes = (None,) * kept + (home,) * self.streamed_layers
+        kept, stages = count - self.streamed_layers, stages_of(groups, layers)
+        homes = tuple(machine.host_of(stage.devices[0]).name if layer >= kept else None
+                      for stage in stages for layer in stage.layers)  # fmt: skip
         return Placement(
-            self.label, stages_of(groups, layers), self.microbatches,
+            self.label, stages, self.microbatches,
             Streaming(homes, self.buffers) if self.streamed_layers else None, self.loops,
             whole_experts=self.experts == "whole",
         )  # fmt: skip

@@ -8,31 +8,27 @@ from pydantic import Field
 
 from simulator.graph.machine import MachineGraph
 from simulator.placement.placement import KvHome, NotPlaceable, Placement, Stage
-from simulator.placement.strategies.base import Strategy, chosen_ranks, label_of
+from simulator.placement.strategies.base import OnRanks, missing_cache
 from simulator.specs.architecture import Architecture
 
 
-class KvOffload(Strategy):
+class KvOffload(OnRanks):
     """Weights stay on the accelerator, KV blocks in the memory of its host. Each step brings a layer's cached
     tokens over before its attention, while earlier layers compute, and takes the new ones back."""
 
     strategy: Literal["kv_offload"] = "kv_offload"
-    tensor_parallel: Annotated[int, Field(ge=1)] = 1
-    """How many accelerators share each layer."""
-    devices: tuple[str, ...] | None = None
-    """Which ones; the machine's first if not given."""
     buffers: Annotated[int, Field(ge=1)] = 2
     """Layers whose cached tokens may lie in the accelerator at once."""
 
     @property
     def label(self) -> str:
-        degree = f"tp {self.tensor_parallel}" if self.tensor_parallel > 1 else None
-        where = "+".join(self.devices) if self.devices else None
-        buffers = f"{self.buffers} buffers" if self.buffers != 2 else None
-        return label_of("kv_offload", degree, buffers, where)
+        return self.labelled(f"{self.buffers} buffers" if self.buffers != 2 else None)
 
     def place(self, model: Architecture, machine: MachineGraph) -> Placement | NotPlaceable:
-        ranks = chosen_ranks(self.strategy, model, machine, self.tensor_parallel, self.devices)
+        lacking = missing_cache(self.strategy, model)
+        if lacking is not None:
+            return lacking
+        ranks = self.ranks(model, machine)
         if isinstance(ranks, NotPlaceable):
             return ranks
         home = KvHome(machine.host_of(ranks[0]).name, buffers=self.buffers)

@@ -9,12 +9,12 @@ from pydantic import Field, model_validator
 from simulator.graph.machine import MachineGraph
 from simulator.placement.placement import KvHome, NotPlaceable, Placement, Stage, Streaming
 from simulator.placement.strategies.base import (
-    Strategy,
-    chosen_ranks,
+    OnRanks,
     disk_of,
     evenly_spread,
-    label_of,
+    missing_cache,
     missing_disk,
+    percent,
     processor_beside,
 )
 from simulator.specs.architecture import Architecture
@@ -22,7 +22,7 @@ from simulator.specs.architecture import Architecture
 Home = Literal["host", "nvme"]
 
 
-class WeightStreaming(Strategy):
+class WeightStreaming(OnRanks):
     """A model larger than the accelerator: some layers stay there, the others are copied in for each use,
     into buffers that are refilled as soon as their layer is done. With `microbatches`, a layer that has been
     brought serves all of them before the next one (the block schedule of FlexGen, Sheng et al. 2023,
@@ -48,10 +48,6 @@ class WeightStreaming(Strategy):
     """Where KV blocks lie: on the accelerator, in host memory, or on its NVMe storage."""
     decode_attention: Literal["device", "host"] = "device"
     """Where decode attends if the blocks are at the host: on the accelerator, or beside them."""
-    tensor_parallel: Annotated[int, Field(ge=1)] = 1
-    """How many accelerators share each layer."""
-    devices: tuple[str, ...] | None = None
-    """Which ones; the machine's first if not given."""
 
     @model_validator(mode="after")
     def _said_once(self) -> Self:
@@ -69,28 +65,26 @@ class WeightStreaming(Strategy):
         if self.gpu_layers is not None:
             kept = f"{self.gpu_layers} on gpu"
         if self.gpu_share is not None:
-            kept = f"{self.gpu_share:.0%} on gpu"
+            kept = f"{percent(self.gpu_share)} on gpu"
         nvme = "from nvme" if self.home == "nvme" else None
         if self.nvme_share is not None:
-            nvme = f"{self.nvme_share:.0%} from nvme"
+            nvme = f"{percent(self.nvme_share)} from nvme"
         attended = ", decode there" if self.decode_attention == "host" else ""
-        return label_of(
-            "weight_streaming", kept, nvme, f"{self.buffers} buffers" if self.buffers != 2 else None,
+        return self.labelled(
+            kept, nvme, f"{self.buffers} buffers" if self.buffers != 2 else None,
             "prefetch" if self.prefetch else None,
             f"{self.microbatches} microbatches" if self.microbatches > 1 else None,
             f"kv at {self.kv}{attended}" if self.kv != "device" else None,
-            f"tp {self.tensor_parallel}" if self.tensor_parallel > 1 else None,
-            "+".join(self.devices) if self.devices else None,
         )  # fmt: skip
 
     def place(self, model: Architecture, machine: MachineGraph) -> Placement | NotPlaceable:
-        ranks = chosen_ranks(self.strategy, model, machine, self.tensor_parallel, self.devices)
+        ranks = self.ranks(model, machine)
         if isinstance(ranks, NotPlaceable):
             return ranks
         homes = self._homes(model, machine, ranks[0])
         if isinstance(homes, NotPlaceable):
             return homes
-        kv_home = self._kv_home(machine, ranks[0])
+        kv_home = self._kv_home(model, machine, ranks[0])
         if isinstance(kv_home, NotPlaceable):
             return kv_home
         streaming = Streaming(homes, self.buffers, self.prefetch) if any(homes) else None
@@ -116,9 +110,14 @@ class WeightStreaming(Strategy):
         homes = {layer: disk if layer in from_disk else host for layer in moving}
         return tuple(homes.get(layer) for layer in layers)
 
-    def _kv_home(self, machine: MachineGraph, device: str) -> KvHome | NotPlaceable | None:
+    def _kv_home(
+        self, model: Architecture, machine: MachineGraph, device: str
+    ) -> KvHome | NotPlaceable | None:
         if self.kv == "device":
             return None
+        lacking = missing_cache(f"kv `{self.kv}`", model)
+        if lacking is not None:
+            return lacking
         if self.kv == "nvme":
             return missing_disk(machine, device) or KvHome(disk_of(machine, device))
         memory = machine.host_of(device).name
