@@ -58,6 +58,13 @@ def test_experts_aside_of_ranks_and_a_cache_on_drives(model: str, machine: str, 
     assert (row.status, row.mismatches) == ("ok", ())
 
 
+def test_ranks_may_keep_what_each_has_whole_on_one_drive() -> None:
+    """Norms are on every rank; what is held twice is no mistake but in an accelerator's memory."""
+    (row,) = verified("tiny-strategies.yaml", "model=tiny-llama", *FEW,
+                      "placements=[{strategy: weight_streaming, home: nvme, tensor_parallel: 2}]")  # fmt: skip
+    assert (row.status, row.mismatches) == ("ok", ())
+
+
 # --- encoders -----------------------------------------------------------------------------------------------
 
 ENCODERS = ["tiny-bert", "tiny-roberta"]
