@@ -105,7 +105,7 @@ class Draft:
     def copy(self, name: str, role: str, targets: Sequence[str], microbatch: int) -> tuple[str, ...]:
         """Copy one tensor to each target by one transfer; targets on the same memory need no copy."""
         tensor, source = self.tensors[name], self._maker[name]
-        away = [target for target in targets if self.memory(target) != tensor.memory]
+        away = [each for each in dict.fromkeys(targets) if self.memory(each) != tensor.memory]
         copies = {
             target: self.tensor(f"{role}.m{microbatch}@{target}<-{source}", target, tensor.nbytes)
             for target in away

@@ -96,6 +96,7 @@ class Liveness:
 
 
 def _stream(task: Task, memory: str) -> str:
-    """The stream that a task writes to a memory by: one of the memory's own if it holds any."""
+    """The stream that a task writes to a memory by: one of the memory's own if it holds any. A copy between
+    two hosts holds none, so it waits for nobody: it is a stream by itself."""
     own = (unit for unit in task.units if unit in (memory, f"{memory}.in"))
-    return next(own, task.units[0])
+    return next(own, task.units[0] if task.units else task.name)

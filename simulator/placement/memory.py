@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 
 from simulator.graph.shape import Chunk, split_evenly
 from simulator.placement.liveness import Liveness
@@ -118,7 +119,7 @@ def budget(program: Program, engine: Engine) -> Budget:
         if not (kv[memory] or parts[memory]["weights"] or _passing(parts[memory])):
             continue
         usable = _usable(capacity, parts[memory].total(), engine)
-        staged = fetched[memory] * scheduler.kv_block_tokens * loops
+        staged = fetched[memory] * scheduler.kv_block_tokens
         needs.append(MemoryNeed(memory, capacity, usable, +parts[memory], kv[memory], staged))
     per_sequence = -(-program.model.max_position_embeddings // scheduler.kv_block_tokens)
     most = per_sequence * scheduler.max_num_seqs * loops * program.rank_groups
@@ -134,17 +135,18 @@ def _reserves(
 ) -> defaultdict[str, Counter[str]]:
     """What the engine itself takes on each device of the placement, by name; nothing of a host's memory."""
     reserves: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    sampler = _sampler_bytes(program, engine)
-    for stage in program.placement.stages:
-        for device in stage.devices:
-            memory = program.machine.memory_of(device)
-            if memory not in program.machine.hosts:
-                reserve = reserves[memory]
-                reserve["engine_context"] = round(engine.memory.context_bytes)
-                reserve["engine_graphs"] = round(engine.memory.graphs_bytes)
-                if len(stage.devices) > 1:
-                    reserve["engine_collectives"] = round(engine.memory.collectives_bytes)
-            reserves[memory]["engine_sampler"] = max(0, sampler.get(device, 0) - _passing(parts[memory]))
+    placement, machine = program.placement, program.machine
+    of_ranks = {each for stage in placement.stages if len(stage.devices) > 1 for each in stage.devices}
+    for device in placement.devices:
+        memory = machine.memory_of(device)
+        if memory not in machine.hosts:
+            reserves[memory]["engine_context"] = round(engine.memory.context_bytes)
+            reserves[memory]["engine_graphs"] = round(engine.memory.graphs_bytes)
+            if device in of_ranks:
+                reserves[memory]["engine_collectives"] = round(engine.memory.collectives_bytes)
+    for device, nbytes in _sampler_bytes(program, engine).items():
+        memory = machine.memory_of(device)
+        reserves[memory]["engine_sampler"] = max(0, nbytes - _passing(parts[memory]))
     return reserves
 
 
@@ -176,28 +178,32 @@ def _usable(capacity: int, taken: int, engine: Engine) -> int:
 
 
 def _sampler_bytes(program: Program, engine: Engine) -> dict[str, int]:
+    """By device that samples; ranks with sequences of their own sample from the whole vocabulary."""
     if program.model.is_encoder:
         return {}
     scheduler, stage = engine.scheduler, program.placement.stages[-1]
-    rows = min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
-    per_rank = -(-program.model.vocab_size // len(stage.devices))
-    return dict.fromkeys(stage.devices, rows * per_rank * engine.memory.sampler_bytes_per_logit)
+    rows, ranks = min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens), range(len(stage.devices))
+    per_rank = -(-program.model.vocab_size * program.rank_groups // len(ranks))
+    devices = [program.sampler(stage, rank).device for rank in ranks]
+    return dict.fromkeys(devices, rows * per_rank * engine.memory.sampler_bytes_per_logit)
 
 
 def largest_step(program: Program, engine: Engine) -> dict[str, Counter[str]]:
     """By memory, what the tensors of the largest step can take up at once, by kind.
 
     Sizes are linear in what each microbatch gets, so they are most at a corner: one of them gets all, and
-    that is prompts alone, as much decode as may be, or decode with a prompt beside it.
+    that is prompts alone, as much decode as may be, or decode with a prompt beside it; or one of them gets
+    the rows and another the tokens.
     """
     placement = program.placement
     batches = _corners(engine)
     if placement.by_sequence:
         return _fullest(program, [(batch,) * program.rank_groups for batch in batches])
-    count = placement.microbatches
-    return _fullest(program, [
-        (*((),) * m, batch, *((),) * (count - m - 1)) for m in range(count) for batch in batches
-    ])  # fmt: skip
+    numbers = range(placement.microbatches)
+    steps = [{number: batch} for number in numbers for batch in batches]
+    for one, other in permutations(numbers, 2):
+        steps += [{one: batch[:-1], other: batch[-1:]} for batch in _rows_and_tokens(engine)]
+    return _fullest(program, [tuple(step.get(number, ()) for number in numbers) for step in steps])
 
 
 def _corners(engine: Engine) -> list[tuple[Chunk, ...]]:
@@ -206,14 +212,28 @@ def _corners(engine: Engine) -> list[tuple[Chunk, ...]]:
     rows = min(engine.scheduler.max_num_seqs, tokens)
     prompts = tuple(Chunk(index, 0, new, True) for index, new in enumerate(split_evenly(tokens, rows)))
     decodes = tuple(Chunk(index, 0, 1, True) for index in range(rows))
-    beside = (*decodes[1:], Chunk(0, 0, tokens - rows + 1, True))
-    return [prompts, decodes, beside]
+    return [prompts, decodes, _rows_and_tokens(engine)[0]]
+
+
+def _rows_and_tokens(engine: Engine) -> list[tuple[Chunk, ...]]:
+    """Batches of as many short chunks as may be, of decode or of prompts, and a prompt that takes all tokens
+    that are left."""
+    tokens = engine.scheduler.max_num_batched_tokens
+    found = []
+    for new in (1, 2):
+        short = min(engine.scheduler.max_num_seqs - 1, (tokens - 1) // new)
+        chunks = [Chunk(index, 0, new, True) for index in range(short)]
+        found.append((*chunks, Chunk(short, 0, tokens - short * new, True)))
+    return found
 
 
 def _fullest(
-    program: Program, steps: Sequence[Sequence[tuple[Chunk, ...]]]
+    program: Program, steps: Sequence[Sequence[tuple[Chunk, ...]]], window: int | None = None
 ) -> defaultdict[str, Counter[str]]:
-    """Of some steps with equally many microbatches the one that may take most, memory by memory."""
+    """Of some steps with equally many microbatches the one that may take most, memory by memory.
+
+    window: instead of the model's own, for layers that have one.
+    """
     count, streaming = len(steps[0]), program.placement.streaming
     cold = program.template(count)
     templates = [cold]
@@ -221,6 +241,8 @@ def _fullest(
         templates.append(program.template(count, warm=True))
     found: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for template in templates:
+        if window is not None:
+            template = replace(template, traits=replace(template.traits, sliding_window=window))
         liveness = Liveness(template, cold.tensors)
         for parts in steps:
             for memory, kinds in liveness.most(Plan(template, tuple(parts))).items():
@@ -231,12 +253,14 @@ def _fullest(
 
 def fetched_bytes_per_token(program: Program) -> Counter[str]:
     """Of each memory, bytes that a cached token takes there while copies of it are attended to, all layers
-    together whose copies can be there at once; nothing where blocks lie beside what attends to them."""
+    together whose copies can be there at once; nothing where blocks lie beside what attends to them. A
+    sequence may be shorter than any sliding window, so windows save nothing."""
     if program.placement.kv_home is None:
         return Counter()
     most: Counter[str] = Counter()
     for new in (1, 2):  # decode and prefill may attend in different places
-        few, many = (_fullest(program, [((Chunk(0, context, new, True),),)]) for context in (0, MANY_TOKENS))
+        few, many = (_fullest(program, [((Chunk(0, context, new, True),),)], window=2 * MANY_TOKENS)
+                     for context in (0, MANY_TOKENS))  # fmt: skip
         for memory, kinds in many.items():
             growth = kinds["fetched_kv"] - few[memory]["fetched_kv"]
             most[memory] = max(most[memory], -(-growth // MANY_TOKENS))

@@ -330,7 +330,7 @@ def _flaws_of(programs: Sequence[Program], steps: Sequence[Any]) -> list[str]:
 
 
 def residency_flaws(program: Program, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Parts of the network's parameters that a memory holds twice, or that no memory holds.
+    """Parts of the network's parameters that a device's own memory holds twice, or that no memory holds.
 
     shapes: of every parameter, as the network that is carried out has them.
     """
@@ -339,7 +339,7 @@ def residency_flaws(program: Program, shapes: Mapping[str, tuple[int, ...]]) -> 
     seen: set[tuple[str, Parameter]] = set()
     for resident in program.residents():
         parameter, memory = resident.parameter, resident.tensor.memory
-        if (memory, parameter) in seen and memory not in program.machine.hosts:
+        if (memory, parameter) in seen and program.machine.owner_of(memory) is not None:
             found.append(f"{parameter.name} is held twice in {memory}")
         seen.add((memory, parameter))
         held[parameter.name][_part_of(parameter)] = True
