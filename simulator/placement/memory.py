@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import permutations
 
-from simulator.graph.shape import Chunk, split_evenly
-from simulator.placement.liveness import Liveness
-from simulator.placement.plan import Plan
+from simulator.graph.shape import Chunk
+from simulator.placement.largest_step import fetched_bytes_per_token, largest_step
 from simulator.placement.program import Program
 from simulator.specs.engine import Engine
 from simulator.units import GIB
-
-MANY_TOKENS = 2**20
-"""Enough that all else is small beside them."""
 
 PASSING = ("activations", "logits", "fetched_weights", "fetched_kv")
 """Parts that a step's own tensors take."""
@@ -186,85 +181,6 @@ def _sampler_bytes(program: Program, engine: Engine) -> dict[str, int]:
     per_rank = -(-program.model.vocab_size * program.rank_groups // len(ranks))
     devices = [program.sampler(stage, rank).device for rank in ranks]
     return dict.fromkeys(devices, rows * per_rank * engine.memory.sampler_bytes_per_logit)
-
-
-def largest_step(program: Program, engine: Engine) -> dict[str, Counter[str]]:
-    """By memory, what the tensors of the largest step can take up at once, by kind.
-
-    Sizes are linear in what each microbatch gets, so they are most at a corner: one of them gets all, and
-    that is prompts alone, as much decode as may be, or decode with a prompt beside it; or one of them gets
-    the rows and another the tokens.
-    """
-    placement = program.placement
-    batches = _corners(engine)
-    if placement.by_sequence:
-        return _fullest(program, [(batch,) * program.rank_groups for batch in batches])
-    numbers = range(placement.microbatches)
-    steps = [{number: batch} for number in numbers for batch in batches]
-    for one, other in permutations(numbers, 2):
-        steps += [{one: batch[:-1], other: batch[-1:]} for batch in _rows_and_tokens(engine)]
-    return _fullest(program, [tuple(step.get(number, ()) for number in numbers) for step in steps])
-
-
-def _corners(engine: Engine) -> list[tuple[Chunk, ...]]:
-    """Batches that fill a step's limits each in its own way."""
-    tokens = engine.scheduler.max_num_batched_tokens
-    rows = min(engine.scheduler.max_num_seqs, tokens)
-    prompts = tuple(Chunk(index, 0, new, True) for index, new in enumerate(split_evenly(tokens, rows)))
-    decodes = tuple(Chunk(index, 0, 1, True) for index in range(rows))
-    return [prompts, decodes, _rows_and_tokens(engine)[0]]
-
-
-def _rows_and_tokens(engine: Engine) -> list[tuple[Chunk, ...]]:
-    """Batches of as many short chunks as may be, of decode or of prompts, and a prompt that takes all tokens
-    that are left."""
-    tokens = engine.scheduler.max_num_batched_tokens
-    found = []
-    for new in (1, 2):
-        short = min(engine.scheduler.max_num_seqs - 1, (tokens - 1) // new)
-        chunks = [Chunk(index, 0, new, True) for index in range(short)]
-        found.append((*chunks, Chunk(short, 0, tokens - short * new, True)))
-    return found
-
-
-def _fullest(
-    program: Program, steps: Sequence[Sequence[tuple[Chunk, ...]]], window: int | None = None
-) -> defaultdict[str, Counter[str]]:
-    """Of some steps with equally many microbatches the one that may take most, memory by memory.
-
-    window: instead of the model's own, for layers that have one.
-    """
-    count, streaming = len(steps[0]), program.placement.streaming
-    cold = program.template(count)
-    templates = [cold]
-    if streaming is not None and streaming.across_steps:
-        templates.append(program.template(count, warm=True))
-    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for template in templates:
-        if window is not None:
-            template = replace(template, traits=replace(template.traits, sliding_window=window))
-        liveness = Liveness(template, cold.tensors)
-        for parts in steps:
-            for memory, kinds in liveness.most(Plan(template, tuple(parts))).items():
-                if kinds.total() > found[memory].total():
-                    found[memory] = kinds
-    return found
-
-
-def fetched_bytes_per_token(program: Program) -> Counter[str]:
-    """Of each memory, bytes that a cached token takes there while copies of it are attended to, all layers
-    together whose copies can be there at once; nothing where blocks lie beside what attends to them. A
-    sequence may be shorter than any sliding window, so windows save nothing."""
-    if program.placement.kv_home is None:
-        return Counter()
-    most: Counter[str] = Counter()
-    for new in (1, 2):  # decode and prefill may attend in different places
-        few, many = (_fullest(program, [((Chunk(0, context, new, True),),)], window=2 * MANY_TOKENS)
-                     for context in (0, MANY_TOKENS))  # fmt: skip
-        for memory, kinds in many.items():
-            growth = kinds["fetched_kv"] - few[memory]["fetched_kv"]
-            most[memory] = max(most[memory], -(-growth // MANY_TOKENS))
-    return most
 
 
 def split_chunks(chunks: Sequence[Chunk], microbatches: int) -> tuple[tuple[Chunk, ...], ...]:

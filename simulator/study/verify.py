@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from simulator.errors import InputError, Problem
 from simulator.graph.shape import Chunk
 from simulator.graph.work import Parameter
-from simulator.placement.memory import fetched_bytes_per_token, largest_step
+from simulator.placement.largest_step import fetched_bytes_per_token, largest_step
 from simulator.placement.occupancy import peak_occupancy, standing_bytes
 from simulator.placement.placement import NotPlaceable
 from simulator.placement.plan import Plan, flaws

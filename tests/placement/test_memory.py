@@ -12,8 +12,9 @@ from simulator.graph.machine import machine_graph
 from simulator.graph.model_graph import parameters_of
 from simulator.graph.shape import Chunk
 from simulator.graph.work import Formats
+from simulator.placement.largest_step import largest_step
 from simulator.placement.liveness import Liveness
-from simulator.placement.memory import budget, largest_step, refusal, split_chunks, together
+from simulator.placement.memory import budget, refusal, split_chunks, together
 from simulator.placement.placement import Elsewhere, KvHome, Placement, Stage
 from simulator.placement.plan import Plan
 from simulator.placement.program import Program
