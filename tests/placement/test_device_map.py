@@ -182,6 +182,8 @@ def test_one_place_under_two_names_is_one() -> None:
         ({"": 0, "model.layers.x": 1}, "names 'model.layers.x'"),
         ({"": 0, "model.layers.1.nonsense": 1}, "names 'model.layers.1.nonsense'"),
         ({"": 0, "my_lm_head": 1}, "names 'my_lm_head'"),
+        ({"": 0, f"model.layers.{'9' * 5000}": 1}, "names 'model.layers.9"),
+        ({"": "9" * 5000}, "write a number from 0 on"),
         ({"": "gpu-0"}, "has 'gpu-0'; write a number from 0 on"),
         ({"": -1}, "has '-1'"),
         ({"": "cuda:-1"}, "has 'cuda:-1'"),

@@ -40,7 +40,7 @@ class OnRanks(Strategy):
 
     tensor_parallel: Annotated[int, Field(ge=1)] = 1
     """How many accelerators share each layer."""
-    devices: tuple[str, ...] | None = None
+    devices: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Which ones; the machine's first if not given."""
 
     def labelled(self, *parts: str | None) -> str:
@@ -75,10 +75,9 @@ def missing_devices(machine: MachineGraph, devices: tuple[str, ...]) -> NotPlace
     known = list(machine.devices)
     reasons = []
     for device in lacking:
-        hosts = [placed for placed in machine.hosts.values() if device.split(".")[-1] == "cpu"]
-        if hosts:
-            names = ", ".join(placed.host_id for placed in hosts)
-            reasons.append(f"host {names} states no compute for its cores (`cpu` is unknown), "
+        host = machine.host_without(device)
+        if host is not None:
+            reasons.append(f"host {host.host_id} states no compute for its cores (`cpu` is unknown), "
                            f"so there is no device {device}")  # fmt: skip
             continue
         close = get_close_matches(device, known, n=1)
@@ -95,9 +94,10 @@ def chosen_ranks(
     (`cuts`), the model must allow it."""
     available = machine.accelerators()
     devices = named or available[:degree]
+    if named and len(named) != degree:
+        return NotPlaceable(f"{strategy} needs {degree} accelerators, `devices` names {len(named)}")
     if len(devices) != degree:
-        count = len(named) if named else len(available)
-        return NotPlaceable(f"{strategy} needs {degree} accelerators, there are {count}")
+        return NotPlaceable(f"{strategy} needs {degree} accelerators, there are {len(available)}")
     if len(set(devices)) != len(devices):
         return NotPlaceable(f"{strategy} needs different devices; one is named twice")
     on_cpu = [name for name in devices if name in machine.devices
