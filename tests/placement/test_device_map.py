@@ -258,7 +258,7 @@ def test_a_map_without_accelerators_is_for_the_processor() -> None:
     ("device_map", "where", "reason"),
     [
         ({"": 4}, L40S, "device_map uses accelerator 4, the machine has 4"),
-        ({"": 0, "model.decoder.layers": "disk"}, L40S, "states no `storage`, so there is no memory nvme"),
+        ({"": 0, "model.decoder.layers": "disk"}, L40S, "states no `storage`, so nothing can be kept on a drive"),
         ({"": "cpu", "model.decoder.layers.3": "disk"}, XEON, "names no accelerator to compute them on"),
         ({"": "cpu"}, "nr1-4x-l40s", "`cpu` is unknown"),
         ({"": 0}, "aws-m7i-16xlarge", "device_map uses accelerator 0, the machine has 0"),

@@ -42,7 +42,7 @@ def reason(strategy: Strategy, where: str, name: str = LLAMA) -> str:
     ("strategy", "where", "name", "expected"),
     [
         (WeightStreaming(gpu_layers=33), L40S, LLAMA, "gpu_layers is 33, the model has 32 layers"),
-        (WeightStreaming(home="nvme"), L40S, LLAMA, "host epyc-9654-2s states no `storage`, so there is no memory nvme"),
+        (WeightStreaming(home="nvme"), L40S, LLAMA, "host epyc-9654-2s states no `storage`, so nothing can be kept on a drive"),
         (WeightStreaming(nvme_share=0.1), L40S, LLAMA, "states no `storage`"),
         (WeightStreaming(kv="host", decode_attention="host"), NR1, LLAMA, "`cpu` is unknown"),
         (WeightStreaming(kv="host"), L40S, BERT, "kv `host` is about KV blocks; "),

@@ -47,9 +47,10 @@ ENCODERS = ["tiny-bert", "tiny-roberta"]
 
 
 @pytest.mark.parametrize("model", ENCODERS)
-def test_encoders_are_carried_out_whole_cut_and_split(model: str):
-    rows = verified("tiny-encoders.yaml", "machine=hgx-h100-8", f"model={model}")
-    assert [row.placement for row in rows] == ["single_device", "tensor_parallel 2", "layer_split 2 on gpu"]
+def test_encoders_are_carried_out_in_every_way_that_needs_no_cache(model: str):
+    rows = verified("tiny-encoders.yaml", f"model={model}")
+    assert [row.placement for row in rows[:3]] == ["single_device", "tensor_parallel 2", "layer_split 2 on gpu"]
+    assert len(rows) == 9
     for row in rows:
         assert (row.status, row.mismatches, row.tokens, row.preemptions) == ("ok", (), 4, 0)
         assert row.logits_difference is not None

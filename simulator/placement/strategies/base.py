@@ -125,19 +125,12 @@ def processor_beside(machine: MachineGraph, device: str) -> str | NotPlaceable:
     return missing_devices(machine, (cpu,)) or cpu
 
 
-def disk_of(machine: MachineGraph, device: str) -> str:
-    """The memory of the NVMe storage of the host that a device is attached to."""
-    node = machine.devices[device].node
-    return f"{node}.nvme" if node else "nvme"
-
-
 def missing_disk(machine: MachineGraph, device: str) -> NotPlaceable | None:
     """Say so if a device's host has no storage."""
-    disk = disk_of(machine, device)
-    if disk in machine.capacity_bytes:
+    if machine.storage_of(device) is not None:
         return None
     host = machine.host_of(device).host_id
-    return NotPlaceable(f"host {host} states no `storage`, so there is no memory {disk}")
+    return NotPlaceable(f"host {host} states no `storage`, so nothing can be kept on a drive")
 
 
 def evenly_spread(count: int, of: range) -> frozenset[int]:

@@ -16,7 +16,6 @@ from simulator.graph.model_graph import Part, operator_names
 from simulator.placement.placement import Elsewhere, NotPlaceable, Placement, Stage, Streaming
 from simulator.placement.strategies.base import (
     Strategy,
-    disk_of,
     label_of,
     missing_devices,
     missing_disk,
@@ -212,7 +211,7 @@ def _from_map(
         return NotPlaceable(f"device_map uses accelerator {max(numbers)}, {there}")
     main = accelerators[numbers[0]]
     host = machine.host_of(main)
-    memories = {"cpu": host.name, "disk": disk_of(machine, main)}
+    memories = {"cpu": host.name, "disk": machine.storage_of(main)}
     homes = tuple(memories.get(str(target)) for target in located.layers)
     lacking = missing_disk(machine, main) if "disk" in located.layers else None
     if lacking is not None:
