@@ -93,6 +93,14 @@ def test_accelerators_that_are_not_there(kind: type[Strategy], fields: dict[str,
     assert expected in found
 
 
+@pytest.mark.parametrize("strategy", [
+    *(kind(tensor_parallel=2) for kind in OF_RANKS), Hybrid(tensor_parallel=2, streamed_layers=1),
+], ids=lambda each: each.label)  # fmt: skip
+def test_ranks_of_two_hosts_have_no_host_memory_in_common(strategy: Strategy) -> None:
+    expected = "x86.gpu-0 and nr1.accelerator-0 are attached to different hosts (x86.host, nr1.host)"
+    assert expected in reason(strategy, "cpu-gpu-nr1", MIXTRAL)
+
+
 def test_whole_experts_are_too_few_for_a_stage_of_many_ranks() -> None:
     """Sixteen accelerators in two servers, and a mixture of eight."""
     server = {"host": "hgx-xeon-8480p-2s", "devices": {"h100-sxm": 8}, "host_link": "pcie-gen5-x16"}

@@ -49,8 +49,9 @@ class OnRanks(Strategy):
         return label_of(self.strategy, *parts, degree, "+".join(self.devices) if self.devices else None)
 
     def ranks(self, model: Architecture, machine: MachineGraph) -> tuple[str, ...] | NotPlaceable:
-        """The accelerators."""
-        return chosen_ranks(self.strategy, model, machine, self.tensor_parallel, self.devices)
+        """The accelerators, all of one host, beside whose processor and memory they work."""
+        ranks = chosen_ranks(self.strategy, model, machine, self.tensor_parallel, self.devices)
+        return ranks if isinstance(ranks, NotPlaceable) else on_several_hosts(machine, ranks) or ranks
 
 
 def label_of(*parts: str | None) -> str:
@@ -109,6 +110,16 @@ def chosen_ranks(
     if indivisible:
         return NotPlaceable(indivisible)
     return missing_devices(machine, tuple(devices)) or tuple(devices)
+
+
+def on_several_hosts(machine: MachineGraph, ranks: tuple[str, ...]) -> NotPlaceable | None:
+    """Say so if ranks that need the memory of their host are attached to different ones."""
+    hosts = dict.fromkeys(machine.host_of(rank).name for rank in ranks)
+    if len(hosts) == 1:
+        return None
+    which, where = " and ".join(ranks), ", ".join(hosts)
+    return NotPlaceable(f"{which} are attached to different hosts ({where}); ranks that share what is kept "
+                        "at the host must be of one")  # fmt: skip
 
 
 def missing_cache(strategy: str, model: Architecture) -> NotPlaceable | None:
