@@ -88,9 +88,9 @@ class Draft:
     def _bring(self, names: Sequence[str], source: str, device: str, microbatch: int) -> None:
         writes = []
         for name in names:
-            stem = self.placed.short_name(name).split("@")[0]
+            stem, where = self.placed.short_name(name).split("@", 1)
             tensor = self.tensors[name]
-            copy = self.tensor(f"{stem}@{device}<-{source}", device, tensor.nbytes, tensor.kind)
+            copy = self.tensor(f"{stem}@{device}<-{where}", device, tensor.nbytes, tensor.kind)
             self._copies[name, copy.memory] = copy.name
             writes.append(copy)
         traffic = [(self.route(source, device), tensor.nbytes) for tensor in writes]
