@@ -59,10 +59,12 @@ def _mixture(
     they make of the tokens is added on the first rank."""
     rest = _rest(bench, layer, experts)
     is_sum = bool(bench.split.aside) or experts.shared is not None
-    operators, summands = [_router(bench, layer, experts, source)], list[str]()
+    all_aside = len(bench.split.aside) == experts.num_experts
+    operators = [replace(_router(bench, layer, experts, source), once=all_aside)]
+    summands = list[str]()
     if bench.split.aside:
         aside = _experts(bench, source, _aside(bench, layer, experts), Value("side_branch", bench.hidden))
-        operators += [replace(operator, once=True) for operator in aside]
+        operators += [replace(operator, once=True, is_aside=True) for operator in aside]
         summands += ["side_branch"] if bench.share.rank == 0 else []
     if rest.held:
         operators += _experts(bench, source, rest, Value("expert_branch", bench.hidden) if is_sum else output)
@@ -86,8 +88,8 @@ def _mixture(
 
 
 def _router(bench: Bench, layer: int, experts: Experts, source: str) -> Operator:
-    """Score all experts and choose; every rank does all of it. What it writes holds for each expert its
-    weight, or that it was not chosen."""
+    """Score all experts and choose; every rank that has some does all of it. What it writes holds for each
+    expert its weight, or that it was not chosen."""
     hidden, prefix, count = bench.model.hidden_size, f"layers.{layer}.mlp", experts.num_experts
     parameters = bench.columns(f"{prefix}.router", Part(0, count, count), hidden, experts.router.bias)
     routing = Value("routing", Amount.of(tokens=count))
