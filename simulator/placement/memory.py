@@ -134,17 +134,17 @@ def _reserves(
 ) -> defaultdict[str, Counter[str]]:
     """What the engine itself takes on each device of the placement, by name; nothing of a host's memory."""
     reserves: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    sampler = _sampler_bytes(program, engine)
-    for stage in program.placement.stages:
-        for device in stage.devices:
-            memory = program.machine.memory_of(device)
-            if memory not in program.machine.hosts:
-                reserve = reserves[memory]
-                reserve["engine_context"] = round(engine.memory.context_bytes)
-                reserve["engine_graphs"] = round(engine.memory.graphs_bytes)
-                if len(stage.devices) > 1:
-                    reserve["engine_collectives"] = round(engine.memory.collectives_bytes)
-            reserves[memory]["engine_sampler"] = max(0, sampler.get(device, 0) - _passing(parts[memory]))
+    sampler, machine = _sampler_bytes(program, engine), program.machine
+    groups = [stage.devices for stage in program.placement.stages if len(stage.devices) > 1]
+    shared = {device for group in groups for device in group}
+    for device in program.placement.devices:
+        memory = machine.memory_of(device)
+        if memory not in machine.hosts:
+            reserves[memory]["engine_context"] = round(engine.memory.context_bytes)
+            reserves[memory]["engine_graphs"] = round(engine.memory.graphs_bytes)
+        if device in shared and memory not in machine.hosts:
+            reserves[memory]["engine_collectives"] = round(engine.memory.collectives_bytes)
+        reserves[memory]["engine_sampler"] = max(0, sampler.get(device, 0) - _passing(parts[memory]))
     return reserves
 
 
@@ -180,8 +180,11 @@ def _sampler_bytes(program: Program, engine: Engine) -> dict[str, int]:
         return {}
     scheduler, stage = engine.scheduler, program.placement.stages[-1]
     rows = min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
-    per_rank = -(-program.model.vocab_size // len(stage.devices))
-    return dict.fromkeys(stage.devices, rows * per_rank * engine.memory.sampler_bytes_per_logit)
+    found = {}
+    for rank in range(len(stage.devices)):
+        logits = rows * -(-program.model.vocab_size // program.share(stage, rank).degree)
+        found[program.sampler(stage, rank).device] = logits * engine.memory.sampler_bytes_per_logit
+    return found
 
 
 def largest_step(program: Program, engine: Engine) -> dict[str, Counter[str]]:

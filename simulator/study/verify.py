@@ -339,7 +339,7 @@ def residency_flaws(program: Program, shapes: Mapping[str, tuple[int, ...]]) -> 
     seen: set[tuple[str, Parameter]] = set()
     for resident in program.residents():
         parameter, memory = resident.parameter, resident.tensor.memory
-        if (memory, parameter) in seen and memory not in program.machine.hosts:
+        if (memory, parameter) in seen and memory in program.machine.devices:
             found.append(f"{parameter.name} is held twice in {memory}")
         seen.add((memory, parameter))
         held[parameter.name][_part_of(parameter)] = True

@@ -24,10 +24,10 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from simulator.execution import kv
 from simulator.execution.call import Call, Outputs
+from simulator.execution.flop_count import FlopCount
 from simulator.execution.interpreter import Interpreter, Sequences
 from simulator.execution.operators import OPERATORS
 from simulator.execution.replay import random_model
@@ -88,7 +88,7 @@ def carried_out(model: Architecture, steps: Sequence[Rows], degree: int = 1) -> 
         [program], network, sequences, Stores(program.machine), BLOCKS * len(numbers), BLOCK_TOKENS
     )
     found = []
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, recording() as notes:
+    with torch.no_grad(), FlopCount() as counter, recording() as notes:
         for rows in steps:
             plan = Plan(program.template(1), (tuple(chunks_of(rows)),))
             for index, task in enumerate(plan.template.tasks):

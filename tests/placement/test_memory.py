@@ -10,8 +10,8 @@ from simulator.graph.machine import machine_graph
 from simulator.graph.model_graph import parameters_of
 from simulator.graph.shape import Chunk
 from simulator.graph.work import Formats
-from simulator.placement.memory import budget, refusal, split_chunks, together
-from simulator.placement.placement import KvHome, Placement, Stage
+from simulator.placement.memory import PASSING, budget, refusal, split_chunks, together
+from simulator.placement.placement import Elsewhere, KvHome, Placement, Stage
 from simulator.placement.program import Program
 from simulator.placement.strategies import (
     DataParallel,
@@ -21,6 +21,7 @@ from simulator.placement.strategies import (
     Strategy,
     TensorParallel,
 )
+from simulator.specs.architecture import Architecture
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.engine import EngineMemory
 from simulator.specs.machine import load_machine
@@ -135,6 +136,31 @@ def test_the_parts_of_an_account_by_hand():
     shared = {need.memory: need.parts for need in budget(ranks, vast).needs}
     assert [shared[f"gpu-{rank}"]["engine_collectives"] for rank in (0, 1)] == [4000, 4000]
     assert not any(name.startswith("engine_context") for name in shared["host"])
+
+
+def test_the_engine_reserves_where_it_computes() -> None:
+    """A head elsewhere takes the sampler's warm-up with it; every accelerator that computes has a context. Ranks
+    with sequences of their own sample from all logits, ranks that share a head from their part of them."""
+    memory = EngineMemory(utilization=1.0, context_bytes=1e3, sampler_bytes_per_logit=10**4)
+    vast = tiny.engine(max_num_seqs=8, max_num_batched_tokens=128).model_copy(update={"memory": memory})
+
+    def parts(placement: Placement, model: Architecture = tiny.LLAMA) -> dict[str, dict[str, int]]:
+        needs = budget(tiny.program(placement, tiny.server(2), model), vast).needs
+        return {need.memory: {**dict.fromkeys(PASSING, 0), **need.parts} for need in needs}
+
+    def warm_up(of: dict[str, int]) -> int:
+        return of["engine_sampler"] + sum(of[kind] for kind in PASSING)
+
+    whole = 8 * 97 * 10**4
+    ends = frozenset({"final_norm", "lm_head", "sample"})
+    apart = parts(replace(tiny.single(), elsewhere=(Elsewhere("gpu-1", ends, frozenset({None})),)))
+    assert [apart[f"gpu-{number}"]["engine_context"] for number in (0, 1)] == [1000, 1000]
+    assert warm_up(apart["gpu-1"]) == whole
+    assert "engine_sampler" not in apart["gpu-0"]
+    ranks = parts(tiny.tensor_parallel(2))
+    assert [warm_up(ranks[f"gpu-{rank}"]) for rank in (0, 1)] == [8 * 49 * 10**4] * 2
+    own = replace(tiny.tensor_parallel(2), microbatches=2, whole_experts=True, by_sequence=True)
+    assert [warm_up(parts(own, tiny.MIXTURE)[f"gpu-{rank}"]) for rank in (0, 1)] == [whole] * 2
 
 
 def test_logits_have_a_part_of_their_own():

@@ -41,6 +41,13 @@ def deployed(model: str, strategy: SingleDevice | TensorParallel, precision: Pre
     return found
 
 
+def test_ranks_may_keep_what_each_has_whole_on_one_drive() -> None:
+    """Norms are on every rank; what is held twice is no mistake but in an accelerator's memory."""
+    (row,) = verified("tiny-strategies.yaml", "model=tiny-llama", *FEW,
+                      "placements=[{strategy: weight_streaming, home: nvme, tensor_parallel: 2}]")  # fmt: skip
+    assert (row.status, row.mismatches) == ("ok", ())
+
+
 # --- encoders -----------------------------------------------------------------------------------------------
 
 ENCODERS = ["tiny-bert", "tiny-roberta"]
