@@ -59,12 +59,10 @@ def _mixture(
     they make of the tokens is added on the first rank."""
     rest = _rest(bench, layer, experts)
     is_sum = bool(bench.split.aside) or experts.shared is not None
-    all_aside = len(bench.split.aside) == experts.num_experts
-    operators = [replace(_router(bench, layer, experts, source), once=all_aside)]
-    summands = list[str]()
+    operators, summands = [_router(bench, layer, experts, source)], list[str]()
     if bench.split.aside:
         aside = _experts(bench, source, _aside(bench, layer, experts), Value("side_branch", bench.hidden))
-        operators += [replace(operator, once=True, is_aside=True) for operator in aside]
+        operators += [replace(operator, once=True) for operator in aside]
         summands += ["side_branch"] if bench.share.rank == 0 else []
     if rest.held:
         operators += _experts(bench, source, rest, Value("expert_branch", bench.hidden) if is_sum else output)
@@ -88,8 +86,8 @@ def _mixture(
 
 
 def _router(bench: Bench, layer: int, experts: Experts, source: str) -> Operator:
-    """Score all experts and choose; every rank that has some does all of it. What it writes holds for each
-    expert its weight, or that it was not chosen."""
+    """Score all experts and choose; every rank does all of it. What it writes holds for each expert its
+    weight, or that it was not chosen."""
     hidden, prefix, count = bench.model.hidden_size, f"layers.{layer}.mlp", experts.num_experts
     parameters = bench.columns(f"{prefix}.router", Part(0, count, count), hidden, experts.router.bias)
     routing = Value("routing", Amount.of(tokens=count))

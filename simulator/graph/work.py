@@ -132,8 +132,6 @@ class Operator:
     expectations."""
     once: bool = False
     """Done once for all ranks, from what the first one holds."""
-    is_aside: bool = False
-    """Of experts that another device computes, beside the ranks."""
 
     def in_phase(self, phase: Phase) -> Operator:
         """Its share for the chunks of one phase."""

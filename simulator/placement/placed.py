@@ -168,8 +168,7 @@ class Placed:
     ) -> PlacedOperator:
         """An operator where it runs: on its lane's device unless the placement says otherwise."""
         aside, is_of_ranks = self.placement.experts_aside, factory.share.degree > 1
-        if operator.is_aside:
-            assert aside is not None
+        if operator.once and aside is not None:
             return PlacedOperator(operator, aside.device, lane, phase)
         found = (each for each in self.placement.elsewhere if each.has(operator.name, operator.layer))
         other = next(found, None)

@@ -13,10 +13,8 @@ from simulator.graph.share import ExpertSplit, Share
 from simulator.placement.placement import Elsewhere, ExpertsAside, KvHome, Placement
 from simulator.placement.plan import Resident, Template, with_frees
 from simulator.placement.program import Program
-from simulator.placement.strategies import ExpertOffload
 from tests.execution.planting import changed, edited, first, without
-from tests.placed import EXPERT_PLACEMENTS, deployed, machine, stages, verified
-from tests.placed import model as model_of
+from tests.placed import EXPERT_PLACEMENTS, deployed, stages, verified
 
 ONE = stages(("gpu-0", 4))
 AWAY = Placement("KV cache at the host", ONE, kv_home=KvHome("host", buffers=1))
@@ -39,18 +37,6 @@ Plant = Callable[[pytest.MonkeyPatch], Placement]
 def test_experts_in_other_places_are_what_torch_computes(placement: Placement, model: str) -> None:
     row = verified(placement, model)
     assert (row.status, row.mismatches, row.tokens) == ("ok", (), 13)
-
-
-@pytest.mark.parametrize("model", ["tiny-deepseek-v2", "tiny-qwen2-moe",
-                                   pytest.param("tiny-qwen3-next", marks=pytest.mark.slow)])  # fmt: skip
-def test_ranks_without_routed_experts_route_once(model: str) -> None:
-    """All are aside and ranks share the shared expert: only the first rank needs to know who goes where."""
-    found = ExpertOffload(tensor_parallel=2).place(model_of(model), machine())
-    assert isinstance(found, Placement)
-    row = verified(found, model)
-    assert (row.status, row.mismatches, row.tokens) == ("ok", (), 13)
-    routers = [task for task in deployed(found, model).program.template(1).tasks if task.operator == "router"]
-    assert {task.place for task in routers} == {"gpu-0"}
 
 
 @pytest.mark.parametrize("placement", [
