@@ -1,6 +1,10 @@
 """Small models placed in every way that lowering knows, for tests that carry plans out."""
 
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
+
+import pytest
 
 from simulator.graph.machine import MachineGraph, machine_graph
 from simulator.graph.work import Formats
@@ -83,6 +87,12 @@ EXPERT_PLACEMENTS = [
               whole_experts=True, experts_aside=ExpertsAside("cpu", (0, 3))),
 ]
 """For models with eight experts or more."""
+
+
+def some_slow(placements: Sequence[Any], every: int = 3) -> list[Any]:
+    """Each third of some placements for `make check`, the others marked slow."""
+    return [each if number % every == 0 else pytest.param(each, marks=pytest.mark.slow)
+            for number, each in enumerate(placements)]  # fmt: skip
 
 
 @cache

@@ -31,6 +31,7 @@ def placewright(monkeypatch, capsys):
     return call
 
 
+@pytest.mark.slow
 def test_run_prints_a_row_for_each_placement_and_a_verdict(placewright):
     code, out, err = placewright("run", CHAT, *QUICK)
     assert (code, err) == (0, "")

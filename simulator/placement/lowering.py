@@ -188,6 +188,19 @@ class Lowering:
                 self.compute(each, stage, microbatch)
             if first.partial and len(placed) > 1:
                 self._all_reduce(first, stage, microbatch)
+        for share in shares[1:]:
+            self._drop_unread(share, microbatch)
+
+    def _drop_unread(self, share: Sequence[PlacedOperator], microbatch: int) -> None:
+        """Drop what a later rank has made only for operators that the first one does for all, such as a
+        choice of experts of which it holds none."""
+        own = [placed for placed in share if not placed.operator.once]
+        made = {value.role: placed.lane for placed in own for value in placed.operator.writes}
+        for_all = {role for placed in share if placed.operator.once for role in placed.operator.reads}
+        needed = {role for placed in own for role in placed.operator.reads}
+        for role in sorted(for_all - needed):
+            if role in made:
+                self.draft.discarded.append(self.draft.values[microbatch, made[role]][role])
 
     def compute(
         self, placed: PlacedOperator, stage: Stage, microbatch: int, after: tuple[int, ...] = ()

@@ -90,21 +90,28 @@ class Budget:
         return -(-tokens // self.block_tokens)
 
 
-def budget(program: Program, engine: Engine) -> Budget:
+Microbatches = Sequence[tuple[Chunk, ...]]
+"""The chunks of one step, a tuple of them for each microbatch."""
+
+
+def budget(program: Program, engine: Engine, steps: Sequence[Microbatches] | None = None) -> Budget:
     """Work out the account of every memory that holds weights or KV blocks, or passes activations on.
 
-    The largest step is a prefill of `max_num_batched_tokens`; its tensors count as many as can be alive at
-    once in any order that the plan allows. Cached tokens that come from another memory count as they would if
-    all blocks were fetched in one step. The sampler's warm-up follows vLLM, which profiles `max_num_seqs`
-    rows of logits (`sampler_bytes_per_logit`); what it takes beyond the largest step is `engine_sampler`. It
-    counts on the device that samples, by its share of the vocabulary. The steps of all loops of the placement
-    can be under way at once: activations and states count for each.
+    steps: the largest there will be, all of equally many microbatches, where they are known beforehand.
+
+    Else the largest step is a prefill of `max_num_batched_tokens`, and cached tokens that come from another
+    memory count as they would if all blocks were fetched in one step. A step's tensors count as many as can
+    be alive at once in any order that the plan allows. The sampler's warm-up follows vLLM, which profiles
+    `max_num_seqs` rows of logits (`sampler_bytes_per_logit`); what it takes beyond the largest step is
+    `engine_sampler`. It counts on the device that samples, by its share of the vocabulary. The steps of all
+    loops of the placement can be under way at once: activations and states count for each.
     """
     machine, loops, scheduler = program.machine, program.placement.loops, engine.scheduler
     parts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for resident in program.residents():
         parts[resident.tensor.memory]["weights"] += resident.tensor.nbytes.per("one")
-    for memory, passing in largest_step(program, engine).items():
+    largest = largest_step(program, engine) if steps is None else _fullest(program, steps)
+    for memory, passing in largest.items():
         parts[memory].update({kind: size * loops for kind, size in passing.items()})
     for state in program.state_slabs():
         parts[state.memory]["states"] += state.bytes_per_sequence * scheduler.max_num_seqs * loops
@@ -113,7 +120,8 @@ def budget(program: Program, engine: Engine) -> Budget:
         kv[slab.memory] += slab.bytes_per_token * scheduler.kv_block_tokens
     for memory, reserve in _reserves(program, engine, parts).items():
         parts[memory].update(reserve)
-    fetched, needs = fetched_bytes_per_token(program), []
+    fetched = fetched_bytes_per_token(program) if steps is None else Counter[str]()
+    needs = []
     for memory, capacity in machine.capacity_bytes.items():
         if not (kv[memory] or parts[memory]["weights"] or _passing(parts[memory])):
             continue
@@ -213,9 +221,7 @@ def _corners(engine: Engine) -> list[tuple[Chunk, ...]]:
     return [prompts, decodes, beside]
 
 
-def _fullest(
-    program: Program, steps: Sequence[Sequence[tuple[Chunk, ...]]]
-) -> defaultdict[str, Counter[str]]:
+def _fullest(program: Program, steps: Sequence[Microbatches]) -> defaultdict[str, Counter[str]]:
     """Of some steps with equally many microbatches the one that may take most, memory by memory."""
     count, streaming = len(steps[0]), program.placement.streaming
     cold = program.template(count)

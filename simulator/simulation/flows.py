@@ -80,9 +80,10 @@ def fair_speeds(flows: Iterable[Flow]) -> list[float]:
     """Max-min fair speeds of some flows, relative to their lone speeds.
 
     All bandwidths are raised together until a flow has its lone speed or a link of its is full; such flows
-    stay as they are, the others go on rising.
+    stay as they are, the others go on rising. A link on which a flow puts nothing does not hold it back.
     """
     flows = list(flows)
+    crossed = [[link for link, load in flow.loads.items() if load > 0] for flow in flows]
     speeds = [0.0] * len(flows)
     rising = list(range(len(flows)))
     room: dict[str, float] = {link: 1.0 for flow in flows for link in flow.loads}
@@ -93,14 +94,14 @@ def fair_speeds(flows: Iterable[Flow]) -> list[float]:
                 weight[link] += load / flows[index].lone_bytes_per_s
         gain = min(
             min((1.0 - speeds[index]) * flows[index].lone_bytes_per_s for index in rising),
-            min(room[link] / weight[link] for link in weight),
+            min((room[link] / each for link, each in weight.items() if each > 0), default=math.inf),
         )
         for index in rising:
             speeds[index] += gain / flows[index].lone_bytes_per_s
         for link in weight:
             room[link] -= gain * weight[link]
         full = {link for link in weight if room[link] <= CLOSE}
-        rising = [i for i in rising if speeds[i] < 1.0 - CLOSE and full.isdisjoint(flows[i].loads)]
+        rising = [i for i in rising if speeds[i] < 1.0 - CLOSE and full.isdisjoint(crossed[i])]
     return [1.0 if speed > 1.0 - CLOSE else speed for speed in speeds]
 
 

@@ -14,7 +14,7 @@ from simulator.placement.placement import Elsewhere, ExpertsAside, KvHome, Place
 from simulator.placement.plan import Resident, Template, with_frees
 from simulator.placement.program import Program
 from tests.execution.planting import changed, edited, first, without
-from tests.placed import EXPERT_PLACEMENTS, deployed, stages, verified
+from tests.placed import EXPERT_PLACEMENTS, deployed, some_slow, stages, verified
 
 ONE = stages(("gpu-0", 4))
 AWAY = Placement("KV cache at the host", ONE, kv_home=KvHome("host", buffers=1))
@@ -264,7 +264,7 @@ def model_for(placement: Placement) -> str:
     return "tiny-mixtral" if placement in (ASIDE, WHOLE) else "tiny-gpt2"
 
 
-@pytest.mark.parametrize("plant", MUTANTS, ids=lambda plant: plant.__name__)
+@pytest.mark.parametrize("plant", some_slow(list(MUTANTS)), ids=lambda plant: plant.__name__)
 def test_planted_mistakes_are_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     placement = plant(monkeypatch)
     row = verified(placement, model_for(placement))

@@ -19,7 +19,7 @@ from simulator.placement.placement import Placement
 from simulator.placement.plan import Order, Plan, Task, Template, Tensor, with_frees
 from simulator.placement.program import Program
 from simulator.simulation.recursion import Carried, schedule
-from tests.placed import EXPERT_PLACEMENTS, FLOAT64, PLACEMENTS, machine, model
+from tests.placed import EXPERT_PLACEMENTS, FLOAT64, PLACEMENTS, machine, model, some_slow
 from tests.tiny import HandPriced
 
 UNITS, MEMORIES = ("u0", "u1", "u2"), ("m0", "m1")
@@ -157,7 +157,7 @@ def occupied(plans: list[Plan], seed: int) -> dict[str, int]:
     return peak_occupancy(Counter(), plans, sorted(moments))
 
 
-@pytest.mark.parametrize("placement", [*PLACEMENTS, *EXPERT_PLACEMENTS], ids=lambda placement: placement.name)
+@pytest.mark.parametrize("placement", some_slow([*PLACEMENTS, *EXPERT_PLACEMENTS]), ids=lambda placement: placement.name)
 def test_steps_of_any_speed_stay_within_the_bound(placement: Placement) -> None:
     name = "tiny-mixtral" if placement in EXPERT_PLACEMENTS else "tiny-llama"
     program = Program(model(name), placement, machine(), FLOAT64)

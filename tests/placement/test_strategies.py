@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from simulator.placement.placement import NotPlaceable, Placement, Stage
+from simulator.placement.placement import KvHome, NotPlaceable, Placement, Stage
 from simulator.placement.strategies import (
     DataParallel,
     LayerSplit,
@@ -13,6 +13,7 @@ from simulator.placement.strategies import (
     SingleDevice,
     Strategy,
     TensorParallel,
+    WeightStreaming,
 )
 from tests.placed import machine, model
 
@@ -111,3 +112,16 @@ def test_two_placements_of_a_strategy_have_labels_of_their_own():
               PipelineParallel(stages=2, microbatches=2).label, PipelineParallel(devices=("gpu-2",)).label,
               DataParallel(replicas=2).label, DataParallel(replicas=2, tensor_parallel=2).label}  # fmt: skip
     assert len(labels) == 12
+
+
+def test_a_cache_on_drives_needs_drives_and_is_attended_to_on_the_device():
+    on_drives = WeightStreaming(kv="nvme")
+    placed = on_drives.place(model("llama-3.1-8b"), machine("gcp-n1-t4"))
+    assert isinstance(placed, Placement)
+    assert placed.kv_home == KvHome("nvme")
+    assert on_drives.label == "weight_streaming kv at nvme"
+    with pytest.raises(ValidationError, match="decode_attention `host` needs kv `host`"):
+        WeightStreaming(kv="nvme", decode_attention="host")
+    refused = on_drives.place(model("llama-3.1-8b"), machine("hgx-h100-8"))
+    assert isinstance(refused, NotPlaceable)
+    assert refused.reason.endswith("states no `storage`, so there is no memory nvme")

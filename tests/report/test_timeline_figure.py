@@ -23,7 +23,7 @@ from simulator.serving.arrivals import Request, Source
 from simulator.simulation.serve import serve
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.machine import load_machine
-from tests.placed import PLACEMENTS, model, stages
+from tests.placed import PLACEMENTS, model, some_slow, stages
 from tests.tiny import BF16, engine
 
 from .studies import a_run, a_study, unfit
@@ -88,7 +88,7 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.axes[0].texts]
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda placement: placement.name)
+@pytest.mark.parametrize("placement", some_slow(PLACEMENTS, 4), ids=lambda placement: placement.name)
 def test_texts_are_readable(placement):
     assert_readable(timeline_figure(spans_on(placement), placement.name, "What to look for, in two lines. " * 6))
 
@@ -145,7 +145,7 @@ def test_devices_follow_one_another_as_layers_pass_through_them():
     assert list(dict.fromkeys(lane.group for lane in layout.lanes)) == ["host", "gpu-1", "cpu", "gpu-0"]
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda placement: placement.name)
+@pytest.mark.parametrize("placement", some_slow(PLACEMENTS, 4), ids=lambda placement: placement.name)
 def test_both_steps_begin_and_have_their_outcome(placement):
     spans = spans_on(placement)
     layout = laid_out(spans)

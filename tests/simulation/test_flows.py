@@ -204,3 +204,9 @@ def test_a_flow_that_its_own_link_hardly_holds_back_gets_half() -> None:
     slower = flow({"slow": 1.0, "shared": 0.8}, bytes_per_s=0.8)
     quick = flow({"shared": 1.0}, bytes_per_s=1.0)
     assert fair_speeds([slower, quick]) == pytest.approx([0.625, 0.5])
+
+
+def test_a_flow_of_nothing_slows_nobody_and_is_not_slowed() -> None:
+    """A copy of no cached tokens still takes its latency while others share the link."""
+    assert fair_speeds([flow({"a": 0.0}), flow({"a": 1.0}), flow({"a": 1.0})]) == pytest.approx([1.0, 0.5, 0.5])
+    assert fair_speeds([flow({"a": 0.0})]) == [1.0]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simpy import Environment, Event
@@ -64,6 +65,7 @@ def crowdable(draw: st.DrawFn) -> list[MadeUp]:
     return launches
 
 
+@pytest.mark.slow
 def test_windows_change_no_tick() -> None:
     """Step with windows is task: every start, end and outcome, and the tasks charged for it. The sample must
     have windows that begin while plans of R are under way, windows that end before later plans, and plans that

@@ -17,7 +17,7 @@ from simulator.simulation.serve import serve
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.scenario import load_scenario
 from tests import tiny
-from tests.placed import EXPERT_PLACEMENTS, FLOAT64, PLACEMENTS, machine, model
+from tests.placed import EXPERT_PLACEMENTS, FLOAT64, PLACEMENTS, machine, model, some_slow
 
 BLOCKS = 9
 """Few enough that sequences are preempted."""
@@ -54,12 +54,12 @@ def assert_law(
     assert preemptions or len(programs) > 2, "workloads must reach preemption too"
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda placement: placement.name)
+@pytest.mark.parametrize("placement", some_slow(PLACEMENTS), ids=lambda placement: placement.name)
 def test_the_law_for_every_placement(placement: Placement) -> None:
     assert_law((placement,), "tiny-llama")
 
 
-@pytest.mark.parametrize("placement", EXPERT_PLACEMENTS, ids=lambda placement: placement.name)
+@pytest.mark.parametrize("placement", some_slow(EXPERT_PLACEMENTS), ids=lambda placement: placement.name)
 def test_the_law_for_experts_in_other_places(placement: Placement) -> None:
     assert_law((placement,), "tiny-mixtral")
 
@@ -71,7 +71,7 @@ STRATEGIES_USED = {run.placement.label: run.placement for run in RUNS if isinsta
 
 
 @pytest.mark.parametrize("is_eager", [False, True], ids=["compiled", "eager"])
-@pytest.mark.parametrize("label", STRATEGIES_USED)
+@pytest.mark.parametrize("label", some_slow(list(STRATEGIES_USED)))
 def test_the_law_for_every_strategy(label: str, is_eager: bool) -> None:
     strategy = STRATEGIES_USED[label]
     name = "tiny-mixtral" if "expert" in label else "tiny-llama"

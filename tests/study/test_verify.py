@@ -41,6 +41,23 @@ def deployed(model: str, strategy: SingleDevice | TensorParallel, precision: Pre
     return found
 
 
+# --- placements that published runs have ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "machine", "placement"),
+    [
+        ("tiny-qwen2-moe", "epyc-9654-4x-l40s", "{strategy: expert_offload, tensor_parallel: 2}"),
+        ("tiny-llama", "xeon-6454s-2s-rtx-4090", "{strategy: weight_streaming, nvme_share: 0.5, kv: nvme}"),
+    ],
+)
+def test_experts_aside_of_ranks_and_a_cache_on_drives(model: str, machine: str, placement: str):
+    """Ranks that hold no routed expert choose some all the same, and drop the choice."""
+    settings = (f"model={model}", f"machine={machine}", f"placements=[{placement}]")
+    (row,) = verified("tiny-everywhere.yaml", *settings, *FEW)
+    assert (row.status, row.mismatches) == ("ok", ())
+
+
 def test_ranks_may_keep_what_each_has_whole_on_one_drive() -> None:
     """Norms are on every rank; what is held twice is no mistake but in an accelerator's memory."""
     (row,) = verified("tiny-strategies.yaml", "model=tiny-llama", *FEW,

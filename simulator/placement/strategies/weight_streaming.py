@@ -44,8 +44,8 @@ class WeightStreaming(OnRanks):
     """Whether the first layers of a step are brought at the end of the step before."""
     microbatches: Annotated[int, Field(ge=1)] = 1
     """Into how many parts a batch is cut."""
-    kv: Literal["device", "host"] = "device"
-    """Where KV blocks lie."""
+    kv: Literal["device", "host", "nvme"] = "device"
+    """Where KV blocks lie: on the accelerator, in host memory, or on its NVMe storage."""
     decode_attention: Literal["device", "host"] = "device"
     """Where decode attends if the blocks are at the host: on the accelerator, or beside them."""
 
@@ -55,7 +55,7 @@ class WeightStreaming(OnRanks):
             raise ValueError("give either `gpu_layers` or `gpu_share`")
         if self.home == "nvme" and self.nvme_share is not None:
             raise ValueError("`nvme_share` is for home `host`; with home `nvme` no layer is in host memory")
-        if self.decode_attention == "host" and self.kv == "device":
+        if self.decode_attention == "host" and self.kv != "host":
             raise ValueError("decode_attention `host` needs kv `host`")
         return self
 
@@ -74,7 +74,7 @@ class WeightStreaming(OnRanks):
             kept, nvme, f"{self.buffers} buffers" if self.buffers != 2 else None,
             "prefetch" if self.prefetch else None,
             f"{self.microbatches} microbatches" if self.microbatches > 1 else None,
-            f"kv at host{attended}" if self.kv == "host" else None,
+            f"kv at {self.kv}{attended}" if self.kv != "device" else None,
         )  # fmt: skip
 
     def place(self, model: Architecture, machine: MachineGraph) -> Placement | NotPlaceable:
@@ -115,9 +115,11 @@ class WeightStreaming(OnRanks):
     ) -> KvHome | NotPlaceable | None:
         if self.kv == "device":
             return None
-        lacking = missing_cache("kv `host`", model)
+        lacking = missing_cache(f"kv `{self.kv}`", model)
         if lacking is not None:
             return lacking
+        if self.kv == "nvme":
+            return missing_disk(machine, device) or KvHome(disk_of(machine, device))
         memory = machine.host_of(device).name
         if self.decode_attention == "device":
             return KvHome(memory)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from simulator.placement.memory import refusal
+from simulator.graph.shape import Chunk
+from simulator.placement.memory import Budget, budget, refusal, split_chunks
 from simulator.placement.placement import NotPlaceable
 from simulator.results.records import RunRecord
 from simulator.serving.arrivals import Request
@@ -160,15 +161,27 @@ def _run(question: Question, catalogue: Catalogue) -> RunRecord | str:
     if isinstance(deployment, str):
         return deployment
     tokens = question.prompt + question.output
-    too_big = refusal(deployment.budget, tokens)
+    account = account_of(question, deployment)
+    too_big = refusal(account, tokens)
     if too_big is not None:
         return f"does not fit: {too_big}"
-    held = deployment.budget.kv_blocks // deployment.budget.blocks_for(tokens)
+    held = account.kv_blocks // account.blocks_for(tokens)
     if held < question.batch:
         return f"does not fit: {held} of {question.batch} sequences have room for their KV"
     requests = [Request(number, 0.0, question.prompt, question.output) for number in range(question.batch)]
-    record = served(deployment, requests)
+    record = served(deployment, requests, kv_blocks=account.kv_blocks)
     return record if record.finished() else f"{question.model} does not take {tokens} tokens"
+
+
+def account_of(question: Question, deployment: Deployment) -> Budget:
+    """The account of memories. Where prompts go whole, the batch and so its two largest steps are known."""
+    if deployment.engine.scheduler.chunked_prefill:
+        return deployment.budget
+    program, batch = deployment.program, range(question.batch)
+    steps = ([Chunk(number, 0, question.prompt, True) for number in batch],
+             [Chunk(number, question.prompt + question.output - 2, 1, True) for number in batch])  # fmt: skip
+    microbatches = program.placement.microbatches
+    return budget(program, deployment.engine, [split_chunks(step, microbatches) for step in steps])
 
 
 def placed_as_asked(question: Question, catalogue: Catalogue) -> Deployment | str:
@@ -215,9 +228,17 @@ def read(table: Table, catalogue: Catalogue) -> Reading:
         else:
             rows.append(found)
     reading.jobs += [OffloadedBatch(tuple(group)) for group in _alike(rows)]
-    shape = tuple(row for row in rows if row.question.is_for_shape)
-    reading.jobs += [OffloadedShape(shape)] if shape else []
+    reading.jobs += [OffloadedShape(tuple(group)) for group in _shapes(rows)]
     return reading
+
+
+def _shapes(rows: Sequence[Measured]) -> list[list[Measured]]:
+    """Rows that are compared with each other only, by machine."""
+    groups: dict[str, list[Measured]] = {}
+    for row in rows:
+        if row.question.is_for_shape:
+            groups.setdefault(str(row.question.machine), []).append(row)
+    return list(groups.values())
 
 
 def _alike(rows: Sequence[Measured]) -> list[list[Measured]]:

@@ -7,6 +7,7 @@ out is said where it is filled in.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -53,6 +54,9 @@ more."""
 
 LLAMAFILE = _formats("q4_k_m", "fp32", "bf16")
 """A CPU multiplies experts with AVX-512 in fp32, as llamafile's kernels and llama.cpp do, without AMX."""
+
+TENSORS_OF_A_LAYER = ((1, 1, 1, 1), (4, 4))
+"""Sizes of the matrices of OPT's attention and feed-forward part, in the order FlexGen places them in."""
 
 GPU_BATCHES = {144: 3, 256: 8, 512: 8}
 """GPU batches in FlexGen's block, by the effective batch: FMInference/FlexGen@19753bc0 bench_suite.py."""
@@ -135,12 +139,16 @@ def _ask(row: Row, machine: str | Mapping[str, Any], engine: str, placement: Map
 
 
 def _inventive(row: Row, catalogue: Catalogue) -> Question | str:
-    """Only with every layer on the GPU does the host, which is not stated, not decide."""
+    """The host is not stated. With all layers on the GPU it does not decide; where it computes some it sets
+    the level, but hardly by which factor a step gets shorter when the GPU takes more of them."""
     layers = load_model(MODELS[row.text("model")], catalogue).num_hidden_layers
-    if row.number_or_zero("placement_value") < layers:
-        return "the host, which computes layers, is not stated"
     machine = {"host": "desktop-13900k", "devices": {"rtx-5060-ti-16": 1}, "host_link": "pcie-gen4-x8"}
-    return _ask(row, machine, "llama.cpp", {"strategy": "single_device"}, (1, FROM_EMPTY, CHAT_OUTPUT))
+    lengths = (1, FROM_EMPTY, CHAT_OUTPUT)
+    on_gpu = round(row.number_or_zero("placement_value"))
+    if on_gpu >= layers:
+        return _ask(row, machine, "llama.cpp", {"strategy": "single_device"}, lengths)
+    placement = {"strategy": "layer_split", "gpu_layers": on_gpu}
+    return _ask(row, machine, "llama.cpp", placement, lengths, is_for_shape=True)
 
 
 def _slaren(row: Row, _: Catalogue) -> Question | str:
@@ -166,13 +174,21 @@ def _flexgen(row: Row, _: Catalogue) -> Question | str:
         placement = _percentages(row)
         if isinstance(placement, str):
             return placement
-        return _ask(row, "gcp-n1-t4", "flexgen", placement, lengths)
+        pinned = False if _is_pageable(row, placement) else None
+        return _ask(row, "gcp-n1-t4", "flexgen", placement, lengths, pinned=pinned)
     level = row.text("placement_value").removeprefix("lowest level: ")
     if software == "HF Accelerate":
         return _ask(row, "gcp-n1-t4", "transformers", _streamed_from(level, buffers=1), lengths)
     if software == "DeepSpeed ZeRO-Inference":
         return _ask(row, "gcp-n1-t4", "transformers", _streamed_from(level, buffers=2), lengths, pinned=True)
     return f"software {software}: not supported yet"
+
+
+def _is_pageable(row: Row, placement: Mapping[str, Any]) -> bool:
+    """Whether most of what is copied is not pinned: OPT-175B ran with `--pin-weight 0` (bench_suite.py), and
+    keys and values on the CPU never are ("due to high memory overhead", pytorch_backend.py)."""
+    brings_kv = placement.get("kv") == "host" and placement["decode_attention"] == "device"
+    return row.text("model") == "OPT-175B" or brings_kv
 
 
 def _streamed_from(level: str, buffers: int) -> dict[str, Any]:
@@ -193,15 +209,34 @@ def _percentages(row: Row) -> dict[str, Any] | str:
     weights_gpu, weights_cpu, kv_gpu, kv_cpu = shares[:4]
     if weights_gpu == 100 and kv_gpu == 100:
         return {"strategy": "single_device"}
-    if weights_cpu and weights_gpu + weights_cpu < 100:
-        return "weights both in DRAM and on drives: no strategy says so"
-    if 100 not in (kv_gpu, kv_cpu):
-        return "KV on drives or in two places: no strategy says so"
-    attention = "host" if "CPU attention" in row.text("notes") else "device"
-    return {"strategy": "weight_streaming", "gpu_share": weights_gpu / 100,
-            "home": "host" if weights_cpu else "nvme", "buffers": 2,
+    kv = _home_of_kv(kv_gpu, kv_cpu)
+    if kv is None:
+        return "KV in two places: no strategy says so"
+    on_host = "CPU attention" in row.text("notes") and kv == "host"
+    return {"strategy": "weight_streaming", **_realised(weights_gpu, weights_cpu), "buffers": 2,
             "microbatches": GPU_BATCHES.get(row.count("batch_size"), 1),
-            "kv": "host" if kv_cpu else "device", "decode_attention": attention}  # fmt: skip
+            "kv": kv, "decode_attention": "host" if on_host else "device"}  # fmt: skip
+
+
+def _home_of_kv(gpu: int, cpu: int) -> str | None:
+    """From drives, keys and values go through the CPU or the GPU alike: the drive sets the pace."""
+    return {(100, 0): "device", (0, 100): "host", (0, 0): "nvme"}.get((gpu, cpu))
+
+
+def _realised(gpu: int, cpu: int) -> dict[str, Any]:
+    """Shares of the layers' weights, which are not those asked for: matrices of a layer's part go whole to
+    disk, CPU or GPU, each by where the middle of its bytes lies (init_weight_list of flex_opt.py)."""
+    disk_ends, cpu_ends = 100 - gpu - cpu, 100 - gpu
+    found = Counter[str]()
+    for sizes in TENSORS_OF_A_LAYER:
+        for size, end in zip(sizes, accumulate(sizes), strict=True):
+            middle = 100 * (end - size / 2) / sum(sizes)
+            found["disk" if middle < disk_ends else "cpu" if middle < cpu_ends else "gpu"] += size
+    shares = {place: size / found.total() for place, size in found.items()}
+    if "cpu" not in shares:
+        return {"gpu_share": shares.get("gpu", 0.0), "home": "nvme"}
+    far = {"nvme_share": shares["disk"]} if "disk" in shares else {}
+    return {"gpu_share": shares.get("gpu", 0.0), "home": "host", **far}
 
 
 # -- transformers with accelerate --------------------------------------------------------------------------
@@ -245,14 +280,16 @@ def _scheduled_experts(row: Row, _: Catalogue) -> Question | str:
 
 
 def _ktransformers(row: Row, _: Catalogue) -> Question | str:
-    """An RTX 4090 stands for a 4090D. The copy of experts on each processor's memory is not modelled."""
+    """An RTX 4090 stands for a 4090D. With two processors each keeps a copy of the experts, so that both read
+    their own DRAM: one device here, with the bandwidth of both."""
     sockets = 1 if row.text("cpu").startswith("1x") else 2
     experts = int(row.text("placement_value").split()[0])
     lengths = (row.count("batch_size"), row.count("prompt_len"),
                row.count("gen_len") if row.text("gen_len") else KTRANSFORMERS_OUTPUT)  # fmt: skip
-    engine = "llama.cpp" if row.text("software") == "llama.cpp" else "ktransformers"
-    return _ask(row, f"xeon-6454s-{sockets}s-rtx-4090", engine,
-                {"strategy": "expert_offload", "gpu_experts": 0.0}, lengths, precision=LLAMAFILE,
+    engine, placement = "ktransformers", {"strategy": "expert_offload", "gpu_experts": 0.0}
+    if row.text("software") == "llama.cpp":
+        engine, placement = "llama.cpp", {"strategy": "single_device", "device": "cpu"}
+    return _ask(row, f"xeon-6454s-{sockets}s-rtx-4090", engine, placement, lengths, precision=LLAMAFILE,
                 active_experts=experts)  # fmt: skip
 
 
