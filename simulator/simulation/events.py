@@ -18,8 +18,8 @@ one tick take their turns in their own order, whatever carried the steps out."""
 DECIDE = 2**20
 """The next steps are decided, loop i at `DECIDE + i`: they must see all else of their tick."""
 SHARES = 2**40
-"""Bandwidth is shared out anew, once for all flows that started or ended at this tick, also for those of steps
-launched at it: a speed that nobody has for any time must leave no error of rounding behind."""
+"""Bandwidth is shared out anew, once for all flows that started or ended at this tick, also of steps launched
+at it: a speed that nobody has for any time must leave no error of rounding behind."""
 
 
 def after(env: Environment, delay: int, priority: int = NORMAL, action: Action | None = None) -> Event:
