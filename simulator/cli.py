@@ -29,6 +29,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, as workload.requests=100; repeatable."),
 ]
+TIMELINES = "timelines"
+"""Folder of the pictures of a study, in that of its other files."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
@@ -101,6 +104,7 @@ def run(
 
     if out is not None:
         make_folder(out)
+        make_folder(out / TIMELINES)
     with _progress("Simulating") as progress:
         study = run_scenario(scenario, set_ or (), progress, workers)
     written = []
@@ -123,11 +127,11 @@ def run(
 
 
 def _write_study(study: Any, out: Path, progress: Callable[[int, int], None] | None) -> list[Path]:
-    """Put the study's files into a folder that is there."""
+    """Put the study's files into a folder that is there, with one in it for pictures."""
     from io import BytesIO
 
     from simulator.report.figures import latency_against_throughput
-    from simulator.report.files import make_folder, write_atomically, write_json
+    from simulator.report.files import write_atomically, write_json
     from simulator.report.frame import frame
     from simulator.report.timeline import chrome_trace
     from simulator.report.timeline_pictures import timeline_pictures
@@ -138,12 +142,11 @@ def _write_study(study: Any, out: Path, progress: Callable[[int, int], None] | N
     write_atomically(out / "runs.csv", frame(study).to_csv(index=False))
     write_atomically(out / "tradeoff.png", picture.getvalue())
     write_json(out / "timeline.json", chrome_trace(study))
-    make_folder(out / "timelines")
     for number, (name, content) in enumerate(timeline_pictures(study), start=1):
-        write_atomically(out / "timelines" / name, content)
+        write_atomically(out / TIMELINES / name, content)
         if progress is not None:
             progress(number, len(study.runs))
-    return [out / name for name in ("results.json", "runs.csv", "tradeoff.png", "timeline.json", "timelines")]
+    return [out / name for name in ("results.json", "runs.csv", "tradeoff.png", "timeline.json", TIMELINES)]
 
 
 @app.command()

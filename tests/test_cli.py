@@ -153,6 +153,15 @@ def test_generate_shows_the_loop(placewright):
     assert "hgx-h100-8" in lines[1]
 
 
+def test_nothing_is_written_where_there_is_no_room_for_the_pictures(placewright, tmp_path):
+    """Which is found before anything is simulated."""
+    (tmp_path / "timelines").touch()
+    code, out, err = placewright("run", CHAT, "--set", "workload.requests=5", "--out", str(tmp_path))
+    assert (code, out) == (2, "")
+    assert f"{tmp_path / 'timelines'}: cannot be made a folder (file exists); choose another" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["timelines"]
+
+
 def test_generate_speaks_with_the_weights_of_a_folder(placewright, tmp_path):
     """The text stands above the table; the same in JSON, with what was measured here and on what."""
     folder = write_folder(tmp_path / "my-llama")

@@ -15,7 +15,6 @@ class Lockstep:
 
     def __init__(self, ranks: Sequence[Scheduler]) -> None:
         self.ranks = tuple(ranks)
-        self._rank_of: dict[int, Scheduler] = {}
         self._pending: tuple[Step | None, ...] = ()
 
     @property
@@ -31,7 +30,6 @@ class Lockstep:
         """Queue a request on the rank with the fewest; False if no rank can ever serve it."""
         counts = [rank.waiting_count + rank.running_count for rank in self.ranks]
         rank = self.ranks[counts.index(min(counts))]
-        self._rank_of[number] = rank
         return rank.add(number, prompt_tokens, output_tokens)
 
     def decide(self) -> Step | None:

@@ -12,13 +12,14 @@ NORMAL = 1
 """SimPy's own priority: ends of tasks, clients, the network, cores."""
 FLOWS = 2
 """Flows start, so that none shares a link with one that ends at the same tick."""
-SHARES = 3
-"""Bandwidth is shared out anew, once for all flows that started or ended at this tick."""
-ACCOUNT = 4
+ACCOUNT = 3
 """Finished steps are accounted for: serving loop i goes at `ACCOUNT + i`, so that loops whose steps end at
 one tick take their turns in their own order, whatever carried the steps out."""
 DECIDE = 2**20
 """The next steps are decided, loop i at `DECIDE + i`: they must see all else of their tick."""
+SHARES = 2**40
+"""Bandwidth is shared out anew, once for all flows that started or ended at this tick, also of steps launched
+at it: a speed that nobody has for any time must leave no error of rounding behind."""
 
 
 def after(env: Environment, delay: int, priority: int = NORMAL, action: Action | None = None) -> Event:

@@ -32,8 +32,10 @@ every error of rounding."""
 
 
 def fits(loads: Sequence[float]) -> bool:
-    """Whether flows with these loads on one link all have their lone speed there."""
-    return len(loads) < 2 or math.fsum(loads) <= FULL
+    """Whether flows with these loads on one link all have their lone speed there; one that has nothing to
+    carry slows nobody."""
+    taking = [load for load in loads if load]
+    return len(taking) < 2 or math.fsum(taking) <= FULL
 
 
 @dataclass(eq=False, slots=True)

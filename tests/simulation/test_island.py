@@ -128,6 +128,20 @@ def test_a_window_by_hand() -> None:
     assert run.times() == by_events(launches)
 
 
+def test_a_launch_at_the_tick_of_an_end_leaves_no_error_of_rounding() -> None:
+    """A flow of 3 ticks shares the uplink from 0 to 2 with one flow and from 2 to 4 with another, so it has 1
+    left and ends at 5. Were it at full speed between the two, for no time at all, a last bit would make that 6."""
+
+    def copying(name: str, ticks: int) -> HandPriced:
+        one = task(name, "transfer", [f"{name}.in"], writes=[f"t-{name}"], links=["uplink"])
+        return HandPriced(Template((one,), outcome=0), [ticks])
+
+    launches = [(copying("long", 3), 0), (copying("short", 1), 0), (copying("next", 1), 2)]
+    run = Run(launches)
+    assert run.times() == by_events(launches) == [([0], [5]), ([0], [2]), ([2], [4])]
+    assert run.island.crowded == {"uplink": 1}
+
+
 def test_loops_that_cannot_meet_are_islands() -> None:
     """Islands are of loops that share a stream, or a link that they could fill together."""
 

@@ -151,7 +151,7 @@ def test_two_transfers_on_one_link_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("each", "beside", "crowded", "never"), [(0.6, 0.3, None, False), (0.6, 0.5, "uplink", False), (0.3, 0.3, None, True)]
+    ("each", "beside", "crowded", "never"), [(0.6, 0.3, None, False), (0.6, 0.5, "uplink", False), (0.3, 0.3, None, True), (1.0, 0.0, None, False)]
 )
 def test_loads_decide_and_not_overlaps(each: float, beside: float, crowded: str | None, never: bool) -> None:
     """Three copies overlap on a link, never all at once: the second follows the first, the third is beside
