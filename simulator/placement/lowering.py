@@ -96,20 +96,20 @@ class Lowering:
             host_work="commit", after=after,
         )))  # fmt: skip
 
-    def _launches(self, microbatch: int) -> tuple[int, ...]:
+    def _launches(self, last: PlacedOperator, stage: Stage, microbatch: int) -> tuple[int, ...]:
         """An eager engine launches kernel after kernel, in a thread of each stage, while the devices work;
-        the last kernel of the pass, which is counted here, cannot start before it has been launched."""
+        the `last` operator of the pass cannot start before it has been launched."""
         if not self.placed.eager:
             return ()
-        launches, stages = [], self.placement.stages
-        for number, stage in enumerate(stages):
+        self._count_launches(last, stage, microbatch)
+        launches = []
+        for number, stage in enumerate(self.placement.stages):
             lane = stage.devices[self.ranks(stage, microbatch)[0]]
-            kernels = self.kernels[number, microbatch] + (stage is stages[-1])
-            kernels += self.kernels[number, self.microbatches]  # of work on all microbatches together
+            together = self.kernels[number, self.microbatches]  # of work on all microbatches
             launches.append(self.draft.add(Task(
                 f"launch.{number}.m{microbatch}@{lane}", "host", "launch", self.placed.host,
                 (f"{lane}.launch",), (), (), microbatch, after=(self.gathers[microbatch],),
-                host_work="launch", kernels=kernels,
+                host_work="launch", kernels=self.kernels[number, microbatch] + together,
             )))  # fmt: skip
         return tuple(launches)
 
@@ -170,7 +170,7 @@ class Lowering:
         heads = [self.placed.ends(stage, rank)[1] for rank in ranks]
         if self.placed.model.is_encoder:
             (pool,) = heads[0]
-            self.compute(pool, stage, microbatch, self._launches(microbatch))
+            self.compute(pool, stage, microbatch, self._launches(pool, stage, microbatch))
             values = self.draft.values
             self.draft.discarded += [values[microbatch, lane]["residual"] for lane in stage.devices[1:]]
             return
@@ -178,7 +178,7 @@ class Lowering:
         if len(ranks) > 1:
             self._gather_logits(stage, microbatch)
         sampler = self.placed.sampler(stage, ranks[0])
-        self.compute(sampler, stage, microbatch, self._launches(microbatch))
+        self.compute(sampler, stage, microbatch, self._launches(sampler, stage, microbatch))
 
     def _ranks(self, stage: Stage, shares: Sequence[Sequence[PlacedOperator]], microbatch: int) -> None:
         """The same operators on every rank, each with its share, and the reductions their summands need."""
@@ -234,7 +234,8 @@ class Lowering:
             self.weights.used(lane, operator.layer, index)
 
     def _count_launches(self, placed: PlacedOperator, stage: Stage, microbatch: int) -> None:
-        """Ranks launch side by side, so those of the first one are counted; a processor's are plain calls."""
+        """Ranks launch side by side, so those of the first one are counted; a processor's are plain calls. A
+        collective is one kernel on each rank."""
         is_first = placed.lane == stage.devices[self.ranks(stage, microbatch)[0]]
         if is_first and self.placed.machine.devices[placed.device].device.kind != "cpu":
             number = self.placement.stages.index(stage)
@@ -264,6 +265,7 @@ class Lowering:
             (draft.route(a, b), draft.size(replace(value, elements=Amount.of(tokens=count))))
             for (a, b), count in zip(ring, per_link, strict=True)
         ]
+        self.kernels[self.placement.stages.index(stage), microbatch] += 1
         draft.add(Task(
             f"{label}.all_reduce.m{microbatch}", "collective", "all_reduce", stage.devices[0],
             stage.devices, reads, tuple(writes), microbatch, operator.layer,
@@ -281,6 +283,7 @@ class Lowering:
             for lane, name in zip(stage.devices[1:], reads[1:], strict=True)
         ]
         draft.values[microbatch, root]["logits"] = joined.name
+        self.kernels[self.placement.stages.index(stage), microbatch] += 1
         draft.add(Task(
             f"gather_logits.m{microbatch}", "collective", "gather_logits", root, stage.devices, reads,
             (joined,), microbatch, link_bytes=link_bytes(traffic),

@@ -90,6 +90,11 @@ class Placement:
 
     def __post_init__(self) -> None:
         assert self.loops == 1 or self.streaming is None, "loops would overwrite each other's fetched layers"
+        groups = [frozenset(stage.devices) for stage in self.stages]
+        apart = all(one == other or not one & other for one in groups for other in groups)
+        assert apart, "ranks stay together"
+        if self.experts_aside is not None:
+            assert self.experts_aside.device not in frozenset().union(*groups), "aside is not among the ranks"
         if self.by_sequence:
             assert len(self.stages) == 1 and self.microbatches == len(self.stages[0].devices)
             away = (self.streaming, self.kv_home, *self.elsewhere)

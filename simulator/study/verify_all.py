@@ -11,7 +11,7 @@ from simulator.placement.strategies import STRATEGIES
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.scenario import load_scenario
 from simulator.study.side_by_side import Progress, carry_out
-from simulator.study.verify import Verified, verify_run
+from simulator.study.verify import KINDS, Verified, verify_run
 
 PATTERN = "tiny-*.yaml"
 """Names of scenarios whose models are small enough to be carried out."""
@@ -38,12 +38,13 @@ class Tally:
 
 def verify_all(progress: Progress | None = None) -> tuple[Verified, ...]:
     """Carry out every placement of every scenario for small models that ships; raises InputError if a
-    strategy is in none of them."""
+    strategy is in none of them, or some of its placements miss a kind of chunk or batch."""
     folder = Catalogue().roots[-1] / "scenarios"
     paths = sorted(folder.glob(PATTERN))
     runs = [run for path in paths for run in load_scenario(path, STRATEGIES).runs]
     rows = tuple(carry_out(verify_run, runs, is_small=False, progress=progress))
     _check_that_all_strategies_are_there(folder, rows)
+    _check_that_all_kinds_are_there(folder, rows)
     return rows
 
 
@@ -53,6 +54,19 @@ def _check_that_all_strategies_are_there(folder: Path, rows: Sequence[Verified])
     if missing:
         advice = f"no scenario {PATTERN} here carries it out; add a placement to one"
         raise InputError([Problem(folder, key="strategy", value=name, advice=advice) for name in missing])
+
+
+def _check_that_all_kinds_are_there(folder: Path, rows: Sequence[Verified]) -> None:
+    """Each strategy must meet whole prompts, pieces of them, decode, and batches of unlike lengths."""
+    advice = f"not in every decoder's placement of it in {PATTERN}; ask for more or longer requests"
+    lacking = [
+        Problem(folder, key=f"strategy {tally.strategy}", value=kind, advice=advice)
+        for tally in tallies(rows)
+        for kind in KINDS
+        if kind not in tally.kinds
+    ]
+    if lacking:
+        raise InputError(lacking)
 
 
 def tallies(rows: Sequence[Verified]) -> tuple[Tally, ...]:

@@ -54,6 +54,19 @@ def test_a_strategy_that_nobody_carries_out_is_a_mistake(monkeypatch: pytest.Mon
     assert "strategy = 'custom'" in lines[1]
 
 
+def test_a_strategy_that_misses_a_kind_of_step_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [str(kind.model_fields["strategy"].default) for kind in STRATEGIES]
+    rows = [replace(ROW, strategy=name) for name in names]
+    rows.append(replace(ROW, strategy="custom", model="tiny-gpt2", kinds=("prefill", "decode")))
+    monkeypatch.setattr(module, "carry_out", lambda *_, **__: iter(rows))
+    with pytest.raises(InputError) as caught:
+        verify_all()
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    assert "strategy custom = 'chunk': not in every decoder's placement" in lines[0]
+    assert "strategy custom = 'unlike lengths'" in lines[1]
+
+
 def test_a_tally_adds_up_a_strategy() -> None:
     rows = [
         ROW,

@@ -16,6 +16,9 @@ from simulator.placement.placement import NotPlaceable, Placement, Stage
 from simulator.specs.architecture import Architecture
 from simulator.specs.base import Spec
 
+MOST_MICROBATCHES, MOST_LOOPS = 32, 64
+"""More have no use: a plan grows with the first, memory and scheduling with the second."""
+
 
 class Strategy(Spec):
     """A way to place a model on a machine, with its parameters."""

@@ -11,6 +11,8 @@ from simulator.graph.shape import split_evenly
 from simulator.graph.share import why_not_divisible
 from simulator.placement.placement import NotPlaceable, Placement, Streaming
 from simulator.placement.strategies.base import (
+    MOST_LOOPS,
+    MOST_MICROBATCHES,
     Strategy,
     label_of,
     on_several_hosts,
@@ -35,9 +37,9 @@ class Hybrid(Strategy):
     """How many replicas of all that serve."""
     experts: Literal["columns", "whole"] = "columns"
     """What the ranks of a stage hold of routed experts: columns of each, or whole ones."""
-    microbatches: Annotated[int, Field(ge=1)] = 1
+    microbatches: Annotated[int, Field(ge=1, le=MOST_MICROBATCHES)] = 1
     """Into how many parts a step's batch is cut."""
-    loops: Annotated[int, Field(ge=1)] = 1
+    loops: Annotated[int, Field(ge=1, le=MOST_LOOPS)] = 1
     """Batches in flight in each replica."""
     cpu_layers: Annotated[int, Field(ge=0)] = 0
     """The first so many layers, on the processor."""
@@ -64,7 +66,7 @@ class Hybrid(Strategy):
             f"{self.loops} loops" if self.loops > 1 else None,
             f"{self.cpu_layers} on cpu" if self.cpu_layers else None,
             f"{self.streamed_layers} streamed" if self.streamed_layers else None,
-            f"{self.buffers} buffers" if self.buffers != 2 else None,
+            f"{self.buffers} buffers" if self.streamed_layers and self.buffers != 2 else None,
         )  # fmt: skip
 
     def place(

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from simulator.graph.machine import MachineGraph
 from simulator.placement.placement import NotPlaceable, Placement
-from simulator.placement.strategies.base import Strategy
+from simulator.placement.strategies.base import MOST_LOOPS, MOST_MICROBATCHES, Strategy
 from simulator.placement.strategies.layer_split import LayerSplit
 from simulator.specs.architecture import Architecture
 
@@ -28,9 +28,9 @@ class PipelineParallel(Strategy):
     """The stages' devices in order, instead of `stages`."""
     layers: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     """How many layers each stage computes; evenly if not given."""
-    microbatches: Annotated[int, Field(ge=1)] = 1
+    microbatches: Annotated[int, Field(ge=1, le=MOST_MICROBATCHES)] = 1
     """Into how many parts a step's batch is cut."""
-    loops: Annotated[int, Field(ge=1)] | None = None
+    loops: Annotated[int, Field(ge=1, le=MOST_LOOPS)] | None = None
     """Batches in flight."""
 
     @model_validator(mode="after")

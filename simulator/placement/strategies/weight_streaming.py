@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from simulator.graph.machine import MachineGraph
 from simulator.placement.placement import KvHome, NotPlaceable, Placement, Stage, Streaming
 from simulator.placement.strategies.base import (
+    MOST_MICROBATCHES,
     OnRanks,
     evenly_spread,
     missing_cache,
@@ -41,7 +42,7 @@ class WeightStreaming(OnRanks):
     before has been computed."""
     prefetch: bool = False
     """Whether the first layers of a step are brought at the end of the step before."""
-    microbatches: Annotated[int, Field(ge=1)] = 1
+    microbatches: Annotated[int, Field(ge=1, le=MOST_MICROBATCHES)] = 1
     """Into how many parts a batch is cut."""
     kv: Literal["device", "host", "nvme"] = "device"
     """Where KV blocks lie: on the accelerator, in host memory, or on its NVMe storage."""
