@@ -95,6 +95,15 @@ class MachineGraph:
         """The host that launches work on `device`."""
         return self.hosts[_prefixed(self.devices[device].node, "host")]
 
+    def host_without(self, cpu: str) -> PlacedHost | None:
+        """The host whose cores a `cpu` that is not there would be; None for any other name."""
+        named = (placed for placed in self.hosts.values() if _prefixed(placed.node, "cpu") == cpu)
+        return next(named, None)
+
+    def storage_of(self, device: str) -> str | None:
+        """The memory that the drives of a device's host are; None if it has none."""
+        return self.storages.get(self.host_of(device).name)
+
     def owner_of(self, memory: str) -> Device | None:
         """The device whose own memory it is; None for a host's DRAM and drives."""
         return self.devices[memory].device if memory in self.devices else None

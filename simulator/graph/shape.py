@@ -116,7 +116,8 @@ class StepShape(NamedTuple):
     the coefficients of an `Amount`.
 
     The sums of layers with a sliding window stand beside those of full attention and are 0 for models
-    without one. All are whole numbers but `active_experts`, which is an expectation unless it was recorded.
+    without one. All are whole numbers but `active_experts` and `side_experts`, which are expectations unless
+    they were recorded.
     """
 
     one: int = 1

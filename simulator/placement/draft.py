@@ -88,9 +88,9 @@ class Draft:
     def _bring(self, names: Sequence[str], source: str, device: str, microbatch: int) -> None:
         writes = []
         for name in names:
-            stem = self.placed.short_name(name).split("@")[0]
+            stem, where = self.placed.short_name(name).split("@", 1)
             tensor = self.tensors[name]
-            copy = self.tensor(f"{stem}@{device}<-{source}", device, tensor.nbytes, tensor.kind)
+            copy = self.tensor(f"{stem}@{device}<-{where}", device, tensor.nbytes, tensor.kind)
             self._copies[name, copy.memory] = copy.name
             writes.append(copy)
         traffic = [(self.route(source, device), tensor.nbytes) for tensor in writes]
@@ -105,7 +105,7 @@ class Draft:
     def copy(self, name: str, role: str, targets: Sequence[str], microbatch: int) -> tuple[str, ...]:
         """Copy one tensor to each target by one transfer; targets on the same memory need no copy."""
         tensor, source = self.tensors[name], self._maker[name]
-        away = [target for target in targets if self.memory(target) != tensor.memory]
+        away = [each for each in dict.fromkeys(targets) if self.memory(each) != tensor.memory]
         copies = {
             target: self.tensor(f"{role}.m{microbatch}@{target}<-{source}", target, tensor.nbytes)
             for target in away

@@ -10,13 +10,14 @@ every schedule, and exact where one stream writes to a memory.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.graph.shape import Chunk, StepShape
 from simulator.placement.plan import Order, Plan, Task, Template, Tensor
 
 START, NEVER = -1, -1
@@ -94,8 +95,21 @@ class Liveness:
                 found[place[0]][tensor.kind] += size * is_alive
         return dict(found)
 
+    def by_microbatch(self, chunks: Sequence[Chunk]) -> dict[tuple[str, str], NDArray[np.int64]]:
+        """By memory and stream, bytes at each moment (columns) of the tensors of each microbatch (rows), if
+        it gets these chunks. For templates whose tasks work on one microbatch each."""
+        shape = StepShape.of(chunks, self.template.traits)
+        found = {}
+        for place, written in self._streams.items():
+            sizes = np.array([tensor.nbytes.at(shape) for tensor in written.tensors], dtype=np.int64)
+            numbers, alive = np.array([task.microbatch for task in written.tasks]), self._alive[place]
+            own = (numbers == microbatch for microbatch in range(self.template.microbatch_count))
+            found[place] = np.stack([alive[:, mask] @ sizes[mask] for mask in own])
+        return found
+
 
 def _stream(task: Task, memory: str) -> str:
-    """The stream that a task writes to a memory by: one of the memory's own if it holds any."""
+    """The stream that a task writes to a memory by: one of the memory's own if it holds any. A copy between
+    two hosts holds none, so it waits for nobody: it is a stream by itself."""
     own = (unit for unit in task.units if unit in (memory, f"{memory}.in"))
-    return next(own, task.units[0])
+    return next(own, task.units[0] if task.units else task.name)

@@ -6,15 +6,16 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from simulator.graph.shape import Chunk, split_evenly
-from simulator.placement.liveness import Liveness
-from simulator.placement.plan import Plan
+from simulator.graph.shape import Chunk
+from simulator.placement.largest_step import (
+    Microbatches,
+    fetched_bytes_per_token,
+    largest_of,
+    largest_step,
+)
 from simulator.placement.program import Program
 from simulator.specs.engine import Engine
 from simulator.units import GIB
-
-MANY_TOKENS = 2**20
-"""Enough that all else is small beside them."""
 
 PASSING = ("activations", "logits", "fetched_weights", "fetched_kv")
 """Parts that a step's own tensors take."""
@@ -90,10 +91,6 @@ class Budget:
         return -(-tokens // self.block_tokens)
 
 
-Microbatches = Sequence[tuple[Chunk, ...]]
-"""The chunks of one step, a tuple of them for each microbatch."""
-
-
 def budget(program: Program, engine: Engine, steps: Sequence[Microbatches] | None = None) -> Budget:
     """Work out the account of every memory that holds weights or KV blocks, or passes activations on.
 
@@ -110,7 +107,7 @@ def budget(program: Program, engine: Engine, steps: Sequence[Microbatches] | Non
     parts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for resident in program.residents():
         parts[resident.tensor.memory]["weights"] += resident.tensor.nbytes.per("one")
-    largest = largest_step(program, engine) if steps is None else _fullest(program, steps)
+    largest = largest_step(program, engine) if steps is None else largest_of(program, steps)
     for memory, passing in largest.items():
         parts[memory].update({kind: size * loops for kind, size in passing.items()})
     for state in program.state_slabs():
@@ -126,7 +123,7 @@ def budget(program: Program, engine: Engine, steps: Sequence[Microbatches] | Non
         if not (kv[memory] or parts[memory]["weights"] or _passing(parts[memory])):
             continue
         usable = _usable(capacity, parts[memory].total(), engine)
-        staged = fetched[memory] * scheduler.kv_block_tokens * loops
+        staged = fetched[memory] * scheduler.kv_block_tokens
         needs.append(MemoryNeed(memory, capacity, usable, +parts[memory], kv[memory], staged))
     per_sequence = -(-program.model.max_position_embeddings // scheduler.kv_block_tokens)
     most = per_sequence * scheduler.max_num_seqs * loops * program.rank_groups
@@ -184,6 +181,7 @@ def _usable(capacity: int, taken: int, engine: Engine) -> int:
 
 
 def _sampler_bytes(program: Program, engine: Engine) -> dict[str, int]:
+    """By device that samples; ranks with sequences of their own sample from the whole vocabulary."""
     if program.model.is_encoder:
         return {}
     scheduler, stage = engine.scheduler, program.placement.stages[-1]
@@ -193,63 +191,6 @@ def _sampler_bytes(program: Program, engine: Engine) -> dict[str, int]:
         logits = rows * -(-program.model.vocab_size // program.share(stage, rank).degree)
         found[program.sampler(stage, rank).device] = logits * engine.memory.sampler_bytes_per_logit
     return found
-
-
-def largest_step(program: Program, engine: Engine) -> dict[str, Counter[str]]:
-    """By memory, what the tensors of the largest step can take up at once, by kind.
-
-    Sizes are linear in what each microbatch gets, so they are most at a corner: one of them gets all, and
-    that is prompts alone, as much decode as may be, or decode with a prompt beside it.
-    """
-    placement = program.placement
-    batches = _corners(engine)
-    if placement.by_sequence:
-        return _fullest(program, [(batch,) * program.rank_groups for batch in batches])
-    count = placement.microbatches
-    return _fullest(program, [
-        (*((),) * m, batch, *((),) * (count - m - 1)) for m in range(count) for batch in batches
-    ])  # fmt: skip
-
-
-def _corners(engine: Engine) -> list[tuple[Chunk, ...]]:
-    """Batches that fill a step's limits each in its own way."""
-    tokens = engine.scheduler.max_num_batched_tokens
-    rows = min(engine.scheduler.max_num_seqs, tokens)
-    prompts = tuple(Chunk(index, 0, new, True) for index, new in enumerate(split_evenly(tokens, rows)))
-    decodes = tuple(Chunk(index, 0, 1, True) for index in range(rows))
-    beside = (*decodes[1:], Chunk(0, 0, tokens - rows + 1, True))
-    return [prompts, decodes, beside]
-
-
-def _fullest(program: Program, steps: Sequence[Microbatches]) -> defaultdict[str, Counter[str]]:
-    """Of some steps with equally many microbatches the one that may take most, memory by memory."""
-    count, streaming = len(steps[0]), program.placement.streaming
-    cold = program.template(count)
-    templates = [cold]
-    if streaming is not None and streaming.across_steps:
-        templates.append(program.template(count, warm=True))
-    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for template in templates:
-        liveness = Liveness(template, cold.tensors)
-        for parts in steps:
-            for memory, kinds in liveness.most(Plan(template, tuple(parts))).items():
-                if kinds.total() > found[memory].total():
-                    found[memory] = kinds
-    return found
-
-
-def fetched_bytes_per_token(program: Program) -> Counter[str]:
-    """Of each memory, bytes that a cached token takes there while copies of it are attended to, all layers
-    together whose copies can be there at once; nothing where blocks lie beside what attends to them."""
-    if program.placement.kv_home is None:
-        return Counter()
-    most: Counter[str] = Counter()
-    for new in (1, 2):  # decode and prefill may attend in different places
-        few, many = (_fullest(program, [((Chunk(0, context, new, True),),)]) for context in (0, MANY_TOKENS))
-        for memory, kinds in many.items():
-            growth = kinds["fetched_kv"] - few[memory]["fetched_kv"]
-            most[memory] = max(most[memory], -(-growth // MANY_TOKENS))
-    return most
 
 
 def split_chunks(chunks: Sequence[Chunk], microbatches: int) -> tuple[tuple[Chunk, ...], ...]:

@@ -235,7 +235,8 @@ class Placed:
                 if self.is_fetched(placed):
                     memory = self.home_of(placed.operator.layer)
                     name = home_name(parameter.name, placed.where)
-                found[name] = Resident(Tensor(name, memory, size, kept=True), parameter)
+                held = found.setdefault(name, Resident(Tensor(name, memory, size, kept=True), parameter))
+                assert held.parameter == parameter, f"{name} would be two parts of one parameter"
         return tuple(found.values())
 
     def slabs(self) -> tuple[KvSlab, ...]:

@@ -90,6 +90,10 @@ class Placement:
 
     def __post_init__(self) -> None:
         assert self.loops == 1 or self.streaming is None, "loops would overwrite each other's fetched layers"
+        if self.by_sequence:
+            assert len(self.stages) == 1 and self.microbatches == len(self.stages[0].devices)
+            away = (self.streaming, self.kv_home, *self.elsewhere)
+            assert self.loops == 1 and not any(away), "only experts of such ranks may be somewhere else"
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from simulator.errors import InputError, Problem
 from simulator.graph.shape import Chunk
 from simulator.graph.work import Parameter
-from simulator.placement.memory import fetched_bytes_per_token, largest_step
+from simulator.placement.largest_step import fetched_bytes_per_token, largest_step
 from simulator.placement.occupancy import peak_occupancy, standing_bytes
 from simulator.placement.placement import NotPlaceable
 from simulator.placement.plan import Plan, flaws
@@ -330,7 +330,7 @@ def _flaws_of(programs: Sequence[Program], steps: Sequence[Any]) -> list[str]:
 
 
 def residency_flaws(program: Program, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Parts of the network's parameters that a memory holds twice, or that no memory holds.
+    """Parts of the network's parameters that a device's own memory holds twice, or that no memory holds.
 
     shapes: of every parameter, as the network that is carried out has them.
     """

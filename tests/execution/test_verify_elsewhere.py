@@ -279,3 +279,12 @@ def test_planted_mistakes_are_found(plant: Plant, monkeypatch: pytest.MonkeyPatc
 )
 def test_the_same_placements_without_mistakes(placement: Placement) -> None:
     assert verified(placement, model_for(placement)).status == "ok"
+
+
+def test_what_two_ranks_send_from_one_device_to_another_is_told_apart() -> None:
+    """Both ranks attend on gpu-2, and the projection of what comes of it is on gpu-3."""
+    layers: frozenset[int | None] = frozenset({1, 2})
+    apart = (Elsewhere("gpu-2", frozenset({"rotary", "attention"}), layers),
+             Elsewhere("gpu-3", frozenset({"o_proj"}), layers))  # fmt: skip
+    row = verified(Placement("apart", stages(("gpu-0+gpu-1", 4)), elsewhere=apart))
+    assert (row.status, row.mismatches, row.tokens) == ("ok", (), 13)

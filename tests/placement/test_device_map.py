@@ -182,6 +182,8 @@ def test_one_place_under_two_names_is_one() -> None:
         ({"": 0, "model.layers.x": 1}, "names 'model.layers.x'"),
         ({"": 0, "model.layers.1.nonsense": 1}, "names 'model.layers.1.nonsense'"),
         ({"": 0, "my_lm_head": 1}, "names 'my_lm_head'"),
+        ({"": 0, f"model.layers.{'9' * 5000}": 1}, "names 'model.layers.9"),
+        ({"": "9" * 5000}, "write a number from 0 on"),
         ({"": "gpu-0"}, "has 'gpu-0'; write a number from 0 on"),
         ({"": -1}, "has '-1'"),
         ({"": "cuda:-1"}, "has 'cuda:-1'"),
@@ -256,7 +258,7 @@ def test_a_map_without_accelerators_is_for_the_processor() -> None:
     ("device_map", "where", "reason"),
     [
         ({"": 4}, L40S, "device_map uses accelerator 4, the machine has 4"),
-        ({"": 0, "model.decoder.layers": "disk"}, L40S, "states no `storage`, so there is no memory nvme"),
+        ({"": 0, "model.decoder.layers": "disk"}, L40S, "states no `storage`, so nothing can be kept on a drive"),
         ({"": "cpu", "model.decoder.layers.3": "disk"}, XEON, "names no accelerator to compute them on"),
         ({"": "cpu"}, "nr1-4x-l40s", "`cpu` is unknown"),
         ({"": 0}, "aws-m7i-16xlarge", "device_map uses accelerator 0, the machine has 0"),

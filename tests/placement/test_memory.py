@@ -1,6 +1,8 @@
 """Accounts of memory: against a published count of KV blocks, against sums by hand, and as laws."""
 
+from collections import Counter
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from hypothesis import given
@@ -10,8 +12,11 @@ from simulator.graph.machine import machine_graph
 from simulator.graph.model_graph import parameters_of
 from simulator.graph.shape import Chunk
 from simulator.graph.work import Formats
+from simulator.placement.largest_step import largest_step
+from simulator.placement.liveness import Liveness
 from simulator.placement.memory import PASSING, budget, refusal, split_chunks, together
 from simulator.placement.placement import Elsewhere, KvHome, Placement, Stage
+from simulator.placement.plan import Plan
 from simulator.placement.program import Program
 from simulator.placement.strategies import (
     DataParallel,
@@ -217,3 +222,114 @@ def test_microbatches_are_the_batch_in_order_and_none_is_empty(sizes: list[int],
     assert tuple(chunk for part in parts for chunk in part) == chunks
     assert len(parts) == min(count, len(chunks))
     assert all(parts)
+
+
+@st.composite
+def steps_within_limits(draw: st.DrawFn, rows: int, tokens: int) -> tuple[Chunk, ...]:
+    """Decode, then prompts, as a scheduler orders them."""
+    decodes = draw(st.integers(0, rows))
+    left, sizes = tokens - decodes, [1] * decodes
+    while left > 0 and len(sizes) < rows and (not sizes or draw(st.booleans())):
+        sizes.append(draw(st.integers(1, left)))
+        left -= sizes[-1]
+    return tuple(Chunk(number, 0, size, True) for number, size in enumerate(sizes))
+
+
+ROWS, TOKENS = 64, 128
+MICROBATCHED = (
+    tiny.stages(2),
+    replace(tiny.streamed(), microbatches=2),
+    replace(tiny.single(), microbatches=3),
+)
+
+
+@pytest.mark.parametrize("placement", MICROBATCHED, ids=lambda placement: placement.name)
+@given(data=st.data())
+def test_no_step_takes_more_than_the_largest(placement: Placement, data: st.DataObject):
+    """Also where one microbatch has the rows, and with them the logits, and another one the tokens."""
+    program = largest_program(placement)
+    account = largest_account(placement)
+    beside = (
+        *(Chunk(number, 0, 1, True) for number in range(ROWS - 1)),
+        Chunk(ROWS - 1, 0, TOKENS - ROWS + 1, True),
+    )
+    chunks = data.draw(st.just(beside) | steps_within_limits(ROWS, TOKENS))
+    parts = split_chunks(chunks, placement.microbatches)
+    template = program.template(len(parts))
+    for memory, kinds in Liveness(template, template.tensors).most(Plan(template, parts)).items():
+        assert kinds.total() <= account[memory].total(), memory
+
+
+@cache
+def largest_program(placement: Placement) -> Program:
+    return tiny.program(placement, tiny.server(2), replace(tiny.LLAMA, vocab_size=1000))
+
+
+@cache
+def largest_account(placement: Placement) -> dict[str, Counter[str]]:
+    limits = tiny.engine(max_num_seqs=ROWS, max_num_batched_tokens=TOKENS)
+    return largest_step(largest_program(placement), limits)
+
+
+def test_sliding_windows_save_no_room_for_copies_of_the_cache():
+    """Sequences shorter than the window are fetched whole in every layer."""
+    away = Placement("away", (Stage(("gpu-0",), 0, 4),), kv_home=KvHome("host", buffers=2))
+    accounts = [
+        budget(tiny.program(away, tiny.server(1), each), tiny.engine())
+        for each in (tiny.LLAMA, tiny.WINDOWED)
+    ]
+    full, windowed = (next(need for need in each.needs if need.memory == "gpu-0") for each in accounts)
+    assert windowed.fetched_block_bytes == full.fetched_block_bytes > 0
+
+
+def test_loops_fetch_no_more_than_all_blocks_together():
+    """The blocks are shared out among loops, so two loops fetch as much as one that has them all."""
+    away = Placement("away", tiny.stages().stages, kv_home=KvHome("host"))
+    one, two = (
+        budget(tiny.program(each, tiny.server(2)), tiny.engine()) for each in (away, replace(away, loops=2))
+    )
+    for alone, shared in zip(one.needs, two.needs, strict=True):
+        assert shared.fetched_block_bytes == alone.fetched_block_bytes
+
+
+RESERVED = EngineMemory(
+    utilization=1.0,
+    context_bytes=1000.0,
+    graphs_bytes=10.0,
+    collectives_bytes=100.0,
+    sampler_bytes_per_logit=8,
+)
+
+
+def reserves(placement: Placement, model: Architecture = tiny.LLAMA) -> dict[str, dict[str, int]]:
+    under = tiny.engine(max_num_seqs=100, max_num_batched_tokens=100).model_copy(update={"memory": RESERVED})
+    needs = budget(tiny.program(placement, tiny.server(3), model), under).needs
+    return {need.memory: {k: v for k, v in need.parts.items() if k.startswith("engine")} for need in needs}
+
+
+def test_every_device_that_computes_has_the_engines_context():
+    """Also one that has single operators only; and the sampler's room is where tokens are chosen."""
+    ends = Elsewhere("gpu-1", frozenset({"lm_head", "sample"}), frozenset({None}))
+    found = reserves(replace(tiny.single(), elsewhere=(ends,)))
+    assert found["gpu-0"] == {"engine_context": 1000, "engine_graphs": 10}
+    assert found["gpu-1"].keys() == {"engine_context", "engine_graphs", "engine_sampler"}
+
+
+def test_ranks_with_sequences_of_their_own_sample_from_the_whole_vocabulary():
+    stage = (Stage(("gpu-0", "gpu-1"), 0, 4),)
+    model = replace(tiny.MIXTURE, vocab_size=100_000)
+    own = reserves(Placement("own", stage, 2, whole_experts=True, by_sequence=True), model)
+    cut = reserves(Placement("cut", stage, whole_experts=True), model)
+    assert own["gpu-1"]["engine_sampler"] == pytest.approx(100 * 100_000 * (8 - 2), rel=1e-3)
+    assert cut["gpu-1"]["engine_sampler"] == pytest.approx(100 * 50_000 * (8 - 2), rel=1e-3)
+
+
+def test_processors_of_two_hosts_pass_tokens_on():
+    """What goes from one host's DRAM to another's holds no device's copy engine."""
+    nodes = [tiny.node(name, cpu=tiny.device("cpu")) for name in ("a", "b")]
+    graph = tiny.machine(*nodes, network=tiny.link("ethernet"))
+    split = Placement("split", (Stage(("a.cpu",), 0, 2), Stage(("b.cpu",), 2, 2)))
+    account = budget(tiny.program(split, graph), tiny.engine())
+    arrived = 16 * 24 * 2  # the residual stream of a step's tokens
+    assert {need.memory for need in account.needs} == {"a.host", "b.host"}
+    assert all(need.parts["activations"] > arrived for need in account.needs)

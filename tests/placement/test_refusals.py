@@ -14,6 +14,7 @@ from simulator.placement.strategies import (
     ExpertParallel,
     Hybrid,
     KvOffload,
+    SingleDevice,
     Strategy,
     TensorParallel,
     WeightStreaming,
@@ -41,7 +42,7 @@ def reason(strategy: Strategy, where: str, name: str = LLAMA) -> str:
     ("strategy", "where", "name", "expected"),
     [
         (WeightStreaming(gpu_layers=33), L40S, LLAMA, "gpu_layers is 33, the model has 32 layers"),
-        (WeightStreaming(home="nvme"), L40S, LLAMA, "host epyc-9654-2s states no `storage`, so there is no memory nvme"),
+        (WeightStreaming(home="nvme"), L40S, LLAMA, "host epyc-9654-2s states no `storage`, so nothing can be kept on a drive"),
         (WeightStreaming(nvme_share=0.1), L40S, LLAMA, "states no `storage`"),
         (WeightStreaming(kv="host", decode_attention="host"), NR1, LLAMA, "`cpu` is unknown"),
         (WeightStreaming(kv="host"), L40S, BERT, "kv `host` is about KV blocks; "),
@@ -79,7 +80,7 @@ def test_what_cannot_be_placed_says_why(strategy: Strategy, where: str, name: st
     [
         ({"tensor_parallel": 8}, L40S, "needs 8 accelerators, there are 4"),
         ({}, CPU, "needs 1 accelerators, there are 0"),
-        ({"tensor_parallel": 2, "devices": ("gpu-0",)}, L40S, "needs 2 accelerators, there are 1"),
+        ({"tensor_parallel": 2, "devices": ("gpu-0",)}, L40S, "needs 2 accelerators, `devices` names 1"),
         ({"tensor_parallel": 2, "devices": ("gpu-1", "gpu-1")}, L40S, "one is named twice"),
         ({"devices": ("gpu-7",)}, L40S, "no device 'gpu-7'"),
         ({"devices": ("cpu",)}, L40S, "is for accelerators; cpu is a CPU"),
@@ -92,6 +93,14 @@ def test_accelerators_that_are_not_there(kind: type[Strategy], fields: dict[str,
     assert expected in found
 
 
+@pytest.mark.parametrize("strategy", [
+    *(kind(tensor_parallel=2) for kind in OF_RANKS), Hybrid(tensor_parallel=2, streamed_layers=1),
+], ids=lambda each: each.label)  # fmt: skip
+def test_ranks_of_two_hosts_have_no_host_memory_in_common(strategy: Strategy) -> None:
+    expected = "x86.gpu-0 and nr1.accelerator-0 are attached to different hosts (x86.host, nr1.host)"
+    assert expected in reason(strategy, "cpu-gpu-nr1", MIXTRAL)
+
+
 def test_whole_experts_are_too_few_for_a_stage_of_many_ranks() -> None:
     """Sixteen accelerators in two servers, and a mixture of eight."""
     server = {"host": "hgx-xeon-8480p-2s", "devices": {"h100-sxm": 8}, "host_link": "pcie-gen5-x16"}
@@ -100,6 +109,14 @@ def test_whole_experts_are_too_few_for_a_stage_of_many_ranks() -> None:
     found = Hybrid(tensor_parallel=16, experts="whole").place(model(MIXTRAL), graph)
     assert isinstance(found, NotPlaceable)
     assert found.reason == "8 experts are too few for 16 devices"
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [("nr1.cpu", "host nr1 states no compute for its cores"), ("cpu", "did you mean 'x86.cpu'?")],
+)  # fmt: skip
+def test_of_several_hosts_the_one_without_a_processor_is_named(device: str, expected: str) -> None:
+    assert expected in reason(SingleDevice(device=device), "cpu-gpu-nr1")
 
 
 @pytest.mark.parametrize("kind", STRATEGIES, ids=lambda kind: kind.__name__)
@@ -155,6 +172,9 @@ def problems(tmp_path: Path, placement: str) -> str:
          "weight_streaming: `nvme_share` is for home `host`"),
         ("^{strategy: weight_streaming, decode_attention: host}",
          "weight_streaming: decode_attention `host` needs kv `host`"),
+        ("{strategy: weight_streaming, ^devices: []}", "devices: write at least one entry"),
+        ("{strategy: tensor_parallel, degree: 2, ^devices: []}", "devices: write at least one entry"),
+        ("{strategy: expert_parallel, degree: 2, ^devices: []}", "devices: write at least one entry"),
         ("{strategy: kv_offload, buffers: ^none}", "buffers = 'none': write a whole number"),
         ("{strategy: kv_offload, ^phases: all}", "phases = 'all': unknown key"),
         ("{strategy: attention_offload, phases: ^prefill}", "phases = 'prefill': not one of: decode, all"),

@@ -124,4 +124,4 @@ def test_a_cache_on_drives_needs_drives_and_is_attended_to_on_the_device():
         WeightStreaming(kv="nvme", decode_attention="host")
     refused = on_drives.place(model("llama-3.1-8b"), machine("hgx-h100-8"))
     assert isinstance(refused, NotPlaceable)
-    assert refused.reason.endswith("states no `storage`, so there is no memory nvme")
+    assert refused.reason.endswith("states no `storage`, so nothing can be kept on a drive")

@@ -16,13 +16,13 @@ from simulator.execution.random_weights import random_transformer
 from simulator.execution.replay import random_model
 from simulator.execution.stores import Stores, size_of
 from simulator.placement.program import Program
-from simulator.placement.strategies import STRATEGIES, SingleDevice, TensorParallel
+from simulator.placement.strategies import STRATEGIES, SingleDevice, TensorParallel, WeightStreaming
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.model import load_model
 from simulator.specs.scenario import PrecisionChoice, load_scenario
 from simulator.specs.weight_formats import WeightFormat
 from simulator.study.deploy import Deployment, deploy, requests_of
-from simulator.study.verify import Verified, simulate_for_replay, verify_run
+from simulator.study.verify import Verified, residency_flaws, simulate_for_replay, verify_run
 
 SCENARIOS = Path(__file__).parent.parent.parent / "scenarios"
 CATALOGUE = Catalogue()
@@ -71,9 +71,10 @@ ENCODERS = ["tiny-bert", "tiny-roberta"]
 
 
 @pytest.mark.parametrize("model", ENCODERS)
-def test_encoders_are_carried_out_whole_cut_and_split(model: str):
-    rows = verified("tiny-encoders.yaml", "machine=hgx-h100-8", f"model={model}")
-    assert [row.placement for row in rows] == ["single_device", "tensor_parallel 2", "layer_split 2 on gpu"]
+def test_encoders_are_carried_out_in_every_way_that_needs_no_cache(model: str):
+    rows = verified("tiny-encoders.yaml", f"model={model}")
+    assert [row.placement for row in rows[:3]] == ["single_device", "tensor_parallel 2", "layer_split 2 on gpu"]
+    assert len(rows) == 9
     for row in rows:
         assert (row.status, row.mismatches, row.tokens, row.preemptions) == ("ok", (), 4, 0)
         assert row.logits_difference is not None
@@ -231,3 +232,17 @@ def test_one_shard_spoilt_is_found(spoil: Spoil, weights: str, monkeypatch: pyte
     assert row.status == "mismatch"
     assert "logits differ" in " ".join(row.mismatches)
 
+
+
+# --- homes of weights ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("home", ["host", "nvme"])
+def test_ranks_may_each_keep_what_all_need_where_streamed_weights_are_kept(home: str) -> None:
+    """Norms are whole on every rank; at home there is a copy for each, on a drive as in DRAM."""
+    strategy = WeightStreaming(tensor_parallel=2, home=home, gpu_layers=2)  # type: ignore[arg-type]
+    where, small = "xeon-6454s-1s-4x-rtx-4090", load_model("tiny-llama", CATALOGUE)
+    placed = deploy(where, small, "vllm", FP64, strategy, CATALOGUE)
+    assert isinstance(placed, Deployment)
+    shapes = {name: tuple(each.shape) for name, each in random_transformer(small, 1, torch.float64).named_parameters()}
+    assert residency_flaws(placed.program, shapes) == []

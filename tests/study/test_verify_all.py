@@ -22,6 +22,9 @@ RUNS = [
 ]
 ROW = Verified("machine", "tiny-llama", "all of it", "ok", "single_device", steps=3, tasks=9, tokens=2, kinds=KINDS)
 
+OF_DECODERS = {"kv_offload", "attention_offload", "expert_offload", "expert_parallel"}
+"""Strategies about caches, or about mixtures of experts, which no encoder here is."""
+
 
 def test_every_small_model_meets_every_strategy() -> None:
     """Encoders keep no cache and have no decode, so strategies about these are for decoders only."""
@@ -32,7 +35,7 @@ def test_every_small_model_meets_every_strategy() -> None:
         met[run.model].add(run.placement.strategy)  # type: ignore[attr-defined]
     for name, found in met.items():
         is_encoder = name in ("tiny-bert", "tiny-roberta")
-        assert found == ({"single_device", "tensor_parallel", "layer_split"} if is_encoder else strategies), name
+        assert found == (strategies - OF_DECODERS if is_encoder else strategies), name
 
 
 def test_a_strategy_that_nobody_carries_out_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:

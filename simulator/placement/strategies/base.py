@@ -40,7 +40,7 @@ class OnRanks(Strategy):
 
     tensor_parallel: Annotated[int, Field(ge=1)] = 1
     """How many accelerators share each layer."""
-    devices: tuple[str, ...] | None = None
+    devices: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Which ones; the machine's first if not given."""
 
     def labelled(self, *parts: str | None) -> str:
@@ -49,8 +49,9 @@ class OnRanks(Strategy):
         return label_of(self.strategy, *parts, degree, "+".join(self.devices) if self.devices else None)
 
     def ranks(self, model: Architecture, machine: MachineGraph) -> tuple[str, ...] | NotPlaceable:
-        """The accelerators."""
-        return chosen_ranks(self.strategy, model, machine, self.tensor_parallel, self.devices)
+        """The accelerators, all of one host, beside whose processor and memory they work."""
+        ranks = chosen_ranks(self.strategy, model, machine, self.tensor_parallel, self.devices)
+        return ranks if isinstance(ranks, NotPlaceable) else on_several_hosts(machine, ranks) or ranks
 
 
 def label_of(*parts: str | None) -> str:
@@ -75,10 +76,9 @@ def missing_devices(machine: MachineGraph, devices: tuple[str, ...]) -> NotPlace
     known = list(machine.devices)
     reasons = []
     for device in lacking:
-        hosts = [placed for placed in machine.hosts.values() if device.split(".")[-1] == "cpu"]
-        if hosts:
-            names = ", ".join(placed.host_id for placed in hosts)
-            reasons.append(f"host {names} states no compute for its cores (`cpu` is unknown), "
+        host = machine.host_without(device)
+        if host is not None:
+            reasons.append(f"host {host.host_id} states no compute for its cores (`cpu` is unknown), "
                            f"so there is no device {device}")  # fmt: skip
             continue
         close = get_close_matches(device, known, n=1)
@@ -95,9 +95,10 @@ def chosen_ranks(
     (`cuts`), the model must allow it."""
     available = machine.accelerators()
     devices = named or available[:degree]
+    if named and len(named) != degree:
+        return NotPlaceable(f"{strategy} needs {degree} accelerators, `devices` names {len(named)}")
     if len(devices) != degree:
-        count = len(named) if named else len(available)
-        return NotPlaceable(f"{strategy} needs {degree} accelerators, there are {count}")
+        return NotPlaceable(f"{strategy} needs {degree} accelerators, there are {len(available)}")
     if len(set(devices)) != len(devices):
         return NotPlaceable(f"{strategy} needs different devices; one is named twice")
     on_cpu = [name for name in devices if name in machine.devices
@@ -109,6 +110,16 @@ def chosen_ranks(
     if indivisible:
         return NotPlaceable(indivisible)
     return missing_devices(machine, tuple(devices)) or tuple(devices)
+
+
+def on_several_hosts(machine: MachineGraph, ranks: tuple[str, ...]) -> NotPlaceable | None:
+    """Say so if ranks that need the memory of their host are attached to different ones."""
+    hosts = dict.fromkeys(machine.host_of(rank).name for rank in ranks)
+    if len(hosts) == 1:
+        return None
+    which, where = " and ".join(ranks), ", ".join(hosts)
+    return NotPlaceable(f"{which} are attached to different hosts ({where}); ranks that share what is kept "
+                        "at the host must be of one")  # fmt: skip
 
 
 def missing_cache(strategy: str, model: Architecture) -> NotPlaceable | None:
@@ -125,19 +136,12 @@ def processor_beside(machine: MachineGraph, device: str) -> str | NotPlaceable:
     return missing_devices(machine, (cpu,)) or cpu
 
 
-def disk_of(machine: MachineGraph, device: str) -> str:
-    """The memory of the NVMe storage of the host that a device is attached to."""
-    node = machine.devices[device].node
-    return f"{node}.nvme" if node else "nvme"
-
-
 def missing_disk(machine: MachineGraph, device: str) -> NotPlaceable | None:
     """Say so if a device's host has no storage."""
-    disk = disk_of(machine, device)
-    if disk in machine.capacity_bytes:
+    if machine.storage_of(device) is not None:
         return None
     host = machine.host_of(device).host_id
-    return NotPlaceable(f"host {host} states no `storage`, so there is no memory {disk}")
+    return NotPlaceable(f"host {host} states no `storage`, so nothing can be kept on a drive")
 
 
 def evenly_spread(count: int, of: range) -> frozenset[int]:

@@ -16,7 +16,6 @@ from simulator.graph.model_graph import Part, operator_names
 from simulator.placement.placement import Elsewhere, NotPlaceable, Placement, Stage, Streaming
 from simulator.placement.strategies.base import (
     Strategy,
-    disk_of,
     label_of,
     missing_devices,
     missing_disk,
@@ -32,14 +31,15 @@ IN_PART: Mapping[Part | None, tuple[Part, ...]] = {
 }
 """What a rule for a part, or for whole layers, speaks of; every other part is itself alone."""
 
-SPAN = re.compile(r"([0-9]+)(?:-([0-9]+))?")
+SPAN = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 
 
 class Rule(Spec):
     """Where some operators of some layers run, and with them their weights."""
 
     layers: str = "all"
-    """Numbers and spans, the last one included: `0-7, 12`; or `all`."""
+    """Numbers and spans, the last one included: `0-7, 12`; or `all`, which for `operators` also means those
+    before and after the layers."""
     part: Part | None = None
     """One part of the layers, or of what comes before or after them; the whole layers if neither this nor
     `operators` is given."""
@@ -80,6 +80,12 @@ class Rule(Spec):
                 return f"layers '{self.layers}': the model has layers 0-{layer_count - 1}"
             found.update(numbers)
         return frozenset(found)
+
+    @property
+    def has_ends(self) -> bool:
+        """Whether it may speak of what stands before or after the layers: names of operators do not where
+        layers are named too."""
+        return self.operators is None or self.layers == "all"
 
     def has(self, operator: str, part: Part) -> bool:
         """Whether it speaks of an operator, which belongs to `part`."""
@@ -160,7 +166,7 @@ class Custom(Strategy):
             where[layer, name] = default
             for number, (rule, span) in enumerate(zip(rules, spans, strict=True)):
                 assert not isinstance(span, str)
-                if rule.has(name, part) and (layer is None or layer in span):
+                if rule.has(name, part) and (rule.has_ends if layer is None else layer in span):
                     where[layer, name] = rule.device
                     useful.add(number)
         idle = next((rule for number, rule in enumerate(rules) if number not in useful), None)
@@ -205,7 +211,7 @@ def _from_map(
         return NotPlaceable(f"device_map uses accelerator {max(numbers)}, {there}")
     main = accelerators[numbers[0]]
     host = machine.host_of(main)
-    memories = {"cpu": host.name, "disk": disk_of(machine, main)}
+    memories = {"cpu": host.name, "disk": machine.storage_of(main)}
     homes = tuple(memories.get(str(target)) for target in located.layers)
     lacking = missing_disk(machine, main) if "disk" in located.layers else None
     if lacking is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.([0-9]+)(?:\.(.+))?$")
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.([0-9]{1,18})(?:\.(.+))?$")
 ATTENTION = re.compile(r"^(?:self_attn|self_attention|attention|attn|linear_attn)(?:\.|$)")
 MLP = re.compile(r"^(?:mlp|feed_forward|block_sparse_moe|fc1|fc2|moe|ffn)(?:\.|$)")
 BETWEEN = re.compile(r"norm|^ln_|dropout$|^activation_fn$", re.IGNORECASE)
@@ -65,7 +65,7 @@ def _target(value: int | str) -> Target | None:
         if value == kept:
             return kept
     number = 0 if value == "cuda" else str(value).removeprefix("cuda:")
-    return int(number) if re.fullmatch("[0-9]+", str(number)) else None
+    return int(number) if re.fullmatch("[0-9]{1,18}", str(number)) else None
 
 
 def _located(targets: Mapping[str, Target], layer_count: int) -> Located | str:

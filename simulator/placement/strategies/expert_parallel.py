@@ -27,7 +27,7 @@ class ExpertParallel(Strategy):
     """How many devices share the experts."""
     attention: Literal["tensor", "data"] = "tensor"
     """How devices share the attention: by heads, or by sequences."""
-    devices: tuple[str, ...] | None = None
+    devices: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Which ones; the machine's first accelerators if not given."""
 
     @property

@@ -10,7 +10,13 @@ from simulator.graph.machine import MachineGraph
 from simulator.graph.shape import split_evenly
 from simulator.graph.share import why_not_divisible
 from simulator.placement.placement import NotPlaceable, Placement, Streaming
-from simulator.placement.strategies.base import Strategy, label_of, processor_beside, stages_of
+from simulator.placement.strategies.base import (
+    Strategy,
+    label_of,
+    on_several_hosts,
+    processor_beside,
+    stages_of,
+)
 from simulator.specs.architecture import Architecture
 
 
@@ -106,6 +112,10 @@ class Hybrid(Strategy):
                 return cpu
             groups, layers = [(cpu,), *groups], (self.cpu_layers, *layers)
         kept, stages = count - self.streamed_layers, stages_of(groups, layers)
+        apart = (on_several_hosts(machine, stage.devices) for stage in stages if stage.layers[-1] >= kept)
+        wrong = next((each for each in apart if each is not None), None)
+        if wrong is not None:
+            return wrong
         homes = tuple(machine.host_of(stage.devices[0]).name if layer >= kept else None
                       for stage in stages for layer in stage.layers)  # fmt: skip
         return Placement(

@@ -19,7 +19,7 @@ class TensorParallel(Strategy):
     strategy: Literal["tensor_parallel"] = "tensor_parallel"
     degree: Annotated[int, Field(ge=1)]
     """How many devices share each layer."""
-    devices: tuple[str, ...] | None = None
+    devices: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Which ones; the machine's first accelerators if not given."""
 
     @property

@@ -10,7 +10,6 @@ from simulator.graph.machine import MachineGraph
 from simulator.placement.placement import KvHome, NotPlaceable, Placement, Stage, Streaming
 from simulator.placement.strategies.base import (
     OnRanks,
-    disk_of,
     evenly_spread,
     missing_cache,
     missing_disk,
@@ -105,7 +104,7 @@ class WeightStreaming(OnRanks):
         lacking = missing_disk(machine, device) if far else None
         if lacking is not None:
             return lacking
-        host, disk = machine.host_of(device).name, disk_of(machine, device)
+        host, disk = machine.host_of(device).name, machine.storage_of(device)
         from_disk = {moving[index] for index in evenly_spread(far, range(len(moving)))}
         homes = {layer: disk if layer in from_disk else host for layer in moving}
         return tuple(homes.get(layer) for layer in layers)
@@ -119,7 +118,8 @@ class WeightStreaming(OnRanks):
         if lacking is not None:
             return lacking
         if self.kv == "nvme":
-            return missing_disk(machine, device) or KvHome(disk_of(machine, device))
+            disk = machine.storage_of(device)
+            return missing_disk(machine, device) if disk is None else KvHome(disk)
         memory = machine.host_of(device).name
         if self.decode_attention == "device":
             return KvHome(memory)
