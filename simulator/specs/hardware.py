@@ -221,7 +221,7 @@ class Link(Spec):
 
 
 class Storage(Spec):
-    """Drives of a host, from which weights are read while a model runs."""
+    """Drives of a host: a memory in which weights, or KV blocks, live while a model runs."""
 
     capacity_bytes: Annotated[Bytes, Field(alias="capacity")]
     """Of all drives together."""
