@@ -17,8 +17,9 @@ from simulator.specs.engine import Engine
 from simulator.specs.machine import load_machine
 from simulator.specs.model import load_model
 from simulator.specs.workload import BatchArrivals, UniformLengths, Workload
+from simulator.study.compare import Verified, compare
 from simulator.study.deploy import Deployment
-from simulator.study.verify import Verified, compare, made_scarce, simulate_for_replay
+from simulator.study.verify import made_scarce, simulate_for_replay
 
 FLOAT64 = Formats("fp64", "fp64", "fp64")
 WORKLOAD = Workload(

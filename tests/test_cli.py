@@ -106,7 +106,7 @@ def test_verify_counts_its_mismatches(placewright):
 
 @pytest.mark.slow
 def test_verify_exits_1_on_a_mismatch(placewright, monkeypatch):
-    monkeypatch.setattr("simulator.study.verify.LOGITS_TOLERANCE", 0.0)
+    monkeypatch.setattr("simulator.study.compare.LOGITS_TOLERANCE", 0.0)
     code, out, _ = placewright("verify", "scenarios/tiny-everywhere.yaml", "--set", "machine=epyc-9654-4x-l40s",
                                "--set", "model=tiny-gpt2", "--set", "workload.requests=2", "--set",
                                "placements=[{strategy: single_device}, {strategy: data_parallel, replicas: 2}]",

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simulator.specs.weight_formats import WEIGHT_FORMATS
-from simulator.study.verify import LOGITS_TOLERANCE, Verified
+from simulator.study.compare import LOGITS_TOLERANCE, Verified
 from simulator.study.verify_all import tallies
 
 HEADERS = ("machine", "model", "placement", "status", "weights", "steps", "tasks", "tokens", "preempted",

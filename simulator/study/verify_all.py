@@ -10,8 +10,9 @@ from simulator.errors import InputError, Problem
 from simulator.placement.strategies import STRATEGIES
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.scenario import load_scenario
+from simulator.study.compare import KINDS, Verified
 from simulator.study.side_by_side import Progress, carry_out
-from simulator.study.verify import KINDS, Verified, verify_run
+from simulator.study.verify import verify_run
 
 PATTERN = "tiny-*.yaml"
 """Names of scenarios whose models are small enough to be carried out."""

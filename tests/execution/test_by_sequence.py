@@ -11,7 +11,7 @@ from simulator.placement.occupancy import peak_occupancy, standing_bytes
 from simulator.placement.placement import ExpertsAside, Placement
 from simulator.placement.plan import Plan, flaws
 from simulator.placement.program import Program
-from simulator.study.verify import residency_flaws
+from simulator.study.compare import residency_flaws
 from tests.placed import FLOAT64, machine, model, stages
 
 BLOCK, BLOCKS = 4, 8

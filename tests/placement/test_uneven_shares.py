@@ -9,8 +9,9 @@ from simulator.graph.work import Formats
 from simulator.placement.placement import Placement
 from simulator.placement.program import Program
 from simulator.specs.architecture import Architecture, Attention, LayerSpec, Mlp
+from simulator.study.compare import Verified, compare
 from simulator.study.deploy import Deployment
-from simulator.study.verify import Verified, compare, made_scarce, simulate_for_replay
+from simulator.study.verify import made_scarce, simulate_for_replay
 from tests.placed import REQUESTS, WORKLOAD, engine, machine, model, stages
 
 TWO = Placement("two ranks", stages(("gpu-0+gpu-1", 2)))

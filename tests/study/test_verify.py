@@ -21,8 +21,9 @@ from simulator.specs.catalogue import Catalogue
 from simulator.specs.model import load_model
 from simulator.specs.scenario import PrecisionChoice, load_scenario
 from simulator.specs.weight_formats import WeightFormat
+from simulator.study.compare import Verified, residency_flaws
 from simulator.study.deploy import Deployment, deploy, requests_of
-from simulator.study.verify import Verified, residency_flaws, simulate_for_replay, verify_run
+from simulator.study.verify import simulate_for_replay, verify_run
 
 SCENARIOS = Path(__file__).parent.parent.parent / "scenarios"
 CATALOGUE = Catalogue()

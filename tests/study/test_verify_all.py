@@ -11,7 +11,7 @@ from simulator.placement.strategies import STRATEGIES
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.scenario import load_scenario
 from simulator.study import verify_all as module
-from simulator.study.verify import KINDS, Verified
+from simulator.study.compare import KINDS, Verified
 from simulator.study.verify_all import PATTERN, tallies, verify_all
 
 CATALOGUE = Catalogue()

@@ -1,0 +1,272 @@
+"""Whether what was simulated is what a real transformer does: a run on the clock, carried out and compared.
+
+Steps are carried out on a network with random weights, in the order of the simulated clock, and everything
+their plans claim is compared with what torch did. It is done in float64, where a different order of additions
+changes no token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.graph.shape import Chunk
+from simulator.graph.work import Parameter
+from simulator.placement.largest_step import fetched_bytes_per_token, largest_step
+from simulator.placement.occupancy import peak_occupancy, standing_bytes
+from simulator.placement.plan import Plan, flaws
+from simulator.placement.program import Program, by_placement
+from simulator.results.records import RunRecord
+from simulator.serving.arrivals import Request
+from simulator.simulation.clock import Recorded
+from simulator.specs.architecture import Architecture
+from simulator.specs.engine import Engine
+
+if TYPE_CHECKING:
+    from simulator.execution.replay import Replayed
+
+Parts = tuple[tuple[Chunk, ...], ...]
+"""The chunks of a step by microbatch."""
+
+LOGITS_TOLERANCE = 1e-9
+"""Largest absolute difference of a float64 logit from plain generation's."""
+
+MOST_FLAWS = 5
+"""Of one kind, in a row; one mistake may show in every layer."""
+
+KINDS = ("prefill", "chunk", "decode", "unlike lengths")
+"""Whole prompts or their first pieces, later pieces of prompts, single tokens, and steps whose sequences
+differ in length."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One placement's verdict."""
+
+    machine: str
+    model: str
+    placement: str
+    status: str
+    """`ok`, `mismatch`, or `not placed`."""
+    strategy: str = ""
+    """The placement's, by its name."""
+    weights_asked: str = "fp64"
+    """Number format of the weights in the scenario."""
+    weights: str = "fp64"
+    """What they really were in: fp64 where the format is plain, or known by its size only."""
+    steps: int = 0
+    tasks: int = 0
+    tokens: int = 0
+    preemptions: int = 0
+    logits_difference: float | None = 0.0
+    """Largest absolute difference; None where rows are missing or not numbers."""
+    flops: int = 0
+    link_bytes: int = 0
+    kinds: tuple[str, ...] = ()
+    """Of `KINDS`, those that were among the steps."""
+    is_encoder: bool = False
+    mismatches: tuple[str, ...] = ()
+    """What differs, in words; why not, for a placement that was not placed."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as `--json` prints it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A run on the clock, ready to be carried out."""
+
+    programs: tuple[Program, ...]
+    record: RunRecord
+    steps: tuple[Recorded, ...]
+    chunks: tuple[Parts, ...]
+    """Of each step, with blocks, as its loop's scheduler decided them."""
+
+
+def compare(
+    blank: Verified, simulated: Simulated, requests: Sequence[Request], engine: Engine, blocks: int, seed: int
+) -> Verified:
+    """Carry a simulated run out and compare everything the plan says with what happened."""
+    from simulator.execution import replay as real
+
+    programs, record = simulated.programs, simulated.record
+    program, loops = programs[0], by_placement(programs)
+    steps = [
+        real.TimedPlan(_plan(recorded, parts), recorded.timed.starts, recorded.timed.ends)
+        for recorded, parts in zip(simulated.steps, simulated.chunks, strict=True)
+    ]
+    finished = {r.number: r.output_tokens for r in record.requests if r.status == "finished"}
+    if not finished:
+        return replace(blank, mismatches=("no request could be served, so there is nothing to compare",))
+    prompts = {r.number: _prompt(program.model, r, seed) for r in requests if r.number in finished}
+    size = engine.scheduler.kv_block_tokens
+    with real.repeatable():
+        network = real.random_model(program.model, seed, program.storage)
+        happened = real.replay(programs, network, prompts, steps, blocks, size)
+        tokens, logits = real.reference(network, prompts, finished)
+    difference = real.largest_difference(happened.logits, logits)
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.named_parameters()}
+    found = _flaws_of(programs, steps)
+    found += [flaw for replica in loops for flaw in residency_flaws(replica[0], shapes)]
+    found += [happened.fault] if happened.fault else []
+    found += happened.wrong_flops[:MOST_FLAWS]
+    if difference > LOGITS_TOLERANCE:
+        found.append(f"logits differ from plain generation's by {difference:.3g}")
+    wrong = [number for number, expected in tokens.items() if happened.tokens[number] != expected]
+    if wrong:
+        found.append(f"tokens of sequences {wrong} differ from plain generation's")
+    if not happened.fault:
+        each = (standing_bytes(replica[0], blocks, size, len(prompts)) for replica in loops)
+        standing = sum(each, Counter[str]())
+        found += _accounts(happened, record, [timed.plan for timed in steps], standing, real.moments(steps))
+        cached = blocks * engine.scheduler.kv_block_tokens
+        found += _beyond_account(happened.peak_bytes, standing, [each[0] for each in loops], engine, cached)
+    return replace(
+        blank,
+        status="mismatch" if found else "ok",
+        weights=program.formats.weights,
+        steps=len(steps),
+        tasks=sum(len(timed.plan.template.tasks) for timed in steps),
+        tokens=sum(finished.values()),
+        preemptions=record.preemptions,
+        logits_difference=difference if math.isfinite(difference) else None,
+        flops=sum(happened.flops.values()),
+        link_bytes=sum(happened.link_bytes.values()),
+        kinds=_kinds(simulated.chunks),
+        mismatches=tuple(found),
+    )
+
+
+def _kinds(steps: Sequence[Parts]) -> tuple[str, ...]:
+    found: set[str] = set()
+    for parts in steps:
+        chunks = [chunk for part in parts for chunk in part]
+        for chunk in chunks:
+            found.add("decode" if chunk.new == 1 else "chunk" if chunk.context else "prefill")
+        if len({chunk.context + chunk.new for chunk in chunks}) > 1:
+            found.add("unlike lengths")
+    return tuple(kind for kind in KINDS if kind in found)
+
+
+def _accounts(
+    happened: Replayed, record: RunRecord, plans: Sequence[Plan], standing: Counter[str],
+    moments: Sequence[tuple[int, int, int, int]],
+) -> list[str]:  # fmt: skip
+    """Where bytes and FLOPs are not what the plans, or the simulated run, say."""
+    peaks = peak_occupancy(standing, plans, moments)
+    return [
+        *_unequal("bytes over", _planned_link_bytes(plans), happened.link_bytes),
+        *_unequal("bytes simulated over", record.link_bytes, happened.link_bytes),
+        *_unequal("FLOPs on", _planned_flops(plans), _by_place(plans, happened.flops)),
+        *_unequal("peak bytes in", peaks, happened.peak_bytes),
+    ]
+
+
+def _beyond_account(
+    peaks: Mapping[str, int], standing: Counter[str], placements: Sequence[Program], engine: Engine,
+    cached_tokens: int,
+) -> list[str]:  # fmt: skip
+    """Memories in which a step's own tensors took more than the account of the largest step has for them."""
+    allowed = Counter(standing)
+    for program in placements:
+        for memory, kinds in largest_step(program, engine).items():
+            allowed[memory] += kinds.total() * program.placement.loops
+        for memory, nbytes in fetched_bytes_per_token(program).items():
+            allowed[memory] += nbytes * cached_tokens
+    return [
+        f"peak bytes in {memory}: {peak} are more than the account of the largest step, {allowed[memory]}"
+        for memory, peak in sorted(peaks.items())
+        if peak > allowed[memory]
+    ]
+
+
+def _plan(recorded: Recorded, parts: Parts) -> Plan:
+    """The plan of a simulated step; its shape must be the one that was priced."""
+    plan = Plan(recorded.priced.template, parts)
+    assert plan.shapes == recorded.shapes, "the step that was priced is not the one that was decided"
+    return plan
+
+
+def _prompt(model: Architecture, request: Request, seed: int) -> list[int]:
+    rng = np.random.default_rng((seed, 2, request.number))
+    return [int(token) for token in rng.integers(0, model.vocab_size, request.prompt_tokens)]
+
+
+def _flaws_of(programs: Sequence[Program], steps: Sequence[Any]) -> list[str]:
+    resident = [resident.tensor.name for program in programs for resident in program.residents()]
+    templates = {id(timed.plan.template): timed.plan.template for timed in steps}
+    return [flaw for template in templates.values() for flaw in flaws(template, resident)][:MOST_FLAWS]
+
+
+def residency_flaws(program: Program, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Parts of the network's parameters that a device's own memory holds twice, or that no memory holds.
+
+    shapes: of every parameter, as the network that is carried out has them.
+    """
+    found: list[str] = []
+    held: dict[str, NDArray[np.bool_]] = {name: np.zeros(shape, dtype=bool) for name, shape in shapes.items()}
+    seen: set[tuple[str, Parameter]] = set()
+    for resident in program.residents():
+        parameter, memory = resident.parameter, resident.tensor.memory
+        if (memory, parameter) in seen and memory in program.machine.devices:
+            found.append(f"{parameter.name} is held twice in {memory}")
+        seen.add((memory, parameter))
+        held[parameter.name][_part_of(parameter)] = True
+    for name, there in held.items():
+        missing = there.size - int(there.sum())
+        if missing:
+            found.append(f"{name} is nowhere in full: {missing} of {there.size} numbers are missing")
+    return found
+
+
+def _part_of(parameter: Parameter) -> tuple[Any, ...]:
+    """Which rows, columns and experts of the whole parameter a part is, as an index."""
+    index: list[Any] = [slice(None)] * len(parameter.shape)
+    if parameter.axis is not None:
+        index[parameter.axis] = slice(parameter.start, parameter.start + parameter.shape[parameter.axis])
+    if parameter.experts is not None:
+        index[0] = list(parameter.experts)
+    return tuple(index)
+
+
+def _planned_link_bytes(plans: Sequence[Plan]) -> dict[str, int]:
+    planned: dict[str, int] = {}
+    for plan in plans:
+        for task in plan.template.tasks:
+            for link, nbytes in plan.link_bytes(task):
+                planned[link] = planned.get(link, 0) + nbytes
+    return planned
+
+
+EVERYWHERE = "all devices"
+
+
+def _planned_flops(plans: Sequence[Plan]) -> dict[str, int]:
+    """By device; where work goes to devices as tokens choose experts, only the sum over all is planned."""
+    planned: Counter[str] = Counter()
+    for plan in plans:
+        for task in plan.template.tasks:
+            if task.kind == "compute":
+                planned[task.place] += plan.amount(task, task.dense_flops)
+    return _by_place(plans, planned)
+
+
+def _by_place(plans: Sequence[Plan], flops: Counter[str]) -> dict[str, int]:
+    depends_on_choices = any(task.visits for plan in plans for task in plan.template.tasks)
+    return {EVERYWHERE: flops.total()} if depends_on_choices else dict(flops)
+
+
+def _unequal(what: str, planned: Mapping[str, int], counted: Mapping[str, int]) -> list[str]:
+    """Where two accounts differ; a missing entry is zero."""
+    return [
+        f"{what} {key}: planned {planned.get(key, 0)}, counted {counted.get(key, 0)}"
+        for key in sorted({*planned, *counted})
+        if planned.get(key, 0) != counted.get(key, 0)
+    ]
