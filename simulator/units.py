@@ -18,7 +18,8 @@ Better = Literal["high", "low"]
 HOURS_PER_YEAR = 365 * 24
 JOULES_PER_KWH = 3_600_000.0
 SECONDS_PER_YEAR = HOURS_PER_YEAR * 3600.0
-SECONDS_PER_DAY = 24 * 3600.0
+SECONDS_PER_HOUR = 3600.0
+SECONDS_PER_DAY = 24 * SECONDS_PER_HOUR
 
 _DECIMAL = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
 _BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50}

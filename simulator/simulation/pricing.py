@@ -28,12 +28,14 @@ from simulator.costs.transfers import (
     copy_latency_s,
     transition_s,
 )
+from simulator.errors import SimulatorError
 from simulator.graph.machine import Directed
 from simulator.graph.shape import FEATURE_COUNT, Amount, StepShape, total
 from simulator.placement.plan import Task, Template
 from simulator.placement.program import Program
-from simulator.simulation.ticks import TICKS_PER_S, Ticks, tick, ticks
+from simulator.simulation.ticks import LONGEST_STEP_S, TICKS_PER_S, Ticks, tick, ticks
 from simulator.specs.engine import Engine
+from simulator.units import format_seconds
 
 Floats = NDArray[np.float64]
 
@@ -102,6 +104,7 @@ class PricedTemplate:
         number = {price: index for index, price in enumerate(self._prices)}
         self.class_of_task: NDArray[np.intp] = np.array([number[price] for price in prices], dtype=np.intp)
         self.class_count = len(self._prices)
+        self._tasks_of_class = np.bincount(self.class_of_task, minlength=self.class_count).astype(np.float64)
         self.shape_count = template.microbatch_count + template.joint
         self._lay_out(self.shape_count)
 
@@ -144,7 +147,8 @@ class PricedTemplate:
         return Durations(total[0], lone_s[0])
 
     def durations_of_many(self, features: Floats) -> tuple[Ticks, Floats]:
-        """Price several steps at once: a row of `features` holds the shapes of a step's microbatches.
+        """Price several steps at once: a row of `features` holds the shapes of a step's microbatches. Raises
+        SimulatorError if a step is too long to count.
 
         A step's price does not depend on its neighbours: `einsum` adds up each row by itself, which a
         matrix product by BLAS does not promise.
@@ -161,6 +165,11 @@ class PricedTemplate:
         host_s = lone_s[:, 2 * count + self._load_count : self._bus_start]
         kernel_s = np.add.reduceat(kernel_s, self._kernel_starts, axis=1)
         own_s = np.concatenate((kernel_s, flow_s, host_s), axis=1)
+        if ((own_s + self._latency_s) @ self._tasks_of_class).max(initial=0.0) > LONGEST_STEP_S:
+            raise SimulatorError(
+                f"a step takes more than {format_seconds(LONGEST_STEP_S)}, which is as long as the clock can "
+                "count; look for a rate or an overhead of the wrong magnitude in the profiles"
+            )
         return ticks(own_s) + self.latency, lone_s
 
     def lone_flow(self, index: int, durations: Durations) -> tuple[dict[str, float], float]:

@@ -12,6 +12,9 @@ Ticks = NDArray[np.int64]
 LAST_LAUNCH = 2**63 - 2**59
 """Steps launched later (100 days) could end beyond what 64 bits count."""
 
+LONGEST_STEP_S = 2**58 / TICKS_PER_S
+"""Three days, for all tasks of a step one after another; no schedule of them takes longer."""
+
 
 def ticks(seconds: NDArray[np.float64]) -> Ticks:
     """Durations in ticks, to the nearest; a duration of less than one tick takes one.

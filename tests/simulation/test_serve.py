@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simulator.errors import SimulatorError
 from simulator.graph.machine import MachineGraph
 from simulator.placement.placement import Placement, Stage, Streaming
 from simulator.placement.program import Program
@@ -383,3 +384,12 @@ def test_more_cores_shorten_only_the_wait_for_them() -> None:
     queued = [[request.queued_s for request in record.requests] for record in (one, four)]
     assert all(few >= many for few, many in zip(*queued, strict=True))
     assert max(queued[0]) > max(queued[1])
+
+
+def test_a_step_longer_than_the_clock_counts_is_refused_in_words() -> None:
+    """A rate of the wrong magnitude ends in one message."""
+    slow = tiny.server(2, host_link=tiny.link("frozen", bandwidth=1e-6))
+    served = (tiny.program(tiny.tensor_parallel(), slow),)
+    for fidelity in FIDELITIES:
+        with pytest.raises(SimulatorError, match=r"a step takes more than 3\.34 days"):
+            serve(served, engine(), BLOCKS, tiny.source(requests_of([(0, 3, 2)])), fidelity, 1)

@@ -56,6 +56,13 @@ def test_engines_launch_for_nothing_from_pinned_memory_unless_they_say(
     assert "launch.kernel" in [figure.key_path for figure in eager.figures]
 
 
+def test_no_overhead_takes_hours(catalogue: Catalogue, house: Path) -> None:
+    path = house / "scenarios/engines/vllm.yaml"
+    path.write_text(path.read_text().replace("step: 1..2 ms", "step: 2 h"))
+    (line,) = lines_of(lambda: catalogue.engine("vllm"))
+    assert line.startswith("vllm.yaml:") and "overheads.step = '2 h': must be at least 0 and at most 3600" in line
+
+
 def test_an_engine_needs_a_token_for_each_sequence(catalogue: Catalogue, house: Path) -> None:
     path = house / "scenarios/engines/vllm.yaml"
     path.write_text(path.read_text().replace("max_num_batched_tokens: 2048", "max_num_batched_tokens: 128"))
