@@ -97,6 +97,7 @@ class Island:
         engine has carried a plan out."""
         self.env, self._as_events, self._ended_by_events = env, as_events, ended
         self._watched = watched_links(templates)
+        self._links = frozenset().union(*(_links_of(priced) for priced, _ in templates))
         self._kept = frozenset(t.name for p, _ in templates for t in p.template.tensors.values() if t.kept)
         self._skeletons: dict[PricedTemplate, Skeleton] = {}
         self.crowded: Counter[str] = Counter()
@@ -128,6 +129,7 @@ class Island:
 
     def _skeleton(self, use: Use) -> Skeleton:
         if use.priced not in self._skeletons:
+            assert self._links >= _links_of(use.priced), "fewer microbatches cross no other links"
             self._skeletons[use.priced] = skeleton(use.priced, use.reduced, self._watched, self._kept)
         return self._skeletons[use.priced]
 
@@ -179,6 +181,10 @@ class Island:
 
     def _teller(self, launch: Launch) -> Callable[[Launched], None]:
         return lambda launched: self._ended_by_events(launch, launched)
+
+
+def _links_of(priced: PricedTemplate) -> frozenset[str]:
+    return frozenset(link for links in priced.links_of_task for link in links)
 
 
 def watched_links(templates: Sequence[tuple[PricedTemplate, Reduced]]) -> frozenset[str]:

@@ -104,7 +104,6 @@ class PricedTemplate:
         number = {price: index for index, price in enumerate(self._prices)}
         self.class_of_task: NDArray[np.intp] = np.array([number[price] for price in prices], dtype=np.intp)
         self.class_count = len(self._prices)
-        self._tasks_of_class = np.bincount(self.class_of_task, minlength=self.class_count).astype(np.float64)
         self.shape_count = template.microbatch_count + template.joint
         self._lay_out(self.shape_count)
 
@@ -140,6 +139,9 @@ class PricedTemplate:
         latency_s = np.array([price.latency_s for price in self._prices])
         self.latency: Ticks = np.array([tick(s) for s in latency_s], dtype=np.int64)
         self._latency_s = latency_s
+        self._tasks_of_class = np.bincount(self.class_of_task, minlength=self.class_count).astype(np.float64)
+        self._longest_s = LONGEST_STEP_S - float(latency_s @ self._tasks_of_class)
+        """What the rest of all tasks may come to."""
 
     def durations(self, shapes: Sequence[StepShape]) -> Durations:
         """Price every class for a step with the given shape of each microbatch."""
@@ -165,7 +167,7 @@ class PricedTemplate:
         host_s = lone_s[:, 2 * count + self._load_count : self._bus_start]
         kernel_s = np.add.reduceat(kernel_s, self._kernel_starts, axis=1)
         own_s = np.concatenate((kernel_s, flow_s, host_s), axis=1)
-        if ((own_s + self._latency_s) @ self._tasks_of_class).max(initial=0.0) > LONGEST_STEP_S:
+        if (own_s @ self._tasks_of_class).max() > self._longest_s:
             raise SimulatorError(
                 f"a step takes more than {format_seconds(LONGEST_STEP_S)}, which is as long as the clock can "
                 "count; look for a rate or an overhead of the wrong magnitude in the profiles"
