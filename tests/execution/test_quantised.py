@@ -267,6 +267,7 @@ def test_a_second_trip_changes_nothing(name: str, seed: int, dtype: torch.dtype,
     name=names, seed=seeds, dtype=st.sampled_from(FLOATS), axis=st.integers(0, 2),
     cuts=st.lists(st.integers(1, 9), max_size=3),
 )  # fmt: skip
+@pytest.mark.slow
 def test_shards_packed_on_their_own_have_the_numbers_of_the_whole(
     name: str, seed: int, dtype: torch.dtype, axis: int, cuts: list[int]
 ):

@@ -146,6 +146,7 @@ def test_no_two_operators_share_a_place(model):
                    for edge in block.edges if edge.source and edge.target)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.SVG", b"<?xml"), ("a.pdf", b"%PDF")])
 def test_the_same_graph_gives_the_same_file(name, start):
     first, second = (file_bytes(model_graph(graph_of("tiny-llama")), Path(name)) for _ in range(2))

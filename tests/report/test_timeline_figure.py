@@ -301,6 +301,7 @@ def test_the_same_spans_are_the_same_bytes():
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_study_has_a_picture_for_each_row_that_ran():
     spans = spans_on(PLACEMENTS[0])
     study = a_study(a_run(spans=spans), unfit(), a_run(placement="layer_split 16 on gpu", spans=spans))

@@ -91,6 +91,7 @@ def loads_that_fit(draw: st.DrawFn) -> list[dict[str, float]]:
     return [{link: load * scale for link, load in each.items()} for each in each_loads]
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(loads_that_fit(), st.lists(st.floats(1e-3, 1e12), min_size=7, max_size=7))
 def test_flows_that_fit_have_exactly_their_lone_speed(

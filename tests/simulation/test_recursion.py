@@ -221,6 +221,7 @@ def programs(draw: st.DrawFn) -> list[Launch]:
     return launches
 
 
+@pytest.mark.slow
 def test_a_certified_schedule_is_that_of_the_events() -> None:
     """The law: if in R's schedule the flows on each link always fit on it, every task starts and ends at the
     same tick in both. It would prove little if few plans with flows were certified, if all were, or if none of

@@ -320,6 +320,7 @@ def test_preemptions_are_noted_with_their_requests() -> None:
     assert sum(request.preemptions for request in record.requests) == record.preemptions
 
 
+@pytest.mark.slow
 @given(name=names, rows=workloads)
 @settings(max_examples=15)
 def test_two_runs_are_equal(name: str, rows: list[tuple[int, int, int]]) -> None:

@@ -89,6 +89,7 @@ def test_nesting_by_aliases_is_a_problem_too() -> None:
     assert "nested too deep" in found[0]
 
 
+@pytest.mark.slow
 def test_aliases_of_aliases_do_not_fill_the_memory() -> None:
     levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     (line,) = lines_of(lambda: parse_document("\n".join(["a0: &a0 [1]", *levels]), "x.yaml"))

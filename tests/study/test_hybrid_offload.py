@@ -188,6 +188,7 @@ def test_a_device_map_follows_the_bytes_of_each_place() -> None:
     assert device_map["model.decoder.embed_tokens"] == device_map["lm_head"] == 0
 
 
+@pytest.mark.slow
 @given(sizes=st.lists(st.floats(0.5, 50.0), min_size=3, max_size=3), layers=st.integers(3, 120))
 def test_a_device_map_places_every_layer_in_order(sizes: list[float], layers: int) -> None:
     placed = _device_map([*sizes[:2], 0.0], layers)
@@ -432,6 +433,7 @@ def predicted(of: dict[str, str], **changes: str) -> float:
     return pair.predicted
 
 
+@pytest.mark.slow
 def test_a_token_pays_for_each_expert_what_the_processors_dram_takes() -> None:
     """By hand: in 58 layers three matrices of 7168 x 2048; q4_k_m keeps gate and up in 4.5 bits a number, down in 4.5
     in half of the layers and in 6.5625 in the others. Two sockets read at 0.60 of the 0.95 x 614.4 GB/s left to them."""
@@ -441,6 +443,7 @@ def test_a_token_pays_for_each_expert_what_the_processors_dram_takes() -> None:
     assert more_s[0] - more_s[1] == pytest.approx(2 * expert_bytes / (614.4e9 * 0.95 * 0.60), rel=0.03)
 
 
+@pytest.mark.slow
 def test_one_processor_takes_twice_as_long_over_experts_and_no_longer_over_the_rest() -> None:
     rests_s = []
     for cpu in ("1x Xeon Gold 6454S", "2x Xeon Gold 6454S"):
@@ -449,6 +452,7 @@ def test_one_processor_takes_twice_as_long_over_experts_and_no_longer_over_the_r
     assert rests_s[0] == pytest.approx(rests_s[1], rel=0.1)
 
 
+@pytest.mark.slow
 def test_flexgens_block_of_opt_30b_fits_and_is_no_faster_than_dram_and_bus_allow() -> None:
     """Of each step, 44 of 48 layers of 1.23 GB cross the bus at 12.3 GB/s, and 144 x 512 cached tokens of 1.38 MB are
     read from DRAM at 13.2 GB/s; not both can hide behind the other for a whole step of 32."""

@@ -29,6 +29,7 @@ def test_chat_on_one_node_is_the_documented_question(quick: StudyResult):
     assert [run.fits for run in quick.runs] == [True] * 6 + [False] * 2 + [True] * 4
 
 
+@pytest.mark.slow
 def test_bands_enclose_the_nominal_figure(quick: StudyResult):
     seen = 0
     for run in quick.runs:
@@ -45,6 +46,7 @@ def test_bands_enclose_the_nominal_figure(quick: StudyResult):
     assert seen > 50
 
 
+@pytest.mark.slow
 def test_money_by_hand(quick: StudyResult):
     """epyc-9654-4x-l40s, single device: one L40S and a quarter of the host; 8 % a year over 5 years.
 
@@ -69,6 +71,7 @@ def test_money_by_hand(quick: StudyResult):
     assert run.economics.usd_per_million_output_tokens == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_energy_lies_between_idle_and_full_power(quick: StudyResult):
     from simulator.specs.catalogue import Catalogue
 
@@ -91,6 +94,7 @@ def doubled(path: Path) -> str:
     )
 
 
+@pytest.mark.slow
 def test_everything_twice_as_expensive_costs_twice_as_much(tmp_path, monkeypatch):
     for profile in ("devices/l40s.yaml", "hosts/epyc-9654-2s.yaml"):
         original = ROOT / "hardware_profiles" / profile
@@ -129,6 +133,7 @@ def test_fidelities_agree_on_a_whole_study():
         assert cheap.economics == exact.economics
 
 
+@pytest.mark.slow
 def test_golden_chat(quick: StudyResult, golden):
     """Detects change; the truth behind the figures is in tests/truth and tests/execution."""
     rows = [
@@ -138,6 +143,7 @@ def test_golden_chat(quick: StudyResult, golden):
     golden("chat-on-one-node-25-requests", rows)
 
 
+@pytest.mark.slow
 def test_nothing_that_fits_is_an_error_with_every_reason():
     with pytest.raises(InputError) as caught:
         run_scenario(CHAT, ["machine=nr1-4x-l40s", "placements=[{strategy: layer_split, gpu_layers: [8, 16]}]"])
@@ -190,12 +196,14 @@ def test_a_row_over_capacity_is_saturated_whatever_the_seed(seed: int):
     assert [run.saturated for run in study.runs] == [False, True]
 
 
+@pytest.mark.slow
 def test_a_short_run_that_only_fills_up_is_not_saturated():
     study = run_scenario(CHAT, ["machine=epyc-9654-4x-l40s", "workload.requests=100",
                                 "placements=[{strategy: single_device}]"], workers=1)  # fmt: skip
     assert study.runs[0].saturated is False
 
 
+@pytest.mark.slow
 def test_what_fixed_overhead_costs_is_not_called_arithmetic():
     """An 8B model over four H100: kernels are so short that most of compute is their fixed overhead."""
     study = run_scenario(CHAT, ["machine=hgx-h100-8", "workload.requests=40",
@@ -206,6 +214,7 @@ def test_what_fixed_overhead_costs_is_not_called_arithmetic():
     assert "what kernels cost however small they are" in " ".join(verdict(study))
 
 
+@pytest.mark.slow
 def test_a_chassis_of_unknown_price_leaves_the_cost_unknown():
     machine = ("machine={host: epyc-9654-2s, devices: {l40s: 1}, host_link: pcie-gen4-x16, "
                "price: {purchase: unknown}}")  # fmt: skip

@@ -82,6 +82,7 @@ def test_encoders_are_carried_out_in_every_way_that_needs_no_cache(model: str):
         assert (0 < row.logits_difference < 1e-9) or row.placement != "tensor_parallel 2"
 
 
+@pytest.mark.slow
 def test_a_wrong_mean_is_found(monkeypatch: pytest.MonkeyPatch):
     pool = kernels.pool
     monkeypatch.setattr(kernels, "pool", lambda x, sizes: pool(x, sizes) - x[:1] * 1e-6)
