@@ -34,6 +34,11 @@ class Bar:
         return self.end_s - self.start_s
 
     @property
+    def is_dense(self) -> bool:
+        """Whether little of it is time between tasks."""
+        return sum(time_s for _, time_s in self.busy_s) > 0.75 * self.width_s
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """What could be written on it, the longer first."""
         if self.layers is None:
@@ -58,6 +63,16 @@ def bars_of(spans: Iterable[Span], start_s: float, end_s: float, gap_s: float, n
     bars = _joined(bars, gap_s, lambda one, other: _kind(one) == _kind(other))
     bars = _joined(bars, gap_s, lambda one, other: are_narrow(one, other) and _pass(one) == _pass(other))
     return _joined(bars, gap_s, lambda one, other: are_narrow(one, other) and one.step == other.step)
+
+
+def without_crowds(bars: Sequence[Bar], thin_s: float) -> list[Bar]:
+    """Thin bars of a step that follow one another closely, put together. Each is drawn wide enough to be
+    seen, so that side by side they would look like one lane without a break."""
+
+    def are_a_crowd(one: Bar, other: Bar) -> bool:
+        return one.step == other.step and max(one.width_s, other.width_s) < thin_s
+
+    return _joined(bars, 2 * thin_s, are_a_crowd)
 
 
 def _order(span: Span) -> tuple[float, float]:

@@ -134,10 +134,12 @@ def _draw_bars(axes: Axes, panel: Panel) -> None:
 
 
 def _stripes(bar: Bar, left: float, right: float, lane: Lane) -> list[tuple[Rectangle, str]]:
-    """One above the other, as high as their share of the bar's time, but high enough to be seen."""
-    total_s = sum(time_s for _, time_s in bar.busy_s)
+    """One above the other, as high as their share of the bar's time, but high enough to be seen. What is left
+    free at the top is time between tasks."""
+    total_s = max(bar.width_s, sum(time_s for _, time_s in bar.busy_s))
     shares = [max(time_s / total_s, _LEAST_STRIPE) for _, time_s in bar.busy_s]
-    top, height = lane.top + PADDING, (ROW - 2 * PADDING) / sum(shares)
+    height = (ROW - 2 * PADDING) / max(1.0, sum(shares))
+    top = lane.top + ROW - PADDING - height * sum(shares)
     result = []
     for (part, _), share in zip(bar.busy_s, shares, strict=True):
         result.append((rectangle(left, top, right, top + height * share), COLOURS[part]))

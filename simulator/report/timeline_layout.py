@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from simulator.report.timeline import natural, on_tracks
-from simulator.report.timeline_bars import Bar, bars_of
+from simulator.report.timeline_bars import Bar, bars_of, without_crowds
 from simulator.report.timeline_loops import Loops, loops_of
 from simulator.results.records import Span
 
@@ -249,7 +249,9 @@ def _bars(spans: Sequence[Span], window: _Window, width: float) -> list[Bar]:
     per_inch_s = (window.end_s - window.start_s) / width
     ends, gap_s = (window.start_s, window.end_s), _INVISIBLE * per_inch_s
     bars = bars_of(spans, *ends, gap_s, _THIN * per_inch_s)
-    return bars if len(bars) <= _FEW_BARS else bars_of(spans, *ends, gap_s, _NARROW * per_inch_s)
+    if len(bars) <= _FEW_BARS:
+        return bars
+    return without_crowds(bars_of(spans, *ends, gap_s, _NARROW * per_inch_s), _THIN * per_inch_s)
 
 
 def _crossings(panel: Panel, lanes: Mapping[str, Lane]) -> Iterator[Crossing]:

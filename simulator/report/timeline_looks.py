@@ -58,7 +58,9 @@ def is_plain(panel: Panel, bar: Bar) -> bool:
 
 
 def label_on(panel: Panel, bar: Bar) -> str | None:
-    """What is written on a bar: the longest that fits."""
+    """What is written on a bar: the longest that fits; nothing where most of the bar is empty."""
+    if not bar.is_dense:
+        return None
     left, right = drawn_ends(panel, bar)
     room = right - left - (0 if is_plain(panel, bar) else _GROUND)
     return next((text for text in bar.labels if len(text) * EM[SMALL] <= room), None)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from simulator.placement.placement import ExpertsAside, KvHome, Placement, Stage
 from simulator.placement.program import Program
-from simulator.report.timeline_bars import bars_of
+from simulator.report.timeline_bars import bars_of, without_crowds
 from simulator.report.timeline_parts import ATTENTION, COLOURS, part_of
 from simulator.results.records import Span
 from tests.placed import FLOAT64, machine, model
@@ -132,3 +132,13 @@ def test_a_bar_says_its_layers():
     (merged,) = bars_of(spans, 0.0, 1.0, 0.0, 1.0)
     assert merged.labels == ("layers 0–3", "0–3")
     assert [bar.labels[0] for bar in bars_of(spans, 0.0, 1.0, 0.0, 0.0)] == [f"layer {n}" for n in range(4)]
+
+
+def test_slivers_side_by_side_become_one_bar_that_is_mostly_empty():
+    slivers = [Span("a", "compute", "up_proj", ("cpu",), n / 8, n / 8 + 2**-20, 0, layer=n) for n in range(8)]
+    bars = bars_of(slivers, 0.0, 1.0, 0.0, 0.125)
+    assert len(bars) == 8
+    (crowd,) = without_crowds(bars, 0.0625)
+    assert (crowd.start_s, crowd.end_s, crowd.is_dense) == (0.0, 7 / 8 + 2**-20, False)
+    assert sum(time_s for _, time_s in crowd.busy_s) == 8 * 2**-20
+    assert without_crowds(bars, 0.03) == bars  # so far apart that the gaps between them show
