@@ -150,7 +150,7 @@ EXAMPLES = (
         "eager_engine", "{strategy: single_device}", H100,
         "The host launches kernel after kernel. In prefill kernels are long, and launches run ahead of them. In "
         "decode they are short: the GPU has done all but the last one long before that is launched, and waits.",
-        model="phi-2", engine="transformers", prompt=256,
+        model="phi-2", engine="transformers", prompt=1024,
     ),
 )  # fmt: skip
 
