@@ -72,6 +72,8 @@ class Memory(Spec):
     """Nominal; what kernels reach of it is in `efficiency`. May be unknown for hosts only."""
     usable_bytes: Annotated[Bytes | None, Field(alias="usable")] = None
     """What programs can allocate, where the runtime reports less than the driver."""
+    cache_bytes: Annotated[Bytes | None, Field(alias="cache")] = None
+    """Last-level cache between this memory and what computes; absent: none is modelled."""
 
     @property
     def available_bytes(self) -> float:
@@ -145,12 +147,16 @@ class Device(Spec):
     """One device, as a datasheet or a measurement describes it."""
 
     needs_sources: ClassVar = True
-    without_source: ClassVar = frozenset({"name", "kind"})
+    without_source: ClassVar = frozenset({"name", "kind", "generation"})
 
     name: str
     """As its maker calls it."""
     kind: Literal["cpu", "gpu", "accelerator"]
     """What its defaults are taken from where it has no measurements of its own."""
+    generation: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")] | None = None
+    """Its architecture, as `hopper`; devices of one kind and generation share defaults."""
+    units: Annotated[WholeNumber, Field(ge=1, le=1_000_000)] | None = None
+    """Its parallel processors: streaming multiprocessors, compute units, cores."""
     memory: Memory
     """The memory it owns and computes from."""
     compute: Annotated[dict[Precision, FlopsPerSecond], Field(min_length=1)]

@@ -26,7 +26,7 @@ def test_there_is_one_for_every_kind_of_file() -> None:
 
 def test_keys_are_those_of_files_and_descriptions_those_of_fields() -> None:
     memory = schemas()["device"]["$defs"]["Memory"]
-    assert set(memory["properties"]) == {"capacity", "bandwidth", "usable"}
+    assert set(memory["properties"]) == {"capacity", "bandwidth", "usable", "cache"}
     assert memory["properties"]["capacity"]["description"].startswith("As the driver reports it")
     assert memory["additionalProperties"] is False
 
