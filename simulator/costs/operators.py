@@ -70,6 +70,7 @@ class KernelRates:
     chain_most: int | None = None
     block: int = 0
     split_s: float = 0.0
+    regroup: float = 0.0
     cached: float = 1.0
     cache_bytes: float | None = None
     """Of the device."""
@@ -83,6 +84,60 @@ class KernelRates:
     def chain_time_s(self, chain: int) -> float:
         """What one processor needs for a chain of so many numbers."""
         return self.chain_s * (chain if self.chain_most is None else min(chain, self.chain_most))
+
+
+@dataclass(frozen=True, slots=True)
+class KernelLoad:
+    """What some kernels of one class do: arrays with an entry for each kernel."""
+
+    flops: Floats
+    moved_bytes: Floats
+    chain: Floats
+    block_flops: Floats
+    block_bytes: Floats
+    regrouped_bytes: Floats
+    """Of attention in decode in a batch with prompts."""
+    used_bytes: Floats
+    """Of the cache, where operands may be in it; infinite where they are not."""
+
+    @classmethod
+    def of(
+        cls, flops: Floats, moved_bytes: Floats, chain: float | Floats = 0.0,
+        block_flops: float | Floats = 0.0, block_bytes: float | Floats = 0.0,
+        regrouped_bytes: float | Floats = 0.0, used_bytes: float | Floats = np.inf,
+    ) -> KernelLoad:  # fmt: skip
+        """What is the same for all may be one number."""
+        shape = np.shape(moved_bytes)
+        fields = (flops, moved_bytes, chain, block_flops, block_bytes, regrouped_bytes, used_bytes)
+        return cls(*(np.broadcast_to(np.asarray(each, dtype=np.float64), shape) for each in fields))
+
+    def __len__(self) -> int:
+        return len(self.moved_bytes)
+
+    def at(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> KernelLoad:
+        """Some of the kernels."""
+        return KernelLoad(*(getattr(self, name)[rows] for name in self.__slots__))
+
+
+def kernel_s(load: KernelLoad, rates: KernelRates) -> Floats:
+    """How long each kernel takes, in seconds: what a step's price is made of, for kernels one by one.
+
+    >>> rates = KernelRates(1e12, 1e11, overhead_s=1e-6, blend=1.0, chain_s=1e-9)
+    >>> float(kernel_s(KernelLoad.of(np.array([2e6]), np.array([1e5]), chain=500), rates)[0].round(9))
+    4.5e-06
+    """
+    blend = np.asarray(rates.blend)
+    compute_s = (load.flops + load.block_flops * rates.block**2 / 2) / rates.flops_per_s
+    memory_s = (load.moved_bytes + rates.regroup * load.regrouped_bytes) / rates.bytes_per_s
+    chain = load.chain if rates.chain_most is None else np.minimum(load.chain, rates.chain_most)
+    least_s = chain * rates.chain_s + load.block_bytes * rates.block / rates.bytes_per_s
+    overhead_s = rates.overhead_s + rates.split_s * (memory_s > least_s)
+    if rates.cache_bytes and rates.cached > 1:
+        warm = 1 - cold_share(load.used_bytes / rates.cache_bytes)
+        memory_s = memory_s * (1 - warm * (1 - 1 / rates.cached))
+    memory_s = with_least(memory_s, least_s, blend)
+    arithmetic_s, traffic_s = blended_terms(compute_s, memory_s, blend)
+    return arithmetic_s + traffic_s + overhead_s
 
 
 TWINS: dict[Precision, Precision] = {"bf16": "fp16", "fp16": "bf16"}
@@ -147,8 +202,8 @@ def rates_of(
     """What a class reaches of the given peaks."""
     return KernelRates(
         peak_flops * reached.compute, bandwidth_bytes_per_s * reached.memory, reached.overhead_s,
-        reached.blend, reached.chain_s, reached.chain_most, reached.block, reached.split_s, reached.cached,
-        cache_bytes,
+        reached.blend, reached.chain_s, reached.chain_most, reached.block, reached.split_s, reached.regroup,
+        reached.cached, cache_bytes,
     )  # fmt: skip
 
 

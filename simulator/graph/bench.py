@@ -79,6 +79,12 @@ class Bench:
         activations = self.formats.activations
         return (activations,) if own in (None, activations) else (own, activations)
 
+    def attends_in(self) -> tuple[Precision, ...]:
+        """The formats attention may run in, best first: engines multiply by an fp8 cache as it lies, where the
+        device can, and widen any other."""
+        activations = self.formats.activations
+        return ("fp8", activations) if self.formats.kv_cache == "fp8" else (activations,)
+
     def elementwise(
         self, elements: Amount, parameters: Sequence[Parameter] = (),
         operator_class: OperatorClass = "elementwise", row: int = 0,

@@ -66,12 +66,13 @@ def _latent_attention(bench: Bench, layer: int, latent: LatentAttention, heads: 
     moved = bench.weight_bytes([kv_b]) + bench.cached_bytes(Amount.of(prefill_span=rank))
     moved += bench.bytes(Amount.of(prefill_span=expanded, decode_tokens=absorbed))
     projection = Work("matmul", bench.multiplies_in(kv_b), expand, moved)
-    per_pair, as_is = 2 * heads.count * (nope + rope + value), (bench.formats.activations,)
+    per_pair, as_is = 2 * heads.count * (nope + rope + value), bench.attends_in()
     query_and_context = heads.count * (nope + rope + value)
     prefill = Work(
         "attention_prefill", as_is, Amount.of(prefill_pairs=per_pair),
         bench.cached_bytes(Amount.of(prefill_span=rope))
         + bench.bytes(Amount.of(prefill_span=expanded, prefill_tokens=query_and_context)),
+        chains=Amount.of(prefill_span=1), chain_count=Amount.of(prefill_sequences=1),
         block_flops=Amount.of(prefill_sequences=per_pair),
     )  # fmt: skip
     per_key = 2 * heads.count * (2 * rank + rope)

@@ -100,10 +100,16 @@ class Work:
     moved_bytes: Amount
     chain: int = 0
     """How many numbers one processor goes through in sequence, whatever else there is to do."""
+    chains: Amount = NOTHING
+    """Where the length of chains depends on the step: of all of them together."""
+    chain_count: Amount = NOTHING
+    """How many chains those are; the mean one counts."""
     block_flops: Amount = NOTHING
     """FLOPs that one more pair of a query and a key costs every sequence; kernels work on whole blocks."""
     block_bytes: Amount = NOTHING
     """Bytes of one more key of every sequence, or one more number of every row."""
+    regrouped_bytes: Amount = NOTHING
+    """What reading keys and values once for each query head moves more than once for each group."""
     is_warm: bool = False
     """Whether what it reads was written just before, so that a cache may hold it."""
     only_in: Precision | None = None
@@ -112,12 +118,11 @@ class Work:
     def in_phase(self, phase: Phase) -> Work | None:
         """Its share for the chunks of one phase; None where that is nothing."""
         flops, moved = self.flops.of_phase(phase), self.moved_bytes.of_phase(phase)
-        block_flops, block_bytes = self.block_flops.of_phase(phase), self.block_bytes.of_phase(phase)
         if not (flops or moved):
             return None
-        return replace(
-            self, flops=flops, moved_bytes=moved, block_flops=block_flops, block_bytes=block_bytes
-        )
+        names = ("chains", "chain_count", "block_flops", "block_bytes", "regrouped_bytes")
+        others = {name: getattr(self, name).of_phase(phase) for name in names}
+        return replace(self, flops=flops, moved_bytes=moved, **others)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +61,11 @@ class _Kernel:
     compute: _Form
     memory: _Form
     least: _Form
-    """What one processor needs for its part."""
+    """What one processor needs for its part; of several chains, for all of them."""
+    chains: _Form | None
+    """How many chains those are, where that depends on the step."""
+    regrouped: _Form | None
+    """What comes to the memory time in a batch with prompts."""
     overhead_s: float
     blend: float
     split_s: float
@@ -124,9 +128,19 @@ class PricedTemplate:
         loads = [(price.microbatch, load) for price in self._prices for load in price.loads]
         host = [(price.microbatch, form) for price in self._prices for form in price.host]
         bus = [(price.microbatch, form) for price in self._prices for form in price.bus]
-        forms = [(m, form) for part in ("compute", "memory", "least") for m, k in kernels
-                 for form in (getattr(k, part),)]  # fmt: skip
+        forms = [(m, getattr(k, part)) for part in ("compute", "memory", "least") for m, k in kernels]
         forms += loads + host + bus
+        chained = [(at, m, k.chains) for at, (m, k) in enumerate(kernels) if k.chains]
+        regrouped = [(at, m, k.regrouped) for at, (m, k) in enumerate(kernels) if k.regrouped]
+        bus_end = len(forms)
+        forms += [(m, form) for _, m, form in chained] + [(m, form) for _, m, form in regrouped]
+        forms += [(m, _Form(Amount.of(has_prefill=1).coefficients, 1.0)) for _, m, _ in regrouped]
+        self._chained, self._regrouped = (np.array([at for at, *_ in each], dtype=np.intp)
+                                          for each in (chained, regrouped))  # fmt: skip
+        ends = accumulate((bus_end, len(chained), len(regrouped), len(regrouped)))
+        self._chains_at, self._regrouped_at, self._mixed_at = (
+            slice(start, end) for start, end in pairwise(ends)
+        )
         matrix: Floats = np.zeros((len(forms), FEATURE_COUNT * microbatches))
         for row, (microbatch, form) in enumerate(forms):
             first = FEATURE_COUNT * microbatch if len(form.coefficients) == FEATURE_COUNT else 0
@@ -136,7 +150,7 @@ class PricedTemplate:
         """Features that anything depends on; a model has a use for some of them only."""
         self._matrix = matrix[:, self._used].copy()
         self._kernel_count, self._load_count = len(kernels), len(loads)
-        self._load_start, self._bus_start = 3 * len(kernels), len(forms) - len(bus)
+        self._load_start, self._bus_start = 3 * len(kernels), bus_end - len(bus)
         self._lay_out_kernels([kernel for _, kernel in kernels])
         self._kernel_starts = _starts([len(price.kernels) for price in self._prices])
         self._load_starts = _starts([len(price.loads) for price in self._prices])
@@ -170,10 +184,16 @@ class PricedTemplate:
         compute_s, memory_s = lone_s[..., :count], lone_s[..., count : 2 * count]
         least_s = lone_s[..., 2 * count : 3 * count]
         overhead_s = self._overhead_s * (memory_s > 0)
+        if len(self._chained):
+            least_s = least_s.copy()
+            least_s[..., self._chained] /= np.maximum(lone_s[..., self._chains_at], 1.0)
         if self._splits:
             overhead_s = overhead_s + self._split_s * (memory_s > least_s)
-        if len(self._warm) or len(self._least):
+        if len(self._warm) or len(self._least) or len(self._regrouped):
             memory_s = memory_s.copy()
+        if len(self._regrouped):
+            again_s = lone_s[..., self._regrouped_at] * lone_s[..., self._mixed_at]
+            memory_s[..., self._regrouped] += again_s
         if len(self._warm):
             warm_s = memory_s[..., self._warm]
             share = 1 - (1 - cold_share(warm_s / self._cache_s)) * (1 - 1 / self._cached)
@@ -353,13 +373,21 @@ class _Pricer:
         flops = work.flops + work.block_flops * rates.pairs_in_block
         compute = _Form(flops.coefficients, 1 / rates.flops_per_s)
         memory = _Form(work.moved_bytes.coefficients, 1 / rates.bytes_per_s)
+        chains = regrouped = None
         if work.block_bytes and rates.block:
             least = _Form((work.block_bytes * rates.block).coefficients, 1 / rates.bytes_per_s)
+        elif work.chains and rates.chain_s:
+            least = _Form(work.chains.coefficients, rates.chain_s)
+            chains = _Form(work.chain_count.coefficients, 1.0)
         else:
             least = _Form(Amount.of(one=1).coefficients, rates.chain_time_s(work.chain))
+        if work.regrouped_bytes and rates.regroup:
+            regrouped = _Form(work.regrouped_bytes.coefficients, rates.regroup / rates.bytes_per_s)
         cached = rates.cached if work.is_warm and rates.cache_bytes else 1.0
         cache_s = (rates.cache_bytes or math.inf) / rates.bytes_per_s
-        return _Kernel(compute, memory, least, rates.overhead_s, rates.blend, rates.split_s, cache_s, cached)
+        return _Kernel(
+            compute, memory, least, chains, regrouped, rates.overhead_s, rates.blend, rates.split_s, cache_s, cached
+        )
 
     def _bytes_per_s(self, task: Task, directed: Sequence[Directed], link: Directed) -> float:
         if task.kind == "collective":

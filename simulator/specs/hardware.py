@@ -134,7 +134,8 @@ class Efficiency(Spec):
     """1 adds the terms; the larger, the more they overlap."""
     chain_s: Annotated[Seconds, Field(alias="chain")] = 0.0
     """Time that one processor takes for each number it goes through in sequence: of a matmul those summed
-    into one output, of a norm or another kernel by rows those of a row."""
+    into one output, of a norm or another kernel by rows those of a row, of attention in prefill the keys of a
+    sequence."""
     chain_most: Annotated[WholeNumber, Field(ge=1, le=10**9)] | None = None
     """Longer chains are shared out among processors; absent: never."""
     block: Annotated[WholeNumber, Field(ge=0, le=10**6)] = 0
@@ -142,6 +143,9 @@ class Efficiency(Spec):
     quantise kernel so many numbers of each row."""
     split_s: Annotated[Seconds, Field(alias="split")] = 0.0
     """Of attention in decode: what it takes to join the parts of sequences longer than a block."""
+    regroup: Share = 0.0
+    """Of attention in decode in a batch that has prompts too: the share of keys and values that each query head
+    of a group reads again, where kernels for such batches do not keep groups together."""
     cached: Annotated[float, Quantity(units.NUMBER, better="high", least=1, most=100)] = 1.0
     """How many times faster bytes are read and written that the device's cache holds."""
 
