@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -81,9 +82,14 @@ class KernelRates:
         and keys meet the diagonal: half of a block's."""
         return self.block * self.block // 2
 
+    @property
+    def longest_chain_s(self) -> float:
+        """What one processor needs at most for a chain; longer ones are shared out."""
+        return math.inf if self.chain_most is None else self.chain_s * self.chain_most
+
     def chain_time_s(self, chain: int) -> float:
         """What one processor needs for a chain of so many numbers."""
-        return self.chain_s * (chain if self.chain_most is None else min(chain, self.chain_most))
+        return min(self.chain_s * chain, self.longest_chain_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +134,11 @@ def kernel_s(load: KernelLoad, rates: KernelRates) -> Floats:
     """
     blend = np.asarray(rates.blend)
     compute_s = (load.flops + load.block_flops * rates.block**2 / 2) / rates.flops_per_s
-    memory_s = (load.moved_bytes + rates.regroup * load.regrouped_bytes) / rates.bytes_per_s
+    memory_s = load.moved_bytes / rates.bytes_per_s
     chain = load.chain if rates.chain_most is None else np.minimum(load.chain, rates.chain_most)
     least_s = chain * rates.chain_s + load.block_bytes * rates.block / rates.bytes_per_s
     overhead_s = rates.overhead_s + rates.split_s * (memory_s > least_s)
+    memory_s = memory_s + rates.regroup * load.regrouped_bytes / rates.bytes_per_s
     if rates.cache_bytes and rates.cached > 1:
         warm = 1 - cold_share(load.used_bytes / rates.cache_bytes)
         memory_s = memory_s * (1 - warm * (1 - 1 / rates.cached))

@@ -64,6 +64,8 @@ class _Kernel:
     """What one processor needs for its part; of several chains, for all of them."""
     chains: _Form | None
     """How many chains those are, where that depends on the step."""
+    longest_chain_s: float
+    """Longer ones are shared out."""
     regrouped: _Form | None
     """What comes to the memory time in a batch with prompts."""
     overhead_s: float
@@ -174,6 +176,7 @@ class PricedTemplate:
         self._warm = np.array([at for at, k in enumerate(kernels) if k.cached > 1], dtype=np.intp)
         self._cache_s = np.array([kernels[at].cache_s for at in self._warm])
         self._cached = np.array([kernels[at].cached for at in self._warm])
+        self._longest_chain_s = np.array([kernels[at].longest_chain_s for at in self._chained])
         has_least = [at for at, k in enumerate(kernels) if any(k.least.coefficients) and k.least.s_per_unit]
         self._least = np.array(has_least, dtype=np.intp)
         self._least_blend = self._blend[self._least]
@@ -186,7 +189,8 @@ class PricedTemplate:
         overhead_s = self._overhead_s * (memory_s > 0)
         if len(self._chained):
             least_s = least_s.copy()
-            least_s[..., self._chained] /= np.maximum(lone_s[..., self._chains_at], 1.0)
+            mean_s = least_s[..., self._chained] / np.maximum(lone_s[..., self._chains_at], 1.0)
+            least_s[..., self._chained] = np.minimum(mean_s, self._longest_chain_s)
         if self._splits:
             overhead_s = overhead_s + self._split_s * (memory_s > least_s)
         if len(self._warm) or len(self._least) or len(self._regrouped):
@@ -386,8 +390,9 @@ class _Pricer:
         cached = rates.cached if work.is_warm and rates.cache_bytes else 1.0
         cache_s = (rates.cache_bytes or math.inf) / rates.bytes_per_s
         return _Kernel(
-            compute, memory, least, chains, regrouped, rates.overhead_s, rates.blend, rates.split_s, cache_s, cached
-        )
+            compute, memory, least, chains, rates.longest_chain_s, regrouped, rates.overhead_s, rates.blend,
+            rates.split_s, cache_s, cached,
+        )  # fmt: skip
 
     def _bytes_per_s(self, task: Task, directed: Sequence[Directed], link: Directed) -> float:
         if task.kind == "collective":

@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.costs.operators import KernelLoad, KernelRates, cold_share, kernel_s
+from simulator.costs.operators import KernelLoad, KernelRates, cold_share, is_needed, kernel_rates, kernel_s
+from simulator.graph.shape import Chunk, StepShape
+from simulator.graph.work import Formats, Work
+from simulator.simulation.pricing import PricedTemplate
+from simulator.specs.hardware import OPERATOR_CLASSES, Device, Efficiency, Memory
+from tests import tiny
 
 amount = st.floats(1.0, 1e12)
 RATES = {"flops_per_s": 1e12, "bytes_per_s": 1e11, "overhead_s": 2e-6, "blend": 2.0}
@@ -65,3 +70,53 @@ def test_more_of_anything_never_takes_less(
     assert one(rates, flops, moved * factor, **rest | {"used_bytes": moved * factor}) >= base_s
     assert one(rates, flops, moved, **rest | {"chain": chain * factor}) >= base_s
     assert one(rates, flops, moved, **rest | {"block_bytes": block * factor}) >= base_s
+
+
+# -- a step's price is that of its kernels one by one ----------------------------------------------------------
+
+DETAILED = Efficiency(
+    compute=0.6, memory=0.7, overhead_s=3e-6, blend=1.7, chain_s=40e-9, chain_most=20, block=6, split_s=4e-6,
+    regroup=0.4, cached=3.0,
+)  # fmt: skip
+
+
+@given(
+    contexts=st.lists(st.integers(0, 300), max_size=5), prompts=st.lists(st.integers(2, 40), max_size=3),
+    formats=st.sampled_from([tiny.BF16, Formats("fp8", "bf16", "fp8")]),
+)  # fmt: skip
+def test_the_price_of_a_step_is_that_of_its_kernels(
+    contexts: list[int], prompts: list[int], formats: Formats
+) -> None:
+    chunks = [Chunk(number, context, 1, True) for number, context in enumerate(contexts)]
+    chunks += [Chunk(100 + number, 7 * number, new, True) for number, new in enumerate(prompts)]
+    if not chunks:
+        return
+    device = tiny.device(compute={"bf16": 1e9, "fp8": 2e9}).model_copy(
+        update={"efficiency": dict.fromkeys(OPERATOR_CLASSES, DETAILED),
+                "memory": Memory(capacity_bytes=1e9, bandwidth_bytes_per_s=1e9, cache_bytes=2000)}
+    )  # fmt: skip
+    graph = tiny.machine(tiny.node(gpus=[device]))
+    program = tiny.program(tiny.single(), graph, formats=formats)
+    priced = PricedTemplate(program.template(1), program, tiny.engine())
+    shape = StepShape.of(chunks)
+    durations = priced.durations((shape,))
+    for index, task in enumerate(priced.template.tasks):
+        if task.kind == "compute":
+            took = int(durations.total[priced.class_of_task[index]])
+            assert took * 1e-12 == pytest.approx(sum(alone_s(device, work, shape) for work in task.works), rel=1e-6)
+
+
+def alone_s(device: Device, work: Work, shape: StepShape) -> float:
+    """Seconds of one kernel of a step by `kernel_s`; nothing where it has nothing to do."""
+    if not is_needed(device, work) or not work.moved_bytes.at(shape):
+        return 0.0
+    chains = work.chain_count.at(shape)
+    moved = float(work.moved_bytes.at(shape))
+    load = KernelLoad.of(
+        np.array([float(work.flops.at(shape))]), np.array([moved]),
+        chain=work.chains.at(shape) / chains if chains else float(work.chain),
+        block_flops=float(work.block_flops.at(shape)), block_bytes=float(work.block_bytes.at(shape)),
+        regrouped_bytes=float(work.regrouped_bytes.at(shape)) * shape.has_prefill,
+        used_bytes=moved if work.is_warm else np.inf,
+    )  # fmt: skip
+    return float(kernel_s(load, kernel_rates(device, work.operator_class, work.formats))[0])
