@@ -73,6 +73,7 @@ class KernelRates:
     split_s: float = 0.0
     regroup: float = 0.0
     cached: float = 1.0
+    """How many times faster the cache is than the memory."""
     cache_bytes: float | None = None
     """Of the device."""
 
@@ -197,20 +198,20 @@ def kernel_rates(
 ) -> KernelRates:
     """Rates of one operator class on a device, in the best of the acceptable formats."""
     precision, peak = arithmetic(device, formats)
+    reached = efficiency_of(device, operator_class, precision)
+    return rates_of(device, reached, peak)
+
+
+def rates_of(device: Device, reached: Efficiency, peak_flops: float) -> KernelRates:
+    """What a class reaches of a device's peaks."""
     bandwidth = device.memory.bandwidth_bytes_per_s
     assert bandwidth is not None, "a device that computes states its memory's bandwidth"
-    reached = efficiency_of(device, operator_class, precision)
-    return rates_of(reached, peak, bandwidth, device.memory.cache_bytes)
-
-
-def rates_of(
-    reached: Efficiency, peak_flops: float, bandwidth_bytes_per_s: float, cache_bytes: float | None
-) -> KernelRates:
-    """What a class reaches of the given peaks."""
+    memory_bytes_per_s = bandwidth * reached.memory
+    cache_bytes_per_s = (reached.cached_bytes_per_s or 0.0) * (device.units or 0)
     return KernelRates(
-        peak_flops * reached.compute, bandwidth_bytes_per_s * reached.memory, reached.overhead_s,
-        reached.blend, reached.chain_s, reached.chain_most, reached.block, reached.split_s, reached.regroup,
-        reached.cached, cache_bytes,
+        peak_flops * reached.compute, memory_bytes_per_s, reached.overhead_s, reached.blend, reached.chain_s,
+        reached.chain_most, reached.block, reached.split_s, reached.regroup,
+        max(1.0, cache_bytes_per_s / memory_bytes_per_s), device.memory.cache_bytes,
     )  # fmt: skip
 
 

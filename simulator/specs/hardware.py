@@ -146,8 +146,9 @@ class Efficiency(Spec):
     regroup: Share = 0.0
     """Of attention in decode in a batch that has prompts too: the share of keys and values that each query head
     of a group reads again, where kernels for such batches do not keep groups together."""
-    cached: Annotated[float, Quantity(units.NUMBER, better="high", least=1, most=100)] = 1.0
-    """How many times faster bytes are read and written that the device's cache holds."""
+    cached_bytes_per_s: Annotated[BytesPerSecond | None, Field(alias="cached")] = None
+    """What each of the device's `units` reads and writes in a second of what the cache holds; absent: the cache
+    is no faster than the memory."""
 
 
 class Power(Spec):

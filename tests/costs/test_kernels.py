@@ -76,7 +76,7 @@ def test_more_of_anything_never_takes_less(
 
 DETAILED = Efficiency(
     compute=0.6, memory=0.7, overhead_s=3e-6, blend=1.7, chain_s=40e-9, chain_most=20, block=6, split_s=4e-6,
-    regroup=0.4, cached=3.0,
+    regroup=0.4, cached_bytes_per_s=0.3e9,
 )  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def test_the_price_of_a_step_is_that_of_its_kernels(
     if not chunks:
         return
     device = tiny.device(compute={"bf16": 1e9, "fp8": 2e9}).model_copy(
-        update={"efficiency": dict.fromkeys(OPERATOR_CLASSES, DETAILED),
+        update={"units": 7, "efficiency": dict.fromkeys(OPERATOR_CLASSES, DETAILED),
                 "memory": Memory(capacity_bytes=1e9, bandwidth_bytes_per_s=1e9, cache_bytes=2000)}
     )  # fmt: skip
     graph = tiny.machine(tiny.node(gpus=[device]))

@@ -49,7 +49,7 @@ _CHAIN_MOST = _Number("chain_most", 2.0, 0.25, 32.0, 1024)
 _BLOCK = _Number("block", 1.0, 0.0, 40.0, 100)
 _SPLIT = _Number("split_s", 2.0, 0.0, 30.0, 1e-6)
 _REGROUP = _Number("regroup", 0.5, 0.0, 1.0)
-_CACHED = _Number("cached", 1.5, 1.0, 8.0)
+_CACHED = _Number("cached_bytes_per_s", 16.0, 1.0, 100.0, 1e9)
 
 _ROWS = (_MEMORY, _OVERHEAD, _BLEND, _CHAIN, _CACHED)
 NUMBERS: Mapping[OperatorClass, tuple[_Number, ...]] = {
@@ -143,8 +143,8 @@ def _free(key: Key, devices: Mapping[str, Device], samples: Sequence[Samples]) -
     used = {each.device for each in samples if key in keys_of(each)}
     parts = [part for each in samples for part in each.parts if (part.operator_class, part.precision) == key]
     unknowable = set[str]()
-    if not any(devices[name].memory.cache_bytes for name in used):
-        unknowable.add("cached")
+    if not any(devices[name].memory.cache_bytes and devices[name].units for name in used):
+        unknowable.add("cached_bytes_per_s")
     if not any(part.load.regrouped_bytes.any() for part in parts):
         unknowable.add("regroup")
     return tuple(number for number in NUMBERS[key[0]] if number.name not in unknowable)
@@ -182,7 +182,4 @@ def predict(samples: Samples, device: Device, efficiency: Mapping[Key, Efficienc
 def rates(part: Part, device: Device, efficiency: Mapping[Key, Efficiency]) -> KernelRates:
     """What a kernel reaches on a device by the given numbers."""
     peak = arithmetic(device, (part.precision,))[1]
-    bandwidth = device.memory.bandwidth_bytes_per_s
-    assert bandwidth is not None, "a device that computes states its memory's bandwidth"
-    reached = efficiency[part.operator_class, part.precision]
-    return rates_of(reached, peak, bandwidth, device.memory.cache_bytes)
+    return rates_of(device, efficiency[part.operator_class, part.precision], peak)
