@@ -321,18 +321,45 @@ def list_(
     kind: Annotated[
         str, typer.Argument(help="devices, hosts, links, machines, models, engines or lengths.")
     ] = "machines",
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Only these; all if none is named.")
+    ] = None,
+    sources: Annotated[
+        bool,
+        typer.Option("--sources", help="Instead, each figure of devices, hosts or links and its source."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List what the catalogue holds."""
-    from simulator.study.show import catalogued
+    """List what the catalogue holds, and of devices, hosts and links how well their figures are known."""
+    if sources:
+        _list_sources(kind, ids or (), as_json)
+    else:
+        _list_files(kind, ids or (), as_json)
 
-    rows = catalogued(kind)
+
+def _list_files(kind: str, ids: Sequence[str], as_json: bool) -> None:
+    from simulator.study.show import catalogued, kind_of
+
+    entries = catalogued(kind_of(kind), ids)
     if as_json:
-        _print_json([{"id": row.id, "name": row.name, "summary": row.summary} for row in rows])
+        _print_json([each.as_dict() for each in entries])
         return
-    from simulator.report.listing import print_table
+    from simulator.report.listing import print_catalogue
 
-    print_table(("id", "name", "summary"), [(row.id, row.name, row.summary) for row in rows], _console())
+    print_catalogue(entries, _console())
+
+
+def _list_sources(kind: str, ids: Sequence[str], as_json: bool) -> None:
+    from simulator.study.show import kind_of
+    from simulator.study.sources import sourced
+
+    figures = sourced(kind_of(kind), ids)
+    if as_json:
+        _print_json([each.as_dict() for each in figures])
+        return
+    from simulator.report.listing import print_sources
+
+    print_sources(figures, _console())
 
 
 @app.command()

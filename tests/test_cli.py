@@ -211,6 +211,25 @@ def test_list_and_schema(placewright):
     assert "placements" in json.loads(out)["properties"]
 
 
+def test_list_tells_how_well_figures_are_known(placewright):
+    code, out, _ = placewright("list", "devices", "l40s", "t4")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["id", "l40s", "t4"]
+    assert "measured" in out
+    code, out, _ = placewright("list", "machines", "--json")
+    assert all(row.keys() == {"id", "name", "summary"} for row in json.loads(out))
+
+
+def test_list_shows_the_source_of_each_figure(placewright):
+    code, out, _ = placewright("list", "links", "pcie-gen5-x16", "--sources")
+    assert code == 0
+    bandwidth = next(line for line in out.splitlines() if " bandwidth " in line)
+    assert bandwidth.split()[:6] == ["pcie-gen5-x16", "bandwidth", "63", "GB/s", "published", "2026-08-22"]
+    code, out, _ = placewright("list", "hosts", "nr1", "--sources", "--json")
+    assert code == 0
+    assert {row["kind"] for row in json.loads(out)} == {"published", "assumed", None}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -224,6 +243,8 @@ def test_list_and_schema(placewright):
         (["run", CHAT, "--set", "placements=[{strategy: tensor_parallel, degree: 2, devices: [cpu, gpu-0]}]"],
          "cpu is a CPU, use single_device or layer_split"),
         (["list", "gadgets"], "devices, hosts"),
+        (["list", "devices", "l40"], "did you mean 'l40s'"),
+        (["list", "models", "--sources"], "--sources: figures of models are not listed"),
         (["schema", "scenaro"], "did you mean 'scenario'"),
         (["generate", ""], "at least one character"),
         (["generate", "x", "--tokens", "4000"], "512 positions"),
