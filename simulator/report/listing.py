@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from simulator.study.init import Draft
 from simulator.study.show import Entry
 from simulator.study.sources import SourcedFigure
 
@@ -47,3 +48,16 @@ def _sourced(figure: SourcedFigure) -> tuple[str, ...]:
     source = figure.source
     date, ref = (source.date or NOTHING, source.ref) if source else (NOTHING, NOTHING)
     return figure.id, figure.key, figure.value, figure.kind or NOTHING, date, ref
+
+
+def print_draft(draft: Draft, console: Console) -> None:
+    """What was written, what is left to fill in, and the command that comes next."""
+
+    def say(text: str) -> None:
+        console.print(Text(text), soft_wrap=True)
+
+    for path, _ in draft.files:
+        say(f"wrote {path}")
+    if draft.missing:
+        say(f"fill in {', '.join(draft.missing)}, between < and >")
+    say(f"then:  {draft.command}" if draft.missing else f"next:  {draft.command}")
