@@ -10,7 +10,7 @@ from typing import Any
 
 from simulator.errors import InputError, Problem
 from simulator.specs.base import KeyPath, LoadContext, is_identifier
-from simulator.specs.catalogue import FOLDERS, SEARCH_PATH_VARIABLE, SINGULAR, Catalogue, Kind
+from simulator.specs.catalogue import FOLDERS, SEARCH_PATH_VARIABLE, SINGULAR, Catalogue, Kind, default_roots
 from simulator.specs.hardware import PRECISIONS, Device
 from simulator.specs.load import try_validate
 from simulator.specs.provenance import Source
@@ -82,7 +82,7 @@ def init_device(
     A processor gets a host of its own, and takes only the network of `around`. Raises InputError where a
     figure is wrong, where `around` names nothing that exists, and, without `force`, where a file is there.
     """
-    catalogue, around = Catalogue(), around or Surroundings()
+    catalogue, around = Catalogue((out, *default_roots())), around or Surroundings()
     _refuse([*_wrong_figures(sheet), *_wrong_surroundings(around, catalogue)])
     machine, texts = _texts(sheet, around, catalogue)
     if not force:
@@ -116,8 +116,8 @@ def _path(out: Path, kind: Kind, name: str) -> Path:
 def _command(machine: str, out: Path) -> str:
     scenario = str(FIRST_SCENARIO) if FIRST_SCENARIO.is_file() else "SCENARIO"
     run = f"placewright run {scenario} --set machine={machine}"
-    is_here = out.resolve() == Path.cwd()
-    return run if is_here else f"{SEARCH_PATH_VARIABLE}={shlex.quote(str(out))} {run}"
+    is_looked_in = out.resolve() in [root.resolve() for root in default_roots()]
+    return run if is_looked_in else f"{SEARCH_PATH_VARIABLE}={shlex.quote(str(out))} {run}"
 
 
 def _wrong_figures(sheet: DataSheet) -> Iterator[Problem]:
