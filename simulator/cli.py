@@ -319,18 +319,18 @@ def _draw_model(question: Any, path: Path) -> None:
 @app.command(name="list")
 def list_(
     kind: Annotated[
-        str, typer.Argument(help="devices, hosts, links, machines, models, engines or lengths.")
+        str, typer.Argument(help="devices, classes, hosts, links, machines, models, engines or lengths.")
     ] = "machines",
     ids: Annotated[
         list[str] | None, typer.Argument(metavar="[ID]...", help="Only these; all if none is named.")
     ] = None,
     sources: Annotated[
         bool,
-        typer.Option("--sources", help="Instead, each figure of devices, hosts or links and its source."),
+        typer.Option("--sources", help="Instead, each figure of hardware files and its source."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List what the catalogue holds, and of devices, hosts and links how well their figures are known."""
+    """List what the catalogue holds, and of hardware how well its figures are known."""
     if sources:
         _list_sources(kind, ids or (), as_json)
     else:

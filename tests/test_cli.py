@@ -242,7 +242,7 @@ def test_list_shows_the_source_of_each_figure(placewright):
         (["run", CHAT, "--out", "README.md"], "README.md"),
         (["run", CHAT, "--set", "placements=[{strategy: tensor_parallel, degree: 2, devices: [cpu, gpu-0]}]"],
          "cpu is a CPU, use single_device or layer_split"),
-        (["list", "gadgets"], "devices, hosts"),
+        (["list", "gadgets"], "devices, classes, hosts"),
         (["list", "devices", "l40"], "did you mean 'l40s'"),
         (["list", "models", "--sources"], "--sources: figures of models are not listed"),
         (["schema", "scenaro"], "did you mean 'scenario'"),

@@ -31,6 +31,12 @@ EXAMPLES: Mapping[KeyPath, str] = {
     "efficiency.*.memory": "0.87",
     "efficiency.*.overhead": "3.5 us",
     "efficiency.*.blend": "3.9",
+    "efficiency.*.chain": "1 ns",
+    "efficiency.*.chain_most": "4096",
+    "efficiency.*.block": "64",
+    "efficiency.*.split": "3 us",
+    "efficiency.*.regroup": "0.5",
+    "efficiency.*.cached": "2",
     "transition.launch": "6 us",
     "transition.synchronize": "10 us",
 }

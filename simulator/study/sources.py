@@ -11,12 +11,18 @@ from typing import Any, get_args
 from simulator.errors import InputError, Problem
 from simulator.specs.base import KeyPath
 from simulator.specs.catalogue import Catalogue, Kind
+from simulator.specs.device_class import DeviceClass
 from simulator.specs.hardware import Device, Host, Link
 from simulator.specs.provenance import Source, SourceKind, figure_locs, source_of
 from simulator.specs.quantities import UNKNOWN
 from simulator.specs.yaml_file import dotted, leaves, read_document
 
-SOURCED: Mapping[Kind, type[Device | Host | Link]] = {"devices": Device, "hosts": Host, "links": Link}
+SOURCED: Mapping[Kind, type[Device | DeviceClass | Host | Link]] = {
+    "devices": Device,
+    "classes": DeviceClass,
+    "hosts": Host,
+    "links": Link,
+}
 """The kinds of file whose every figure has a source."""
 
 

@@ -53,7 +53,7 @@ def test_a_data_sheet_becomes_a_device_that_runs_at_once() -> None:
     ]
     assert (draft.missing, draft.command) == ((), "placewright run SCENARIO --set machine=1x-my-card")
     written(draft)
-    device = Catalogue().device("my-card").record
+    device = Catalogue().load("devices", "my-card", Device).record
     assert (device.memory.capacity_bytes, device.memory.bandwidth_bytes_per_s) == (48e9, 864e9)
     assert device.compute == {"bf16": 362e12}
     assert {key: (source.kind, source.date) for key, source in device.sources.items()} == {
@@ -61,7 +61,7 @@ def test_a_data_sheet_becomes_a_device_that_runs_at_once() -> None:
         "compute": ("datasheet", "2026-03"),
     }
     Path("two.yaml").write_text(SCENARIO)
-    run, = run_scenario("two.yaml", ["machine=1x-my-card"], workers=1).as_dict()["runs"]
+    (run,) = run_scenario("two.yaml", ["machine=1x-my-card"], workers=1).as_dict()["runs"]
     assert run["requests"]["finished"] == 2
 
 
@@ -123,7 +123,7 @@ def test_what_is_commented_out_loads_too() -> None:
 def test_a_processor_gets_a_host_of_its_own() -> None:
     draft = init_device(DataSheet("my-cpu", "cpu", figures={**SHEET, "units": 96}))
     written(draft)
-    node, = load_machine("my-cpu", Catalogue()).nodes
+    (node,) = load_machine("my-cpu", Catalogue()).nodes
     assert node.host.cores == 96
     assert node.cpu is not None
     assert node.cpu.compute["bf16"] == pytest.approx(0.9 * 362e12)
@@ -132,7 +132,7 @@ def test_a_processor_gets_a_host_of_its_own() -> None:
 
 def test_the_machine_is_what_was_asked_for() -> None:
     written(init_device(DataSheet("my-card", figures=SHEET), Surroundings("nr1", "pcie-nr1", "eth-400", 4)))
-    node, = load_machine("4x-my-card", Catalogue()).nodes
+    (node,) = load_machine("4x-my-card", Catalogue()).nodes
     assert (node.host_id, node.host_link_id, len(node.devices)) == ("nr1", "pcie-nr1", 4)
 
 
