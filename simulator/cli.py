@@ -319,20 +319,47 @@ def _draw_model(question: Any, path: Path) -> None:
 @app.command(name="list")
 def list_(
     kind: Annotated[
-        str, typer.Argument(help="devices, hosts, links, machines, models, engines or lengths.")
+        str, typer.Argument(help="devices, classes, hosts, links, machines, models, engines or lengths.")
     ] = "machines",
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Only these; all if none is named.")
+    ] = None,
+    sources: Annotated[
+        bool,
+        typer.Option("--sources", help="Instead, each figure of hardware files and its source."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List what the catalogue holds."""
-    from simulator.study.show import catalogued
+    """List what the catalogue holds, and of hardware how well its figures are known."""
+    if sources:
+        _list_sources(kind, ids or (), as_json)
+    else:
+        _list_files(kind, ids or (), as_json)
 
-    rows = catalogued(kind)
+
+def _list_files(kind: str, ids: Sequence[str], as_json: bool) -> None:
+    from simulator.study.show import catalogued, kind_of
+
+    entries = catalogued(kind_of(kind), ids)
     if as_json:
-        _print_json([{"id": row.id, "name": row.name, "summary": row.summary} for row in rows])
+        _print_json([each.as_dict() for each in entries])
         return
-    from simulator.report.listing import print_table
+    from simulator.report.listing import print_catalogue
 
-    print_table(("id", "name", "summary"), [(row.id, row.name, row.summary) for row in rows], _console())
+    print_catalogue(entries, _console())
+
+
+def _list_sources(kind: str, ids: Sequence[str], as_json: bool) -> None:
+    from simulator.study.show import kind_of
+    from simulator.study.sources import sourced
+
+    figures = sourced(kind_of(kind), ids)
+    if as_json:
+        _print_json([each.as_dict() for each in figures])
+        return
+    from simulator.report.listing import print_sources
+
+    print_sources(figures, _console())
 
 
 @app.command()
@@ -345,6 +372,74 @@ def schema(
     from simulator.study.show import schema_of
 
     _print_json(schema_of(kind))
+
+
+init = typer.Typer(no_args_is_help=True, help="Write a profile of hardware that the catalogue lacks.")
+app.add_typer(init, name="init")
+
+@init.command("device")
+def init_device(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the files, such as my-card.")],
+    kind: Annotated[str, typer.Option(help="gpu, accelerator or cpu: whose defaults it takes.")] = "gpu",
+    title: Annotated[str | None, typer.Option(help="As its maker calls it; NAME if not given.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Capacity, as '48 GB'.")] = None,
+    bandwidth: Annotated[str | None, typer.Option(help="Of its memory, as '864 GB/s'.")] = None,
+    usable: Annotated[str | None, typer.Option(help="What programs can allocate of its memory.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Its last-level cache, as '96 MB'.")] = None,
+    fp64: Annotated[str | None, typer.Option(help="Dense peak, as '1.4 TFLOP/s'; so the next eight.")] = None,
+    fp32: Annotated[str | None, typer.Option()] = None,
+    tf32: Annotated[str | None, typer.Option()] = None,
+    bf16: Annotated[str | None, typer.Option()] = None,
+    fp16: Annotated[str | None, typer.Option()] = None,
+    fp8: Annotated[str | None, typer.Option()] = None,
+    int8: Annotated[str | None, typer.Option(help="As '733 TOP/s'.")] = None,
+    fp4: Annotated[str | None, typer.Option()] = None,
+    int4: Annotated[str | None, typer.Option()] = None,
+    power: Annotated[str | None, typer.Option(help="Under full load, as '350 W'.")] = None,
+    idle: Annotated[str | None, typer.Option(help="Doing nothing, as '25..50 W'.")] = None,
+    price: Annotated[str | None, typer.Option(help="As '7_500..9_000 USD'.")] = None,
+    generation: Annotated[str | None, typer.Option(help="Architecture, as ada.")] = None,
+    units: Annotated[int | None, typer.Option(help="Its multiprocessors, compute units or cores.")] = None,
+    source: Annotated[str | None, typer.Option(help="Title of the data sheet; else all is assumed.")] = None,
+    date: Annotated[str | None, typer.Option(help="Of the data sheet, as 2026-03.")] = None,
+    host: Annotated[str | None, typer.Option(help="Of the machine; epyc-9654-2s if not given.")] = None,
+    host_link: Annotated[str | None, typer.Option(help="To its host; pcie-gen5-x16.")] = None,
+    network: Annotated[str | None, typer.Option(help="To the clients; eth-100.")] = None,
+    count: Annotated[int, typer.Option(min=1, max=1024, help="How many the machine has.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder in which hardware_profiles/ is or will be.")] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a commented profile of a device, and a machine that holds it. Without a data sheet's figures, a
+    form to fill in."""
+    from simulator.report.files import make_folder, write_atomically
+    from simulator.study.data_sheet import DataSheet, Surroundings
+    from simulator.study.init import init_device as draft_of
+
+    given = {
+        "generation": generation, "units": units, "memory.capacity": memory, "memory.bandwidth": bandwidth,
+        "memory.usable": usable, "memory.cache": cache, "compute.fp64": fp64, "compute.fp32": fp32,
+        "compute.tf32": tf32, "compute.bf16": bf16, "compute.fp16": fp16, "compute.fp8": fp8,
+        "compute.int8": int8, "compute.fp4": fp4, "compute.int4": int4, "power.idle": idle,
+        "power.max": power, "price.purchase": price,
+    }  # fmt: skip
+    if kind == "cpu":
+        options = {"--host": host, "--host-link": host_link, "--count": None if count == 1 else count}
+        _refuse([key for key, value in options.items() if value is not None],
+                "a processor gets a host of its own; leave it out")  # fmt: skip
+    figures = {key: value for key, value in given.items() if value is not None}
+    named = {"host": host, "host_link": host_link, "network": network}
+    around = Surroundings(count=count, **{key: value for key, value in named.items() if value is not None})
+    draft = draft_of(DataSheet(name, kind, title, figures, source, date), around, out, force=force)
+    for path, text in draft.files:
+        make_folder(path.parent)
+        write_atomically(path, text)
+    if as_json:
+        _print_json(draft.as_dict())
+        return
+    from simulator.report.listing import print_draft
+
+    print_draft(draft, _console())
 
 
 if __name__ == "__main__":

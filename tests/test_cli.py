@@ -211,6 +211,25 @@ def test_list_and_schema(placewright):
     assert "placements" in json.loads(out)["properties"]
 
 
+def test_list_tells_how_well_figures_are_known(placewright):
+    code, out, _ = placewright("list", "devices", "l40s", "t4")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["id", "l40s", "t4"]
+    assert "measured" in out
+    code, out, _ = placewright("list", "machines", "--json")
+    assert all(row.keys() == {"id", "name", "summary"} for row in json.loads(out))
+
+
+def test_list_shows_the_source_of_each_figure(placewright):
+    code, out, _ = placewright("list", "links", "pcie-gen5-x16", "--sources")
+    assert code == 0
+    bandwidth = next(line for line in out.splitlines() if " bandwidth " in line)
+    assert bandwidth.split()[:6] == ["pcie-gen5-x16", "bandwidth", "63", "GB/s", "published", "2026-08-22"]
+    code, out, _ = placewright("list", "hosts", "nr1", "--sources", "--json")
+    assert code == 0
+    assert {row["kind"] for row in json.loads(out)} == {"published", "assumed", None}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -224,6 +243,8 @@ def test_list_and_schema(placewright):
         (["run", CHAT, "--set", "placements=[{strategy: tensor_parallel, degree: 2, devices: [cpu, gpu-0]}]"],
          "cpu is a CPU, use single_device or layer_split"),
         (["list", "gadgets"], "devices, classes, hosts"),
+        (["list", "devices", "l40"], "did you mean 'l40s'"),
+        (["list", "models", "--sources"], "--sources: figures of models are not listed"),
         (["schema", "scenaro"], "did you mean 'scenario'"),
         (["generate", ""], "at least one character"),
         (["generate", "x", "--tokens", "4000"], "512 positions"),
@@ -324,3 +345,61 @@ def test_show_refuses(placewright, arguments, messages):
     assert "Traceback" not in err
     for message in messages:
         assert message in err
+
+
+# --- init ---------------------------------------------------------------------------------------------------
+
+CARD = ["my-card", "--memory", "48 GB", "--bandwidth", "864 GB/s", "--bf16", "362 TFLOP/s", "--source", "Data sheet"]
+
+
+def test_init_writes_a_device_and_says_what_comes_next(placewright, tmp_path, monkeypatch):
+    monkeypatch.setenv("PLACEWRIGHT_PATH", str(tmp_path))
+    code, out, err = placewright("init", "device", *CARD, "--power", "350 W", "--host", "nr1", "--out", str(tmp_path))
+    device = tmp_path / "hardware_profiles" / "devices" / "my-card.yaml"
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == f"wrote {device}"
+    assert out.splitlines()[-1].endswith(f"placewright run {CHAT} --set machine=1x-my-card")
+    assert "  max: 350 W\n" in device.read_text()
+    code, out, _ = placewright("run", CHAT, "--set", "machine=1x-my-card", "--set", "workload.requests=2", "--set",
+                               "placements=[{strategy: single_device}]", "--json")  # fmt: skip
+    assert code == 0
+    assert json.loads(out)["runs"][0]["requests"]["finished"] == 2
+
+
+def test_init_writes_a_form_and_names_what_is_missing(placewright, tmp_path):
+    code, out, _ = placewright("init", "device", "blank", "--memory", "48 GB", "--out", str(tmp_path))
+    assert code == 0
+    assert "fill in memory.bandwidth, compute.bf16, between < and >" in out
+    code, out, _ = placewright("init", "device", "other", "--kind", "cpu", "--out", str(tmp_path), "--json")
+    assert code == 0
+    assert json.loads(out).keys() == {"machine", "files", "missing", "command"}
+
+
+def test_init_never_writes_over_a_file_unless_told(placewright, tmp_path):
+    place = ["--out", str(tmp_path)]
+    device = tmp_path / "hardware_profiles" / "devices" / "my-card.yaml"
+    assert placewright("init", "device", *CARD, *place)[0] == 0
+    before = device.read_text()
+    code, out, err = placewright("init", "device", *CARD, "--fp8", "733 TFLOP/s", *place)
+    assert (code, out) == (2, "")
+    assert f"{device}: is there already" in err
+    assert device.read_text() == before
+    assert placewright("init", "device", *CARD, "--fp8", "733 TFLOP/s", *place, "--force")[0] == 0
+    assert "fp8: 733 TFLOP/s" in device.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--memory", "48"], "--memory = '48': write a number and one of: B, kB, MB, GB"),
+        (["--kind", "cpu", "--host", "nr1"], "--host: a processor gets a host of its own; leave it out"),
+        (["--count", "9"], "--count = 9: host epyc-9654-2s takes at most 8"),
+        (["--units", "many"], "--units"),
+    ],
+)
+def test_init_refuses(placewright, tmp_path, options, message):
+    code, out, err = placewright("init", "device", "my-card", *options, "--out", str(tmp_path))
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []

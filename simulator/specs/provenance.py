@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from simulator.errors import Problem, did_you_mean
 from simulator.specs.base import Affects, KeyPath, Spec, Uncertain, rule_broken
-from simulator.specs.quantities import Share, WholeNumber
+from simulator.specs.quantities import UNKNOWN, Share, WholeNumber
 from simulator.specs.yaml_file import Document, Loc, dotted
 
 SourceKind = Literal["measured", "datasheet", "published", "vendor-claim", "assumed"]
@@ -86,10 +86,16 @@ def figures_of(uncertain: Iterable[Uncertain], sources: Mapping[KeyPath, Source]
     )
 
 
-def source_kind(key_path: KeyPath, sources: Mapping[KeyPath, Source]) -> SourceKind | None:
-    """Kind of the source that covers a figure; the nearest enclosing key wins."""
+def source_of(key_path: KeyPath, sources: Mapping[KeyPath, Source]) -> Source | None:
+    """The source that covers a figure; the nearest enclosing key wins."""
     covering = [path for path in sources if covers(path, key_path)]
-    return sources[max(covering, key=len)].kind if covering else None
+    return sources[max(covering, key=len)] if covering else None
+
+
+def source_kind(key_path: KeyPath, sources: Mapping[KeyPath, Source]) -> SourceKind | None:
+    """Kind of the source that covers a figure."""
+    source = source_of(key_path, sources)
+    return None if source is None else source.kind
 
 
 def covers(source_path: KeyPath, key_path: KeyPath) -> bool:
@@ -126,12 +132,15 @@ def source_problems(
     ]
 
 
-def figure_locs(value: Any, loc: Loc) -> Iterable[Loc]:
-    """Every place under `value` that holds one known figure; a range with its nominal is one."""
-    if loc == ("sources",) or value is None or value == "unknown":
+def figure_locs(value: Any, loc: Loc, *, unknown: bool = False) -> Iterable[Loc]:
+    """Every place under `value` that holds one known figure; a range with its nominal is one.
+
+    With `unknown`, the places that say that nobody knows as well.
+    """
+    if loc == ("sources",) or value is None or (value == UNKNOWN and not unknown):
         return
     if isinstance(value, dict) and "range" not in value:
         for key, each in value.items():
-            yield from figure_locs(each, (*loc, key))
+            yield from figure_locs(each, (*loc, key), unknown=unknown)
     else:
         yield loc

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from simulator.errors import InputError, Problem, did_you_mean
 from simulator.graph.model_graph import kv_bytes_per_token, parameter_count
@@ -20,6 +20,7 @@ from simulator.specs.model import load_model
 from simulator.specs.scenario import load_scenario
 from simulator.specs.schema import schemas
 from simulator.specs.yaml_file import Document, Loc, dotted, plain
+from simulator.study.sources import SOURCED, tally
 from simulator.units import format_bytes, format_count, format_rate, format_seconds
 
 
@@ -70,21 +71,32 @@ class Entry:
     id: str
     name: str
     summary: str
+    figures: Mapping[str, int]
+    """How many of its figures are measured, published, assumed ...; empty for kinds without sources."""
+
+    def as_dict(self) -> dict[str, Any]:
+        named = {"id": self.id, "name": self.name, "summary": self.summary}
+        return named | ({"figures": dict(self.figures)} if self.figures else {})
 
 
-def catalogued(kind: str) -> tuple[Entry, ...]:
-    """Every file of a kind, sorted by id; raises InputError for an unknown kind or an unusable file."""
-    if kind not in get_args(Kind):
-        known = ", ".join(get_args(Kind))
-        advice = f"unknown kind; one of: {known}{did_you_mean(kind, get_args(Kind))}"
-        raise InputError([Problem("command line", key="KIND", value=kind, advice=advice)])
+def catalogued(kind: Kind, ids: Sequence[str] = ()) -> tuple[Entry, ...]:
+    """Every file of a kind, or those named, by id; raises InputError for one that is missing or unusable."""
     catalogue = Catalogue()
-    describe = _DESCRIBE[kind]
-    return tuple(Entry(name, *describe(name, catalogue)) for name in catalogue.ids(_kind(kind)))
+    return tuple(_entry(kind, name, catalogue) for name in ids or catalogue.ids(kind))
 
 
-def _kind(name: str) -> Kind:
-    return next(kind for kind in SINGULAR if kind == name)
+def _entry(kind: Kind, name: str, catalogue: Catalogue) -> Entry:
+    title, summary = _DESCRIBE[kind](name, catalogue)
+    return Entry(name, title, summary, tally(kind, name, catalogue) if kind in SOURCED else {})
+
+
+def kind_of(word: str) -> Kind:
+    """The kind of file that a word names; raises InputError for any other."""
+    for kind in SINGULAR:
+        if kind == word:
+            return kind
+    advice = f"unknown kind; one of: {', '.join(SINGULAR)}{did_you_mean(word, SINGULAR)}"
+    raise InputError([Problem("command line", key="KIND", value=word, advice=advice)])
 
 
 def _device(name: str, catalogue: Catalogue) -> tuple[str, str]:
@@ -148,7 +160,7 @@ def _lengths(name: str, catalogue: Catalogue) -> tuple[str, str]:
     return histogram.name, f"{sum(count for *_, count in histogram.bins):,} requests"
 
 
-_DESCRIBE: Mapping[str, Callable[[str, Catalogue], tuple[str, str]]] = {
+_DESCRIBE: Mapping[Kind, Callable[[str, Catalogue], tuple[str, str]]] = {
     "devices": _device,
     "classes": _class,
     "hosts": _host,
