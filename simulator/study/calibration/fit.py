@@ -17,8 +17,15 @@ from simulator.graph.work import OperatorClass
 from simulator.specs.hardware import Device, Efficiency, Precision
 from simulator.study.calibration.samples import Part, Samples
 
-MOST_ROWS = 3000
+MOST_ROWS = 1500
 """Of one table and kind of kernel; more are thinned out evenly, which changes no number that matters."""
+
+MOST_OF_FEWEST = 8
+"""How many times as many rows a kind of kernel has at most as the one with the fewest that it is fitted with: what
+is measured in detail must not drown what is not."""
+
+FEWEST_ROWS = 50
+"""Kinds with fewer rows do not hold others back."""
 
 LARGE_ERROR = 0.1
 """Errors, as logarithms, from which on a row counts less and less."""
@@ -117,7 +124,9 @@ def _fitted_together(samples: Sequence[Samples]) -> list[tuple[tuple[Key, ...], 
 def _fit(
     devices: Mapping[str, Device], keys: Sequence[Key], samples: Sequence[Samples]
 ) -> dict[Key, Efficiency]:
-    thinned = [_thinned(each) for each in samples]
+    fewest = max(min(len(each) for each in samples), FEWEST_ROWS)
+    most = min(MOST_ROWS, MOST_OF_FEWEST * fewest)
+    thinned = [_thinned(each, most) for each in samples]
     numbers = [(key, number) for key in keys for number in _free(key, devices, thinned)]
     low, high = (np.array([getattr(number, end) for _, number in numbers]) for end in ("low", "high"))
 
@@ -150,12 +159,12 @@ def _free(key: Key, devices: Mapping[str, Device], samples: Sequence[Samples]) -
     return tuple(number for number in NUMBERS[key[0]] if number.name not in unknowable)
 
 
-def _thinned(samples: Samples) -> Samples:
+def _thinned(samples: Samples, most: int) -> Samples:
     """At most so many rows, evenly spread over all when ordered by time."""
-    if len(samples) <= MOST_ROWS:
+    if len(samples) <= most:
         return samples
     order = np.argsort(samples.time_s, kind="stable")
-    kept = order[np.linspace(0, len(order) - 1, MOST_ROWS).astype(np.intp)]
+    kept = order[np.linspace(0, len(order) - 1, most).astype(np.intp)]
     return samples.at(np.sort(kept))
 
 

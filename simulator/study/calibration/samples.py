@@ -40,10 +40,17 @@ class Samples:
     group: NDArray[np.int64]
     """Rows of equal shape but for the number of tokens have the same number: they are left out together."""
     label: str = ""
-    """Which operator of a table, where it has several of one class."""
+    """Which operator of a layer, in tables of layers."""
 
     def __len__(self) -> int:
         return len(self.time_s)
+
+    @property
+    def what(self) -> str:
+        """What it is judged with: operators of layers together, else products or attention."""
+        if self.main.operator_class.startswith("attention"):
+            return "attention"
+        return "layer operators" if self.label else "GEMM"
 
     @property
     def main(self) -> Part:

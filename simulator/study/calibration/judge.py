@@ -1,0 +1,184 @@
+"""How well operators are predicted, by each way there is of getting their numbers.
+
+Whatever is fitted is judged on rows it has not seen: shapes left out, a whole table left out, a whole device left
+out. The numbers that profiles ship with are shown as well, on all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from simulator.costs.operators import Floats, efficiency_of
+from simulator.results.accuracy import Accuracy, accuracy_of
+from simulator.specs.catalogue import Catalogue
+from simulator.specs.hardware import Device, Efficiency
+from simulator.study.calibration.fit import Key, fit, keys_of, predict
+from simulator.study.calibration.lookup import Lookup
+from simulator.study.calibration.samples import Samples
+
+FOLDS = 3
+
+Way = Literal["profile", "shapes left out", "table left out", "measured table", "device left out"]
+"""Where numbers come from. `profile`: as shipped. `shapes left out`: fitted to this device, three times, each time
+without a third of the shapes. `table left out`: fitted to this device's other tables. `measured table`: looked up
+among the other two thirds of a table's shapes. `device left out`: fitted to other devices."""
+
+WAYS: tuple[Way, ...] = get_args(Way)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rows of one device and kind of operator, predicted in one way."""
+
+    device: str
+    what: str
+    table: str
+    way: Way
+    measured_s: Floats
+    predicted_s: Floats
+
+
+@dataclass(frozen=True)
+class OperatorScore:
+    """The errors of one device and kind of operator by one way, over all tables that have such rows."""
+
+    device: str
+    what: str
+    way: Way
+    rows: int
+    errors: Accuracy
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"device": self.device, "what": self.what, "way": self.way, "rows": self.rows,
+                **self.errors.as_dict()}  # fmt: skip
+
+
+def judge(device: str, samples: Sequence[Samples], way: Way, catalogue: Catalogue) -> list[Judged]:
+    """Predict every row of a device in one way; rows that the way has no numbers for are left out."""
+    mine = [each for each in samples if each.device == device]
+    names = sorted({each.device for each in samples})
+    devices = {name: catalogue.device(name).record for name in names}
+    match way:
+        case "profile":
+            found = [(each, _by_profile(each, devices[device])) for each in mine]
+        case "shapes left out" | "measured table":
+            found = _by_folds(mine, devices, is_table=way == "measured table")
+        case "table left out":
+            found = _without_table(mine, devices)
+        case "device left out":
+            lenders = lending(device, devices, catalogue)
+            others = [_in_16_bits(each) for each in samples if each.device in lenders]
+            found = _fitted_elsewhere([_in_16_bits(each) for each in mine], others, devices)
+    return [
+        Judged(device, each.what, each.table, way, each.time_s[rows], predicted_s[rows])
+        for each, predicted_s in found
+        for rows in [np.isfinite(predicted_s)]
+        if rows.any()
+    ]
+
+
+def scores(judged: Sequence[Judged]) -> list[OperatorScore]:
+    """Errors by device, kind of operator and way, in that order."""
+    ways = {way: number for number, way in enumerate(WAYS)}
+    keys = sorted({(each.device, each.what, each.way) for each in judged}, key=lambda k: (*k[:2], ways[k[2]]))
+    found = []
+    for device, what, way in keys:
+        mine = [each for each in judged if (each.device, each.what, each.way) == (device, what, way)]
+        measured, predicted = (np.concatenate([getattr(each, name) for each in mine])
+                               for name in ("measured_s", "predicted_s"))  # fmt: skip
+        found.append(OperatorScore(device, what, way, len(measured), accuracy_of(measured, predicted)))
+    return found
+
+
+# -- the ways ------------------------------------------------------------------------------------------------
+
+
+def _by_profile(samples: Samples, device: Device) -> Floats:
+    return predict(samples, device, profile_numbers(samples, device))
+
+
+def profile_numbers(samples: Samples, device: Device) -> dict[Key, Efficiency]:
+    """What a device's profile, with what its class lends it, says about the kernels of some samples."""
+    return {key: efficiency_of(device, *key) for key in keys_of(samples)}
+
+
+def _by_folds(
+    mine: Sequence[Samples], devices: Mapping[str, Device], is_table: bool
+) -> list[tuple[Samples, Floats]]:
+    """Each row by what was made of the folds that it is not in."""
+    found = [(each, np.full(len(each), np.nan)) for each in mine]
+    for fold in range(FOLDS):
+        kept = [each.at(each.group % FOLDS != fold) for each in mine]
+        numbers = fit(devices, [each for each in kept if len(each)])
+        for (each, predicted_s), seen in zip(found, kept, strict=True):
+            rows = np.flatnonzero(each.group % FOLDS == fold)
+            if not len(rows) or not len(seen) or not set(keys_of(each)) <= set(numbers):
+                continue
+            left_out = each.at(rows)
+            by_formula = predict(left_out, devices[each.device], numbers)
+            if is_table:
+                table = Lookup.of(seen, predict(seen, devices[each.device], numbers))
+                by_formula, _ = table.corrected(left_out, by_formula)
+            predicted_s[rows] = by_formula
+    return found
+
+
+def _without_table(mine: Sequence[Samples], devices: Mapping[str, Device]) -> list[tuple[Samples, Floats]]:
+    found = []
+    for table in dict.fromkeys(each.table for each in mine):
+        judged = [_in_16_bits(each) for each in mine if each.table == table]
+        others = [_in_16_bits(each) for each in mine if each.table != table]
+        covered = [each for each in judged if _rows_of(each, others) >= LEAST_COVER * _rows_of(each, judged)]
+        found += _fitted_elsewhere(covered, others, devices)
+    return found
+
+
+LEAST_COVER = 0.1
+"""Tables with fewer rows of a kernel than this share of those judged measured something else, and a few of it in
+passing."""
+
+
+def _rows_of(samples: Samples, among: Sequence[Samples]) -> int:
+    """Rows of the same main kernel."""
+    main = samples.main.operator_class, samples.main.precision
+    return sum(len(each) for each in among if (each.main.operator_class, each.main.precision) == main)
+
+
+def _fitted_elsewhere(
+    mine: Sequence[Samples], others: Sequence[Samples], devices: Mapping[str, Device]
+) -> list[tuple[Samples, Floats]]:
+    """Rows by numbers fitted to other rows, of those kernels that both have."""
+    wanted = {key for each in mine for key in keys_of(each)}
+    useful = [each for each in others if set(keys_of(each)) & wanted]
+    numbers = fit(devices, useful) if useful else {}
+    return [
+        (each, predict(each, devices[each.device], numbers)) for each in mine if set(keys_of(each)) <= set(numbers)
+    ]
+
+
+def _in_16_bits(samples: Samples) -> Samples:
+    """The same with one name for both 16-bit formats, whose figures count for each other."""
+    parts = tuple(
+        replace(part, precision="bf16") if part.precision == "fp16" else part for part in samples.parts
+    )
+    return replace(samples, parts=parts)
+
+
+NVIDIA_GENERATIONS = ("turing", "ampere", "ada", "hopper", "blackwell")
+"""Their libraries are the same, so they lend to each other; other makers' GPUs neither lend to them nor take."""
+
+
+def lending(device: str, devices: Mapping[str, Device], catalogue: Catalogue) -> set[str]:
+    """The other measured devices whose figures a device would take if it had none of its own."""
+
+    def maker(name: str) -> str:
+        generation = devices[name].generation or ""
+        return "nvidia" if generation.startswith(NVIDIA_GENERATIONS) else "other"
+
+    others = {name for name in devices if name != device and devices[name].kind == devices[device].kind}
+    alike = {name for name in others if maker(name) == maker(device)}
+    return alike or others
