@@ -105,8 +105,18 @@ def read_columns(path: Path) -> Columns:
 
 
 def _read_csv(path: Path) -> Any:
-    """Numbers where a whole column is numbers, else text; a line stays a row, so that messages can name it."""
+    """Numbers where a whole column is numbers, else text; a line stays a row, so messages can name it."""
     return csv.read_csv(
         path, convert_options=csv.ConvertOptions(strings_can_be_null=True, null_values=["", "nan", "NaN"])
     )
 
+
+def names_of(path: Path) -> tuple[str, ...]:
+    """Names of a table's columns, read alone; none where there is no table."""
+    try:
+        if path.suffix == ".parquet":
+            return tuple(str(name).strip() for name in parquet.read_schema(path).names)
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            return tuple(name.strip() for name in file.readline().rstrip("\r\n").split(","))
+    except (pyarrow.ArrowException, OSError):
+        return ()
