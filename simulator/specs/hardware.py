@@ -252,6 +252,13 @@ class Collectives(Spec):
         )
 
 
+def _a_mapping(raw: Any) -> Any:
+    """Refuse what such a section was once: a list of figures by number of ranks."""
+    if isinstance(raw, list):
+        raise rule_broken("write a mapping of 'engine' and 'library', each a list of ways")
+    return raw
+
+
 class Link(Spec):
     """A path between two places, with two directed halves of equal speed."""
 
@@ -272,7 +279,7 @@ class Link(Spec):
     pageable_efficiency: PositiveShare | None = None
     """The same for copies in and out of host memory that is not pinned: the driver moves them piece by
     piece through a pinned buffer. Absent: as others."""
-    collective: Collectives = Collectives()
+    collective: Annotated[Collectives, BeforeValidator(_a_mapping)] = Collectives()
     """Of collectives run over it; absent: assumed figures of its kind."""
     sources: Sources = Field(default_factory=dict)
     """Where each figure comes from."""

@@ -187,6 +187,23 @@ def test_published_collectives(
     assert collective_s(found, algorithm, ranks, nbytes) == pytest.approx(measured_s, rel=0.2)
 
 
+@pytest.mark.parametrize(("mebibytes", "bus_bytes_per_s"), [(8, 156e9), (64, 347e9), (512, 450e9)])
+def test_an_unseen_node_of_eight_h200(mebibytes: int, bus_bytes_per_s: float) -> None:
+    """stas00/ml-engineering@744d01e: NCCL's all-reduce among 8 H200; its bus bandwidth is 2 (n - 1) / n of the
+    payload by the time. NVLink 4 is fitted to H100."""
+    measured_s = ring_share("all_reduce", 8) * mebibytes * MIB / bus_bytes_per_s
+    nvlink = Catalogue().link("nvlink-4").record
+    assert collective_s(nvlink, "all_reduce", 8, mebibytes * MIB) == pytest.approx(measured_s, rel=0.25)
+
+
+def test_an_unseen_node_of_eight_b200() -> None:
+    """stas00/ml-engineering@744d01e: 8 GiB move at 682 GB/s round the ring and at 838 GB/s with the switches'
+    help, over 900 GB/s. No B200 went into the figures of fabrics."""
+    fabric = tiny.link(bandwidth=900e9, kind="fabric")
+    bus_bytes_per_s = ring_share("all_reduce", 8) * 2**33 / collective_s(fabric, "all_reduce", 8, 2**33)
+    assert 682e9 < bus_bytes_per_s < 838e9
+
+
 def test_eight_mi300x_share_seven_links() -> None:
     """stas00/ml-engineering@744d01e: 4 GiB move at 312.9 GB/s among eight and 47.7 GB/s between two."""
     xgmi = Catalogue().link("xgmi-mi300x").record
