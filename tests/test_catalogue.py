@@ -10,6 +10,7 @@ import pytest
 from simulator.placement.strategies import STRATEGIES
 from simulator.specs.base import Case
 from simulator.specs.catalogue import FOLDERS, Catalogue, Kind
+from simulator.specs.device_class import DeviceClass
 from simulator.specs.load import Loaded
 from simulator.specs.machine import load_machine
 from simulator.specs.model import load_model
@@ -29,7 +30,7 @@ FILES = sorted(
 ABSOLUTE_PATH = re.compile(r"""(?:^|[\s"'(=])(?:~?/\w|[A-Za-z]:\\)""", re.MULTILINE)
 REGISTRY_HOST = re.compile(r"\b[\w.-]*(?:pypi|pythonhosted|npmjs|registry)[\w-]*\.(?:org|com|io|net)\b")
 
-NO_FIGURES = frozenset({"name", "kind", "generation", "cpu.device"})
+NO_FIGURES = frozenset({"name", "kind", "generation", "follows", "cpu.device"})
 
 shipped = Catalogue((ROOT,))
 every_case = pytest.mark.parametrize("case", CASES)
@@ -43,6 +44,7 @@ def figures(kind: Kind, name: str, case: Case) -> tuple[Figure, ...]:
     """Load a file that stands for itself; its uncertain figures."""
     load: dict[Kind, Callable[[str, Case], Loaded[Any]]] = {
         "devices": shipped.device,
+        "classes": lambda name, case: shipped.load("classes", name, DeviceClass, case),
         "hosts": shipped.host,
         "links": shipped.link,
         "engines": shipped.engine,
@@ -56,12 +58,12 @@ def test_every_file_has_a_place_that_a_command_looks_in() -> None:
 
 
 @every_case
-@pytest.mark.parametrize(("kind", "name"), ids("devices", "hosts", "links", "engines"))
+@pytest.mark.parametrize(("kind", "name"), ids("devices", "classes", "hosts", "links", "engines"))
 def test_every_profile_loads_and_every_range_has_a_source(kind: Kind, name: str, case: Case) -> None:
     assert [each.key_path for each in figures(kind, name, case) if each.source_kind is None] == []
 
 
-@pytest.mark.parametrize(("kind", "name"), ids("devices", "hosts", "links", "engines", "models"))
+@pytest.mark.parametrize(("kind", "name"), ids("devices", "classes", "hosts", "links", "engines", "models"))
 def test_every_figure_has_a_source(kind: Kind, name: str) -> None:
     document = read_document(shipped.path(kind, name))
     assert list(map(str, source_problems(document, NO_FIGURES, needs_cover=True))) == []

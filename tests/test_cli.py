@@ -223,7 +223,7 @@ def test_list_and_schema(placewright):
         (["run", CHAT, "--out", "README.md"], "README.md"),
         (["run", CHAT, "--set", "placements=[{strategy: tensor_parallel, degree: 2, devices: [cpu, gpu-0]}]"],
          "cpu is a CPU, use single_device or layer_split"),
-        (["list", "gadgets"], "devices, hosts"),
+        (["list", "gadgets"], "devices, classes, hosts"),
         (["schema", "scenaro"], "did you mean 'scenario'"),
         (["generate", ""], "at least one character"),
         (["generate", "x", "--tokens", "4000"], "512 positions"),

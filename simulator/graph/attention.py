@@ -70,7 +70,7 @@ def _softmax(
     operators.append(_attention(bench, layer, attention))
     if attention.gate:
         context = Value("context", Amount.of(tokens=query_count))
-        work = bench.elementwise(context.elements * 3)
+        work = bench.elementwise(context.elements * 3, (), "activation", query_count)
         operators.append(Operator("attn_gate", layer, ("context", "gate"), (context,), (work,)))
     bias = attention.output_bias
     operators.append(output_projection(bench, layer, heads, attention.head_dim, bias, output))
@@ -107,7 +107,8 @@ def _rotary(bench: Bench, layer: int, attention: Attention) -> Operator:
         width = (attention.head_dim,)
         parameters = tuple(Parameter(f"layers.{layer}.attention.{name}.weight", width) for name in names)
     moved = bench.bytes(query * 2 + kv) + bench.cached_bytes(kv) + bench.weight_bytes(parameters)
-    work = Work("elementwise", (bench.formats.activations,), Amount(), moved)
+    work = Work("rotary", (bench.formats.activations,), Amount(), moved, is_warm=True,
+                chain=query_count + kv_count)  # fmt: skip
     output = Value("query", query)
     return Operator("rotary", layer, ("qkv",), (output,), (work,), parameters=parameters, uses_kv=True)
 
@@ -134,7 +135,7 @@ def _attention(bench: Bench, layer: int, attention: Attention) -> Operator:
     """Keys and values come from the cache; those of an encoder, which keeps none, from its projection."""
     query_count, kv_count = _counts(bench, attention)
     seen = WINDOW if attention.sliding_window else FULL if attention.causal else BOTH_WAYS
-    per_pair, as_is = 4 * query_count, (bench.formats.activations,)
+    per_pair, as_is = 4 * query_count, bench.attends_in()
     read = bench.cached_bytes if attention.causal else bench.bytes
     parameters: tuple[Parameter, ...] = ()
     if attention.sinks:
@@ -145,12 +146,14 @@ def _attention(bench: Bench, layer: int, attention: Attention) -> Operator:
     prefill = Work(
         "attention_prefill", as_is, seen.pairs * per_pair,
         read(seen.span * (2 * kv_count)) + bench.bytes(Amount.of(prefill_tokens=queries))
-        + Amount.of(prefill_sequences=once),
+        + Amount.of(prefill_sequences=once), chains=seen.span,
+        chain_count=Amount.of(prefill_sequences=1), block_flops=Amount.of(prefill_sequences=per_pair),
     )  # fmt: skip
     decode = Work(
         "attention_decode", as_is, seen.decode_span * per_pair,
         read(seen.decode_span * (2 * kv_count)) + bench.bytes(Amount.of(decode_tokens=queries))
-        + Amount.of(decode_tokens=once),
+        + Amount.of(decode_tokens=once), block_bytes=read(Amount.of(decode_tokens=2 * kv_count)),
+        regrouped_bytes=read(seen.decode_span * (2 * (query_count - kv_count))),
     )  # fmt: skip
     return Operator(
         "attention", layer, ("query",) if attention.causal else ("qkv",),

@@ -9,7 +9,7 @@ from simulator.graph.shape import NOTHING, Amount
 from simulator.graph.share import ExpertSplit, Part, Share
 from simulator.graph.work import Formats, Operator, OperatorClass, Parameter, Value, Work, byte_amount
 from simulator.specs.architecture import Architecture, Attention
-from simulator.specs.hardware import Precision
+from simulator.specs.hardware import ITEM_BYTES, Precision
 from simulator.specs.weight_formats import WeightStorage
 
 PER_TOKEN = Amount.of(tokens=1)
@@ -79,13 +79,20 @@ class Bench:
         activations = self.formats.activations
         return (activations,) if own in (None, activations) else (own, activations)
 
+    def attends_in(self) -> tuple[Precision, ...]:
+        """The formats attention may run in, best first: engines multiply by an fp8 cache as it lies, where the
+        device can, and widen any other."""
+        activations = self.formats.activations
+        return ("fp8", activations) if self.formats.kv_cache == "fp8" else (activations,)
+
     def elementwise(
         self, elements: Amount, parameters: Sequence[Parameter] = (),
-        operator_class: OperatorClass = "elementwise",
+        operator_class: OperatorClass = "elementwise", row: int = 0,
     ) -> Work:  # fmt: skip
-        """A kernel that reads and writes so many activations, and reads `parameters`."""
+        """A kernel that reads and writes so many activations, and reads `parameters`; `row` numbers of them
+        in sequence where one processor takes a whole row."""
         moved = self.bytes(elements) + self.weight_bytes(parameters)
-        return Work(operator_class, (self.formats.activations,), NOTHING, moved)
+        return Work(operator_class, (self.formats.activations,), NOTHING, moved, chain=row, is_warm=True)
 
     def matmul(
         self, name: str, layer: int | None, source: str, rows: Amount, parameters: tuple[Parameter, ...],
@@ -94,9 +101,20 @@ class Bench:
         """A projection of `rows` vectors of `inner` numbers by the matrices among `parameters`."""
         matrices = [parameter for parameter in parameters if len(parameter.shape) == 2]
         flops = rows * (2 * sum(matrix.elements for matrix in matrices))
+        formats = self.multiplies_in(matrices[0])
         moved = self.weight_bytes(parameters) + self.bytes(rows * inner + output.elements)
-        work = Work("matmul", self.multiplies_in(matrices[0]), flops, moved)
-        return Operator(name, layer, (source,), (output,), (work,), flops, parameters, partial=partial)
+        work = Work("matmul", formats, flops, moved, chain=inner)
+        works = (work, *self.quantise(formats, rows, inner))
+        return Operator(name, layer, (source,), (output,), works, flops, parameters, partial=partial)
+
+    def quantise(self, formats: tuple[Precision, ...], rows: Amount, width: int) -> tuple[Work, ...]:
+        """The kernel that brings `rows` of activations to the narrower format products run in, where the
+        device has a unit for it."""
+        if ITEM_BYTES[formats[0]] >= ITEM_BYTES[self.formats.activations]:
+            return ()
+        pair = byte_amount(rows, formats[0]) + self.bytes(rows)
+        return (Work("quantise", formats, NOTHING, pair * width, block_bytes=pair, is_warm=True,
+                     only_in=formats[0]),)  # fmt: skip
 
     def columns(self, prefix: str, part: Part, inner: int, bias: bool) -> tuple[Parameter, ...]:
         """A projection whose outputs are shared out, and with them its bias."""

@@ -39,7 +39,7 @@ def latent_attention(
 def _q_norm(bench: Bench, layer: int, rank: int) -> Operator:
     parameters = (Parameter(f"layers.{layer}.attention.q_a_norm.weight", (rank,)),)
     output = Value("q_latent", Amount.of(tokens=rank))
-    work = bench.elementwise(output.elements * 2, parameters)
+    work = bench.elementwise(output.elements * 2, parameters, "norm", rank)
     return Operator("q_a_norm", layer, ("latent",), (output,), (work,), parameters=parameters)
 
 
@@ -48,7 +48,8 @@ def _latent_rotary(bench: Bench, layer: int, latent: LatentAttention, query_coun
     parameters = (Parameter(f"layers.{layer}.attention.kv_a_norm.weight", (latent.kv_lora_rank,)),)
     kept, query = Amount.of(tokens=latent.cached_width), Amount.of(tokens=query_count)
     moved = bench.bytes(query * 2 + kept) + bench.cached_bytes(kept) + bench.weight_bytes(parameters)
-    work = Work("elementwise", (bench.formats.activations,), Amount(), moved)
+    work = Work("rotary", (bench.formats.activations,), Amount(), moved, is_warm=True,
+                chain=query_count + latent.cached_width)  # fmt: skip
     return Operator("rotary", layer, ("raw_query", "latent"), (Value("query", query),), (work,),
                     parameters=parameters, uses_kv=True)  # fmt: skip
 
@@ -65,18 +66,21 @@ def _latent_attention(bench: Bench, layer: int, latent: LatentAttention, heads: 
     moved = bench.weight_bytes([kv_b]) + bench.cached_bytes(Amount.of(prefill_span=rank))
     moved += bench.bytes(Amount.of(prefill_span=expanded, decode_tokens=absorbed))
     projection = Work("matmul", bench.multiplies_in(kv_b), expand, moved)
-    per_pair, as_is = 2 * heads.count * (nope + rope + value), (bench.formats.activations,)
+    per_pair, as_is = 2 * heads.count * (nope + rope + value), bench.attends_in()
     query_and_context = heads.count * (nope + rope + value)
     prefill = Work(
         "attention_prefill", as_is, Amount.of(prefill_pairs=per_pair),
         bench.cached_bytes(Amount.of(prefill_span=rope))
         + bench.bytes(Amount.of(prefill_span=expanded, prefill_tokens=query_and_context)),
+        chains=Amount.of(prefill_span=1), chain_count=Amount.of(prefill_sequences=1),
+        block_flops=Amount.of(prefill_sequences=per_pair),
     )  # fmt: skip
     per_key = 2 * heads.count * (2 * rank + rope)
     decode = Work(
         "attention_decode", as_is, Amount.of(decode_span=per_key),
         bench.cached_bytes(Amount.of(decode_span=rank + rope))
         + bench.bytes(Amount.of(decode_tokens=heads.count * (2 * rank + rope))),
+        block_bytes=bench.cached_bytes(Amount.of(decode_tokens=rank + rope)),
     )  # fmt: skip
     dense = expand + Amount.of(prefill_square=per_pair, decode_span=per_key)
     context = Value("context", Amount.of(tokens=heads.count * value))

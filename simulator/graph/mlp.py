@@ -47,7 +47,8 @@ def _up_names(mlp: Mlp) -> tuple[str, ...]:
 
 
 def _activation(bench: Bench, layer: int, name: str, expanded: Value, activated: Value) -> Operator:
-    work = bench.elementwise(expanded.elements + activated.elements)
+    moved, row = expanded.elements + activated.elements, activated.elements.per("tokens")
+    work = bench.elementwise(moved, (), "activation", row)
     return Operator(name, layer, (expanded.role,), (activated,), (work,))
 
 
@@ -186,6 +187,9 @@ def _grouped(
     weights = bench.weight_bytes(held).per("one") // group.active_of
     numbers = Amount.of(tokens=group.portion(per_choice_numbers) + sums + experts.num_experts)
     moved = Amount.of(**{group.active: weights}) + bench.bytes(numbers)
-    work = Work("matmul", bench.multiplies_in(parameters[0]), flops, moved)
+    formats, inner = bench.multiplies_in(parameters[0]), matrices[0].shape[-1]
+    work = Work("grouped_matmul", formats, flops, moved, chain=inner)
+    rows = Amount.of(tokens=group.portion(experts.num_experts_per_tok) if sums else 1)
+    works = (work, *bench.quantise(formats, rows, inner))
     visits = None if len(group.held) == experts.num_experts else Visits(group.held, per_choice)
-    return Operator(name, group.layer, reads, (output,), (work,), flops, held, visits=visits)
+    return Operator(name, group.layer, reads, (output,), works, flops, held, visits=visits)

@@ -45,7 +45,7 @@ class OperatorFactory:
             operators.append(self._project_in(model.embedding_size))
         if model.embed_norm:
             parameters = bench.norm_parameters("embed_norm", model.hidden_size)
-            work = bench.elementwise(self.hidden * 2, parameters)
+            work = bench.elementwise(self.hidden * 2, parameters, "norm", model.hidden_size)
             output = (Value("residual", self.hidden),)
             operators.append(
                 Operator("embed_norm", None, ("residual",), output, (work,), parameters=parameters)
@@ -122,7 +122,7 @@ class OperatorFactory:
         parameters = parameters if self.model.final_norm else ()
         reads = ("residual", "branch") if has_branch else ("residual",)
         rows = ROWS * self.model.hidden_size
-        work = self.bench.elementwise(rows * (len(reads) + 1), parameters)
+        work = self.bench.elementwise(rows * (len(reads) + 1), parameters, "norm", self.model.hidden_size)
         return Operator("final_norm", None, reads, (Value("normed", rows),), (work,), parameters=parameters)
 
     def sample(self) -> Operator:
@@ -209,7 +209,8 @@ class OperatorFactory:
         self, name: str, layer: int, reads: tuple[str, ...], writes: tuple[Value, ...]
     ) -> Operator:
         parameters = self.bench.norm_parameters(f"layers.{layer}.{name}", self.model.hidden_size)
-        work = self.bench.elementwise(self.hidden * (len(reads) + len(writes)), parameters)
+        moved = self.hidden * (len(reads) + len(writes))
+        work = self.bench.elementwise(moved, parameters, "norm", self.model.hidden_size)
         return Operator(name, layer, reads, writes, (work,), parameters=parameters)
 
 

@@ -16,8 +16,9 @@ from simulator.graph.share import Part
 from simulator.specs.hardware import ITEM_BYTES, Precision
 
 OperatorClass = Literal[
-    "matmul", "attention_prefill", "attention_decode", "elementwise", "embedding", "sampling"
-]
+    "matmul", "grouped_matmul", "attention_prefill", "attention_decode", "norm", "activation", "rotary",
+    "elementwise", "quantise", "embedding", "sampling",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +98,31 @@ class Work:
     """Acceptable number formats, best first."""
     flops: Amount
     moved_bytes: Amount
+    chain: int = 0
+    """How many numbers one processor goes through in sequence, whatever else there is to do."""
+    chains: Amount = NOTHING
+    """Where the length of chains depends on the step: of all of them together."""
+    chain_count: Amount = NOTHING
+    """How many chains those are; the mean one counts."""
+    block_flops: Amount = NOTHING
+    """FLOPs that one more pair of a query and a key costs every sequence; kernels work on whole blocks."""
+    block_bytes: Amount = NOTHING
+    """Bytes of one more key of every sequence, or one more number of every row."""
+    regrouped_bytes: Amount = NOTHING
+    """What reading keys and values once for each query head moves more than once for each group."""
+    is_warm: bool = False
+    """Whether what it reads was written just before, so that a cache may hold it."""
+    only_in: Precision | None = None
+    """The kernel is needed only where products run in this format."""
 
     def in_phase(self, phase: Phase) -> Work | None:
         """Its share for the chunks of one phase; None where that is nothing."""
         flops, moved = self.flops.of_phase(phase), self.moved_bytes.of_phase(phase)
-        return replace(self, flops=flops, moved_bytes=moved) if flops or moved else None
+        if not (flops or moved):
+            return None
+        names = ("chains", "chain_count", "block_flops", "block_bytes", "regrouped_bytes")
+        others = {name: getattr(self, name).of_phase(phase) for name in names}
+        return replace(self, flops=flops, moved_bytes=moved, **others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +164,11 @@ class Operator:
             works=tuple(work for each in self.works if (work := each.in_phase(phase))),
             dense_flops=self.dense_flops.of_phase(phase),
         )
+
+    @property
+    def own_works(self) -> tuple[Work, ...]:
+        """The kernels that it needs whatever device computes it."""
+        return tuple(work for work in self.works if work.only_in is None)
 
     @property
     def node(self) -> str:

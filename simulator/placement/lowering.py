@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from simulator.costs.operators import is_needed
 from simulator.graph.operators import IDS
 from simulator.graph.shape import Amount
 from simulator.graph.share import Share
@@ -237,9 +238,10 @@ class Lowering:
         """Ranks launch side by side, so those of the first one are counted; a processor's are plain calls. A
         collective is one kernel on each rank."""
         is_first = placed.lane == stage.devices[self.ranks(stage, microbatch)[0]]
-        if is_first and self.placed.machine.devices[placed.device].device.kind != "cpu":
+        device = self.placed.machine.devices[placed.device].device
+        if is_first and device.kind != "cpu":
             number = self.placement.stages.index(stage)
-            self.kernels[number, microbatch] += len(placed.operator.works)
+            self.kernels[number, microbatch] += sum(is_needed(device, each) for each in placed.operator.works)
 
     # -- collectives ----------------------------------------------------------------------------------
 

@@ -15,13 +15,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.costs.host import step_s
-from simulator.costs.operators import blended_terms, kernel_rates
+from simulator.costs.operators import blended_terms, cold_share, is_needed, kernel_rates, with_least
 from simulator.costs.transfers import (
     collective_bytes_per_s,
     collective_ways,
@@ -32,11 +32,12 @@ from simulator.costs.transfers import (
 from simulator.errors import SimulatorError
 from simulator.graph.machine import Directed
 from simulator.graph.shape import FEATURE_COUNT, Amount, StepShape, total
+from simulator.graph.work import Work
 from simulator.placement.plan import Task, Template
 from simulator.placement.program import Program
 from simulator.simulation.ticks import LONGEST_STEP_S, TICKS_PER_S, Ticks, tick, ticks
 from simulator.specs.engine import Engine
-from simulator.specs.hardware import Algorithm
+from simulator.specs.hardware import Algorithm, Device
 from simulator.units import format_seconds
 
 Floats = NDArray[np.float64]
@@ -59,8 +60,21 @@ class _Kernel:
 
     compute: _Form
     memory: _Form
+    least: _Form
+    """What one processor needs for its part; of several chains, for all of them."""
+    chains: _Form | None
+    """How many chains those are, where that depends on the step."""
+    longest_chain_s: float
+    """Longer ones are shared out."""
+    regrouped: _Form | None
+    """What comes to the memory time in a batch with prompts."""
     overhead_s: float
     blend: float
+    split_s: float
+    cache_s: float
+    """How long the device's cache takes to stream through once, from memory; infinite where it plays no
+    part."""
+    cached: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +118,8 @@ class Durations:
 
     total: Ticks
     lone_s: Floats
-    """The linear forms: arithmetic and memory time of each kernel, each load, each host form, each bus."""
+    """The linear forms: arithmetic, memory and least time of each kernel, each load, each host form, each
+    bus."""
     shares: dict[int, tuple[list[float], float]] = field(default_factory=dict, compare=False)
     """By class, what a lone flow of it takes of its links, and its bytes/s; worked out when asked for."""
 
@@ -131,8 +146,19 @@ class PricedTemplate:
         loads = [(price.microbatch, load) for price in self._prices for load in price.loads]
         host = [(price.microbatch, form) for price in self._prices for form in price.host]
         bus = [(price.microbatch, form) for price in self._prices for form in price.bus]
-        forms = [(m, k.compute) for m, k in kernels] + [(m, k.memory) for m, k in kernels]
+        forms = [(m, getattr(k, part)) for part in ("compute", "memory", "least") for m, k in kernels]
         forms += loads + host + bus
+        chained = [(at, m, k.chains) for at, (m, k) in enumerate(kernels) if k.chains]
+        regrouped = [(at, m, k.regrouped) for at, (m, k) in enumerate(kernels) if k.regrouped]
+        bus_end = len(forms)
+        forms += [(m, form) for _, m, form in chained] + [(m, form) for _, m, form in regrouped]
+        forms += [(m, _Form(Amount.of(has_prefill=1).coefficients, 1.0)) for _, m, _ in regrouped]
+        self._chained, self._regrouped = (np.array([at for at, *_ in each], dtype=np.intp)
+                                          for each in (chained, regrouped))  # fmt: skip
+        ends = accumulate((bus_end, len(chained), len(regrouped), len(regrouped)))
+        self._chains_at, self._regrouped_at, self._mixed_at = (
+            slice(start, end) for start, end in pairwise(ends)
+        )
         matrix: Floats = np.zeros((len(forms), FEATURE_COUNT * microbatches))
         for row, (microbatch, form) in enumerate(forms):
             first = FEATURE_COUNT * microbatch if len(form.coefficients) == FEATURE_COUNT else 0
@@ -141,14 +167,9 @@ class PricedTemplate:
         self._used = np.flatnonzero(matrix.any(axis=0))
         """Features that anything depends on; a model has a use for some of them only."""
         self._matrix = matrix[:, self._used].copy()
-        self._kernel_count, self._load_count, self._bus_start = (
-            len(kernels),
-            len(loads),
-            len(forms) - len(bus),
-        )
-        self._overhead_s = np.array([kernel.overhead_s for _, kernel in kernels])
-        self._blend = np.array([kernel.blend for _, kernel in kernels])
-        self._inverse_blend = 1 / self._blend
+        self._kernel_count, self._load_count = len(kernels), len(loads)
+        self._load_start, self._bus_start = 3 * len(kernels), bus_end - len(bus)
+        self._lay_out_kernels([kernel for _, kernel in kernels])
         self._kernel_starts = _starts([len(price.kernels) for price in self._prices])
         self._load_starts = _starts([len(price.loads) for price in self._prices])
         self._load_s_per_byte = np.array([load.s_per_unit for _, load in loads])
@@ -164,6 +185,47 @@ class PricedTemplate:
         self._longest_s = LONGEST_STEP_S - float(latency_s @ self._tasks_of_class)
         """What the rest of all tasks may come to."""
 
+    def _lay_out_kernels(self, kernels: Sequence[_Kernel]) -> None:
+        """What all kernels have, and which of them a cache, a least time or a second pass concerns."""
+        self._overhead_s = np.array([kernel.overhead_s for kernel in kernels])
+        self._blend = np.array([kernel.blend for kernel in kernels])
+        self._inverse_blend = 1 / self._blend
+        self._split_s = np.array([kernel.split_s for kernel in kernels])
+        self._splits = bool(self._split_s.any())
+        self._warm = np.array([at for at, k in enumerate(kernels) if k.cached > 1], dtype=np.intp)
+        self._cache_s = np.array([kernels[at].cache_s for at in self._warm])
+        self._cached = np.array([kernels[at].cached for at in self._warm])
+        self._longest_chain_s = np.array([kernels[at].longest_chain_s for at in self._chained])
+        has_least = [at for at, k in enumerate(kernels) if any(k.least.coefficients) and k.least.s_per_unit]
+        self._least = np.array(has_least, dtype=np.intp)
+        self._least_blend = self._blend[self._least]
+
+    def _kernel_terms(self, lone_s: Floats) -> tuple[Floats, Floats, Floats]:
+        """Time of every kernel on arithmetic, on memory with all that delays it, and its fixed overhead."""
+        count = self._kernel_count
+        compute_s, memory_s = lone_s[..., :count], lone_s[..., count : 2 * count]
+        least_s = lone_s[..., 2 * count : 3 * count]
+        overhead_s = self._overhead_s * (memory_s > 0)
+        if len(self._chained):
+            least_s = least_s.copy()
+            mean_s = least_s[..., self._chained] / np.maximum(lone_s[..., self._chains_at], 1.0)
+            least_s[..., self._chained] = np.minimum(mean_s, self._longest_chain_s)
+        if self._splits:
+            overhead_s = overhead_s + self._split_s * (memory_s > least_s)
+        if len(self._warm) or len(self._least) or len(self._regrouped):
+            memory_s = memory_s.copy()
+        if len(self._regrouped):
+            again_s = lone_s[..., self._regrouped_at] * lone_s[..., self._mixed_at]
+            memory_s[..., self._regrouped] += again_s
+        if len(self._warm):
+            warm_s = memory_s[..., self._warm]
+            share = 1 - (1 - cold_share(warm_s / self._cache_s)) * (1 - 1 / self._cached)
+            memory_s[..., self._warm] = warm_s * share
+        if len(self._least):
+            which = self._least
+            memory_s[..., which] = with_least(memory_s[..., which], least_s[..., which], self._least_blend)
+        return compute_s, memory_s, overhead_s
+
     def durations(self, shapes: Sequence[StepShape]) -> Durations:
         """Price every class for a step with the given shape of each microbatch."""
         total, lone_s = self.durations_of_many(np.array(shapes, dtype=np.float64).reshape(1, -1))
@@ -177,14 +239,13 @@ class PricedTemplate:
         matrix product by BLAS does not promise.
         """
         lone_s = np.einsum("sf,rf->sr", features.take(self._used, axis=1), self._matrix)
-        count = self._kernel_count
-        compute_s, memory_s = lone_s[:, :count], lone_s[:, count : 2 * count]
+        compute_s, memory_s, overhead_s = self._kernel_terms(lone_s)
         longer = np.maximum(compute_s, memory_s)
         ratio = np.minimum(compute_s, memory_s) / np.maximum(longer, TINY_S)
         kernel_s = longer * (1 + ratio**self._blend) ** self._inverse_blend
-        kernel_s += self._overhead_s * (memory_s > 0)
-        flow_s = self._flow_s(lone_s[:, 2 * count : 2 * count + self._load_count])
-        host_s = lone_s[:, 2 * count + self._load_count : self._bus_start]
+        kernel_s += overhead_s
+        flow_s = self._flow_s(lone_s[:, self._load_start : self._load_start + self._load_count])
+        host_s = lone_s[:, self._load_start + self._load_count : self._bus_start]
         kernel_s = np.add.reduceat(kernel_s, self._kernel_starts, axis=1)
         own_s = np.concatenate((kernel_s, flow_s, host_s), axis=1)
         if (own_s @ self._tasks_of_class).max() > self._longest_s:
@@ -224,8 +285,7 @@ class PricedTemplate:
             share = min(1.0, alone_s / (int(durations.total[price_class]) / TICKS_PER_S))
             return [share], share / price.bus[0].s_per_unit
         rows = self._load_slices[price_class]
-        start = 2 * self._kernel_count
-        each_s = durations.lone_s[start : start + self._load_count][rows]
+        each_s = durations.lone_s[self._load_start : self._load_start + self._load_count][rows]
         longest_s = max(float(each_s.max()), TINY_S)
         if price.ways != _STRAIGHT:
             own_ticks = int(durations.total[price_class]) - int(self.latency[price_class])
@@ -245,18 +305,16 @@ class PricedTemplate:
 
     def split_s(self, lone_s: Floats) -> Floats:
         """Seconds of each class by `PARTS`: shape [..., class, part], for lone times of shape [..., form]."""
-        count = self._kernel_count
-        compute_s, memory_s = lone_s[..., :count], lone_s[..., count : 2 * count]
+        compute_s, memory_s, overhead_s = self._kernel_terms(lone_s)
         arithmetic_s, traffic_s = blended_terms(compute_s, memory_s, self._blend)
-        overhead_s = self._overhead_s * (memory_s > 0)
         result = np.zeros((*lone_s.shape[:-1], self.class_count, len(PARTS)))
         kernels, flows = len(self._kernel_starts), len(self._load_starts)
         for part, of_kernels_s in ((0, arithmetic_s), (1, traffic_s), (4, overhead_s)):
             result[..., :kernels, part] = np.add.reduceat(of_kernels_s, self._kernel_starts, axis=-1)
         if flows:
-            moving_s = self._flow_s(lone_s[..., 2 * count : 2 * count + self._load_count])
+            moving_s = self._flow_s(lone_s[..., self._load_start : self._load_start + self._load_count])
             result[..., kernels : kernels + flows, 2] = moving_s + self._latency_s[kernels : kernels + flows]
-        result[..., kernels + flows :, 3] = lone_s[..., 2 * count + self._load_count : self._bus_start]
+        result[..., kernels + flows :, 3] = lone_s[..., self._load_start + self._load_count : self._bus_start]
         return result
 
 
@@ -375,13 +433,30 @@ class _Pricer:
 
     def _kernels(self, task: Task) -> list[_Kernel]:
         device = self.program.machine.devices[task.place].device
-        kernels = []
-        for work in task.works:
-            rates = kernel_rates(device, work.operator_class, work.formats)
-            compute = _Form(work.flops.coefficients, 1 / rates.flops_per_s)
-            memory = _Form(work.moved_bytes.coefficients, 1 / rates.bytes_per_s)
-            kernels.append(_Kernel(compute, memory, rates.overhead_s, rates.blend))
-        return kernels
+        return [self._kernel(work, device) for work in task.works if is_needed(device, work)]
+
+    @staticmethod
+    def _kernel(work: Work, device: Device) -> _Kernel:
+        rates = kernel_rates(device, work.operator_class, work.formats)
+        flops = work.flops + work.block_flops * rates.pairs_in_block
+        compute = _Form(flops.coefficients, 1 / rates.flops_per_s)
+        memory = _Form(work.moved_bytes.coefficients, 1 / rates.bytes_per_s)
+        chains = regrouped = None
+        if work.block_bytes and rates.block:
+            least = _Form((work.block_bytes * rates.block).coefficients, 1 / rates.bytes_per_s)
+        elif work.chains and rates.chain_s:
+            least = _Form(work.chains.coefficients, rates.chain_s)
+            chains = _Form(work.chain_count.coefficients, 1.0)
+        else:
+            least = _Form(Amount.of(one=1).coefficients, rates.chain_time_s(work.chain))
+        if work.regrouped_bytes and rates.regroup:
+            regrouped = _Form(work.regrouped_bytes.coefficients, rates.regroup / rates.bytes_per_s)
+        cached = rates.cached if work.is_warm and rates.cache_bytes else 1.0
+        cache_s = (rates.cache_bytes or math.inf) / rates.bytes_per_s
+        return _Kernel(
+            compute, memory, least, chains, rates.longest_chain_s, regrouped, rates.overhead_s, rates.blend,
+            rates.split_s, cache_s, cached,
+        )  # fmt: skip
 
     def _bytes_per_s(self, task: Task, directed: Sequence[Directed], link: Directed) -> float:
         if task.kind == "collective":

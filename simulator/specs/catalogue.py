@@ -8,15 +8,17 @@ from typing import Any, Literal, TypeVar
 import simulator
 from simulator.errors import InputError, Problem, did_you_mean
 from simulator.specs.base import Case, Spec, is_file, is_identifier, is_path
+from simulator.specs.device_class import DeviceClass, with_defaults
 from simulator.specs.engine import Engine
 from simulator.specs.hardware import Device, Host, Link
 from simulator.specs.load import Loaded, load_with_figures
 from simulator.specs.workload import LengthHistogram
 
-Kind = Literal["devices", "hosts", "links", "machines", "models", "engines", "lengths"]
+Kind = Literal["devices", "classes", "hosts", "links", "machines", "models", "engines", "lengths"]
 
 FOLDERS: Mapping[Kind, str] = {
     "devices": "hardware_profiles/devices",
+    "classes": "hardware_profiles/classes",
     "hosts": "hardware_profiles/hosts",
     "links": "hardware_profiles/links",
     "machines": "hardware_profiles/machines",
@@ -27,6 +29,7 @@ FOLDERS: Mapping[Kind, str] = {
 
 SINGULAR: Mapping[Kind, str] = {
     "devices": "device",
+    "classes": "device class",
     "hosts": "host",
     "links": "link",
     "machines": "machine",
@@ -50,6 +53,7 @@ class Catalogue:
     def __init__(self, roots: tuple[Path, ...] | None = None) -> None:
         self.roots = default_roots() if roots is None else roots
         self._loaded: dict[tuple[Path, type[Spec], Case], Loaded[Any]] = {}
+        self._devices: dict[tuple[Path, Case], Loaded[Device]] = {}
 
     def ids(self, kind: Kind) -> tuple[str, ...]:
         """Every id of a kind, sorted."""
@@ -82,8 +86,34 @@ class Catalogue:
         return f"no such {SINGULAR[kind]}{hint or '; ' + listed}"
 
     def device(self, name: str, case: Case = "nominal") -> Loaded[Device]:
-        """The device of an id."""
-        return self.load("devices", name, Device, case)
+        """The device of an id, with what its kind and generation lend it."""
+        path = self.path("devices", name)
+        if (path, case) not in self._devices:
+            loaded = self.load_path(path, Device, case)
+            lenders = self.classes_of(loaded.record.kind, loaded.record.generation, case)
+            self._devices[path, case] = Loaded(with_defaults(loaded.record, lenders), loaded.figures)
+        return self._devices[path, case]
+
+    def classes_of(
+        self, kind: str, generation: str | None, case: Case = "nominal"
+    ) -> tuple[tuple[str, DeviceClass], ...]:
+        """The classes that lend figures to devices of a kind and generation, by id, the nearest first."""
+        found: dict[str, DeviceClass] = {}
+        name: str | None = kind if generation is None else f"{kind}-{generation}"
+        if self._class_path(f"{name}") is None:
+            name = kind
+        while name is not None and name not in found:
+            path = self._class_path(name)
+            if path is None:
+                self.path("classes", name)
+                break
+            found[name] = self.load_path(path, DeviceClass, case).record
+            name = found[name].follows or (kind if name != kind else None)
+        return tuple(found.items())
+
+    def _class_path(self, name: str) -> Path | None:
+        """Of a class; those that ship count where a catalogue has none of its own."""
+        return self.find("classes", name) or Catalogue((shipped_root(),)).find("classes", name)
 
     def host(self, name: str, case: Case = "nominal") -> Loaded[Host]:
         """The host of an id."""
@@ -117,7 +147,11 @@ class Catalogue:
 def default_roots() -> tuple[Path, ...]:
     """$PLACEWRIGHT_PATH, the working folder, then what ships with the program."""
     listed = os.environ.get(SEARCH_PATH_VARIABLE, "").split(os.pathsep)
+    return tuple(dict.fromkeys([*(Path(each) for each in listed if each), Path.cwd(), shipped_root()]))
+
+
+def shipped_root() -> Path:
+    """What ships with the program."""
     package = Path(simulator.__file__).parent
     packaged = package / "_data"
-    shipped = packaged if packaged.is_dir() else package.parent
-    return tuple(dict.fromkeys([*(Path(each) for each in listed if each), Path.cwd(), shipped]))
+    return packaged if packaged.is_dir() else package.parent

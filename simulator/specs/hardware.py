@@ -44,8 +44,20 @@ ITEM_BYTES: dict[Precision, float] = {
 }
 """Bytes one number takes in memory; tf32 is stored as fp32."""
 
-OPERATOR_CLASSES = ("matmul", "attention_prefill", "attention_decode", "elementwise", "embedding", "sampling")
+OPERATOR_CLASSES = (
+    "matmul", "grouped_matmul", "attention_prefill", "attention_decode", "norm", "activation", "rotary",
+    "elementwise", "quantise", "embedding", "sampling",
+)  # fmt: skip
 """Kinds of kernel that reach different shares of a device's peaks."""
+
+BROADER_CLASS = {
+    "grouped_matmul": "matmul",
+    "norm": "elementwise",
+    "activation": "elementwise",
+    "rotary": "elementwise",
+    "quantise": "elementwise",
+}
+"""Whose figures count for a class that has none of its own."""
 
 
 def _operator_class(key: str) -> str:
@@ -107,8 +119,9 @@ class Transition(Spec):
 class Efficiency(Spec):
     """How close real kernels of one operator class come to a device's peaks.
 
-    time = ((flops / (peak * compute)) ** blend + (bytes / (bandwidth * memory)) ** blend)
-    ** (1 / blend) + overhead
+    time = (compute_time ** blend + memory_time ** blend + least_time ** blend) ** (1 / blend) + overhead,
+    with compute_time = flops / (peak * compute), memory_time = bytes / (bandwidth * memory), and least_time
+    what one processor alone needs for its own part, however many others there are: `chain`, `block`.
     """
 
     compute: PositiveShare
@@ -118,7 +131,23 @@ class Efficiency(Spec):
     overhead_s: Annotated[Seconds, Field(alias="overhead")]
     """Time a kernel takes however small its work."""
     blend: Annotated[float, Quantity(units.NUMBER, better="high", least=1)]
-    """1 adds the two terms; the larger, the more they overlap."""
+    """1 adds the terms; the larger, the more they overlap."""
+    chain_s: Annotated[Seconds, Field(alias="chain")] = 0.0
+    """Time that one processor takes for each number it goes through in sequence: of a matmul those summed
+    into one output, of a norm or another kernel by rows those of a row, of attention in prefill the keys of a
+    sequence."""
+    chain_most: Annotated[WholeNumber, Field(ge=1, le=10**9)] | None = None
+    """Longer chains are shared out among processors; absent: never."""
+    block: Annotated[WholeNumber, Field(ge=0, le=10**6)] = 0
+    """What is always worked on at once: of attention so many keys and queries of each sequence, of a
+    quantise kernel so many numbers of each row."""
+    split_s: Annotated[Seconds, Field(alias="split")] = 0.0
+    """Of attention in decode: what it takes to join the parts of sequences longer than a block."""
+    regroup: Share = 0.0
+    """Of attention in decode in a batch that has prompts too: the share of keys and values that each query head
+    of a group reads again, where kernels for such batches do not keep groups together."""
+    cached: Annotated[float, Quantity(units.NUMBER, better="high", least=1, most=100)] = 1.0
+    """How many times faster bytes are read and written that the device's cache holds."""
 
 
 class Power(Spec):

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from simulator.specs.base import Spec
+from simulator.specs.device_class import DeviceClass
 from simulator.specs.engine import Engine
 from simulator.specs.hardware import Device, Host, Link
 from simulator.specs.machine import ClusterFile, NodeFile
@@ -27,6 +28,7 @@ def schemas(strategies: Sequence[type[Spec]] = ()) -> dict[str, JsonSchema]:
     machine: TypeAdapter[Any] = TypeAdapter(NodeFile | ClusterFile)
     found = {
         "device": Device.model_json_schema(),
+        "class": DeviceClass.model_json_schema(),
         "host": Host.model_json_schema(),
         "link": Link.model_json_schema(),
         "machine": machine.json_schema(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import networkx as nx
 
@@ -13,11 +13,13 @@ from simulator.graph.model_graph import work_graph
 from simulator.graph.shape import StepShape
 from simulator.graph.work import Operator
 from simulator.specs.architecture import Architecture, Experts, LayerSpec, LinearAttention
+from simulator.specs.hardware import BROADER_CLASS
 from simulator.study.model_question import ModelQuestion, Step
 from simulator.study.show_model import Amounts, amounts_of, attention_kind, layer_kinds
 
 NodeClass = Literal["matmul", "attention", "elementwise", "embedding", "sampling"]
-"""The class of an operator's first kernel, but attention where one of its kernels is."""
+"""The class of an operator's first kernel, the broader one where there is; attention where one of its
+kernels is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +101,7 @@ def _class_of(operator: Operator) -> NodeClass:
     found = [work.operator_class for work in operator.works]
     if "attention_prefill" in found or "attention_decode" in found:
         return "attention"
-    first = found[0]
-    assert first != "attention_prefill" and first != "attention_decode"
-    return first
+    return cast(NodeClass, BROADER_CLASS.get(found[0], found[0]))
 
 
 def _operators(graph: nx.DiGraph[str]) -> list[Operator]:

@@ -14,6 +14,7 @@ from simulator.graph.model_graph import kv_bytes_per_token, parameter_count
 from simulator.graph.work import Formats
 from simulator.placement.strategies import STRATEGIES
 from simulator.specs.catalogue import SINGULAR, Catalogue, Kind
+from simulator.specs.device_class import DeviceClass
 from simulator.specs.machine import load_machine
 from simulator.specs.model import load_model
 from simulator.specs.scenario import load_scenario
@@ -93,6 +94,12 @@ def _device(name: str, catalogue: Catalogue) -> tuple[str, str]:
     return device.name, f"{device.kind}, {format_bytes(memory.capacity_bytes)}, {bandwidth}"
 
 
+def _class(name: str, catalogue: Catalogue) -> tuple[str, str]:
+    lent = catalogue.load("classes", name, DeviceClass).record
+    follows = f", then as {lent.follows}" if lent.follows else ""
+    return lent.name, f"{', '.join(lent.efficiency) or 'nothing of its own'}{follows}"
+
+
 def _host(name: str, catalogue: Catalogue) -> tuple[str, str]:
     loaded = catalogue.host(name)
     host = loaded.record
@@ -143,6 +150,7 @@ def _lengths(name: str, catalogue: Catalogue) -> tuple[str, str]:
 
 _DESCRIBE: Mapping[str, Callable[[str, Catalogue], tuple[str, str]]] = {
     "devices": _device,
+    "classes": _class,
     "hosts": _host,
     "links": _link,
     "machines": _machine,

@@ -53,9 +53,9 @@ class Amounts:
 def amounts_of(operator: Operator, shape: StepShape) -> Amounts:
     """The work of one operator in a step."""
     return Amounts(
-        sum(work.flops.at(shape) for work in operator.works),
+        sum(work.flops.at(shape) for work in operator.own_works),
         operator.dense_flops.at(shape),
-        sum(work.moved_bytes.at(shape) for work in operator.works),
+        sum(work.moved_bytes.at(shape) for work in operator.own_works),
     )
 
 

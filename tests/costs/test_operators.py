@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.costs.operators import CLASS_DEFAULTS, arithmetic, blended_terms, efficiency_of, kernel_rates
+from simulator.costs.operators import arithmetic, blended_terms, efficiency_of, kernel_rates
 from simulator.graph.shape import Chunk, StepShape
 from simulator.graph.work import OperatorClass
 from simulator.simulation.pricing import PricedTemplate
 from simulator.simulation.ticks import seconds, tick, ticks
+from simulator.specs.catalogue import Catalogue
+from simulator.specs.device_class import with_defaults
 from simulator.specs.hardware import OPERATOR_CLASSES, Device, Efficiency, Precision
 from tests import tiny
 
@@ -91,18 +93,22 @@ def with_efficiency(**figures: Efficiency) -> Device:
 def test_the_most_specific_figures_count() -> None:
     general = Efficiency(compute=0.5, memory=0.5, overhead_s=1e-6, blend=1.0)
     special = Efficiency(compute=0.8, memory=0.9, overhead_s=2e-6, blend=3.0)
-    device = with_efficiency(matmul=general, matmul__bf16=special)
-    assert efficiency_of(device, "matmul", "bf16") == (special, False)
-    assert efficiency_of(device, "matmul", "fp8") == (general, False)
-    default, is_default = efficiency_of(device, "sampling", "bf16")
-    assert (default, is_default) == (CLASS_DEFAULTS["gpu"]["sampling"], True)
+    device = with_efficiency(matmul=general, matmul__bf16=special, elementwise=general, norm__bf16=special)
+    assert efficiency_of(device, "matmul", "bf16") == special
+    assert efficiency_of(device, "matmul", "fp16") == special  # the same rate
+    assert efficiency_of(device, "matmul", "fp8") == general
+    assert efficiency_of(device, "grouped_matmul", "bf16") == special  # the broader class
+    assert efficiency_of(device, "norm", "bf16") == special
+    assert efficiency_of(device, "norm", "fp32") == general
+    assert efficiency_of(device, "rotary", "bf16") == general
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu", "accelerator"])
 def test_every_kind_of_device_has_a_default_for_every_class(kind: str) -> None:
     bare = tiny.device(kind).model_copy(update={"efficiency": {}})
+    whole = with_defaults(bare, Catalogue().classes_of(kind, "of-the-future"))
     for operator_class in OPERATOR_CLASSES:
-        rates = kernel_rates(bare, cast(OperatorClass, operator_class), ("bf16",))
+        rates = kernel_rates(whole, cast(OperatorClass, operator_class), ("bf16",))
         assert 0 < rates.flops_per_s <= 1e9
         assert 0 < rates.bytes_per_s <= 1e9
         assert rates.blend >= 1

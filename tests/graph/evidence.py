@@ -170,7 +170,7 @@ def amounts_of(operator: Operator) -> dict[str, Amount]:
     return {
         "dense_flops": operator.dense_flops,
         "flops": total(work.flops for work in operator.works),
-        "moved_bytes": total(work.moved_bytes for work in operator.works),
+        "moved_bytes": total(work.moved_bytes for work in operator.own_works),
         **{f"written {place}": value.elements for place, value in enumerate(operator.writes)},
     }
 

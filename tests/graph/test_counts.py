@@ -172,7 +172,7 @@ def test_bytes_and_flops_of_every_shard_agree_with_what_it_touched(name: str, de
             operator = operators[node]
             router = notes.get((node[0], f"layers.{operator.layer}.router"))
             mine = shape._replace(active_experts=router.active_experts or 0) if router else shape
-            assert total(work.moved_bytes for work in operator.works).at(mine) == touched.moved_bytes(FORMATS)
+            assert total(work.moved_bytes for work in operator.own_works).at(mine) == touched.moved_bytes(FORMATS)
             assert operator.dense_flops.at(mine) == touched.dense_flops
             assert [value.elements.at(mine) for value in operator.writes] == touched.written
 

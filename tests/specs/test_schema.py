@@ -19,7 +19,7 @@ def _accepts(schema: dict[str, Any], text: str) -> bool:
 
 def test_there_is_one_for_every_kind_of_file() -> None:
     found = schemas(STRATEGIES)
-    kinds = {"device", "host", "link", "machine", "model", "engine", "lengths", "scenario"}
+    kinds = {"device", "class", "host", "link", "machine", "model", "engine", "lengths", "scenario"}
     assert set(found) == kinds
     assert json.loads(json.dumps(found)) == found
 

@@ -105,7 +105,7 @@ def read_columns(path: Path) -> Columns:
 
 
 def _read_csv(path: Path) -> Any:
-    """Numbers where a whole column is numbers, else text; a line stays a row, so messages can name it."""
+    """A column is numbers where all of its cells are; blank cells and nan are no value."""
     return csv.read_csv(
         path, convert_options=csv.ConvertOptions(strings_can_be_null=True, null_values=["", "nan", "NaN"])
     )

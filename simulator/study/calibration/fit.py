@@ -1,0 +1,188 @@
+"""Fits the numbers of a profile's `efficiency` to measured kernels.
+
+Robust least squares on the logarithm of predicted over measured: an error of a factor counts alike at 3 us and at
+30 ms, and rows that nothing explains (a clock that fell, another kernel) pull little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from simulator.costs.operators import Floats, KernelRates, arithmetic, kernel_s, rates_of
+from simulator.graph.work import OperatorClass
+from simulator.specs.hardware import Device, Efficiency, Precision
+from simulator.study.calibration.samples import Part, Samples
+
+MOST_ROWS = 3000
+"""Of one table and kind of kernel; more are thinned out evenly, which changes no number that matters."""
+
+LARGE_ERROR = 0.1
+"""Errors, as logarithms, from which on a row counts less and less."""
+
+Key = tuple[OperatorClass, Precision]
+
+PLAIN = Efficiency(compute=1.0, memory=1.0, overhead_s=0.0, blend=1.0)
+"""What is not fitted."""
+
+
+@dataclass(frozen=True)
+class _Number:
+    """One number of `Efficiency`: where it starts and between what it may lie, in the units of `scale`."""
+
+    name: str
+    start: float
+    low: float
+    high: float
+    scale: float = 1.0
+
+
+_COMPUTE = _Number("compute", 0.7, 0.02, 1.0)
+_MEMORY = _Number("memory", 0.8, 0.02, 1.0)
+_OVERHEAD = _Number("overhead_s", 4.0, 0.0, 400.0, 1e-6)
+_BLEND = _Number("blend", 2.0, 1.0, 8.0)
+_CHAIN = _Number("chain_s", 1.0, 0.0, 50.0, 1e-9)
+_CHAIN_MOST = _Number("chain_most", 2.0, 0.25, 32.0, 1024)
+_BLOCK = _Number("block", 1.0, 0.0, 40.0, 100)
+_SPLIT = _Number("split_s", 2.0, 0.0, 30.0, 1e-6)
+_REGROUP = _Number("regroup", 0.5, 0.0, 1.0)
+_CACHED = _Number("cached", 1.5, 1.0, 8.0)
+
+_ROWS = (_MEMORY, _OVERHEAD, _BLEND, _CHAIN, _CACHED)
+NUMBERS: Mapping[OperatorClass, tuple[_Number, ...]] = {
+    "matmul": (_COMPUTE, _MEMORY, _OVERHEAD, _BLEND, _CHAIN, _CHAIN_MOST, _CACHED),
+    "grouped_matmul": (_COMPUTE, _MEMORY, _OVERHEAD, _BLEND, _CHAIN, _CHAIN_MOST),
+    "attention_prefill": (_COMPUTE, _MEMORY, _OVERHEAD, _BLEND, _CHAIN, _BLOCK, _CACHED),
+    "attention_decode": (_COMPUTE, _MEMORY, _OVERHEAD, _BLEND, _BLOCK, _SPLIT, _REGROUP, _CACHED),
+    "norm": _ROWS,
+    "activation": _ROWS,
+    "rotary": _ROWS,
+    "elementwise": (_MEMORY, _OVERHEAD, _CACHED),
+    "quantise": (_MEMORY, _OVERHEAD, _BLOCK, _CACHED),
+    "embedding": (_MEMORY, _OVERHEAD, _CACHED),
+    "sampling": (_MEMORY, _OVERHEAD),
+}
+"""What is fitted of each class; what is left out stays as it is by default. Kernels without arithmetic have no
+share of it to find."""
+
+
+@dataclass(frozen=True)
+class FittedClass:
+    """The numbers of one operator class and precision, and how well they fit."""
+
+    operator_class: OperatorClass
+    precision: Precision
+    efficiency: Efficiency
+    samples: int
+    median_error: float
+    p90_error: float
+
+    @property
+    def key(self) -> str:
+        """As `efficiency` has it: matmul.bf16."""
+        return f"{self.operator_class}.{self.precision}"
+
+
+def fit(devices: Mapping[str, Device], samples: Sequence[Samples]) -> dict[Key, Efficiency]:
+    """Numbers for every class and precision in `samples`, which may be of several devices: one set for all.
+
+    Classes whose kernels were measured together are fitted together. Deterministic.
+    """
+    found: dict[Key, Efficiency] = {}
+    for keys, group in _fitted_together(samples):
+        found |= _fit(devices, keys, group)
+    return found
+
+
+def keys_of(samples: Samples) -> tuple[Key, ...]:
+    """Classes and precisions of the kernels that were measured, each once."""
+    return tuple(dict.fromkeys((part.operator_class, part.precision) for part in samples.parts))
+
+
+def _fitted_together(samples: Sequence[Samples]) -> list[tuple[tuple[Key, ...], list[Samples]]]:
+    """Samples by the kernels they share, in order of appearance."""
+    found: list[tuple[set[Key], list[Samples]]] = []
+    for each in samples:
+        keys = set(keys_of(each))
+        sharing = [one for one in found if one[0] & keys]
+        rest = [one for one in found if not one[0] & keys]
+        joined = (keys.union(*(one[0] for one in sharing)), [s for one in sharing for s in one[1]] + [each])
+        found = [*rest, joined]
+    return [(tuple(sorted(keys)), group) for keys, group in found]
+
+
+def _fit(
+    devices: Mapping[str, Device], keys: Sequence[Key], samples: Sequence[Samples]
+) -> dict[Key, Efficiency]:
+    thinned = [_thinned(each) for each in samples]
+    numbers = [(key, number) for key in keys for number in _free(key, devices, thinned)]
+    low, high = (np.array([getattr(number, end) for _, number in numbers]) for end in ("low", "high"))
+
+    def residuals(values: Floats) -> Floats:
+        efficiency = _efficiency_of(keys, numbers, values)
+        return np.concatenate([
+            np.log(predict(each, devices[each.device], efficiency) / each.time_s) for each in thinned
+        ])  # fmt: skip
+
+    best = None
+    for factor in (1.0, 0.5, 1.6):
+        start = np.clip([number.start * factor for _, number in numbers], low + 1e-6, high - 1e-6)
+        result = least_squares(residuals, start, bounds=(low, high), loss="soft_l1", f_scale=LARGE_ERROR)
+        if best is None or result.cost < best.cost * (1 - 1e-6):
+            best = result
+    assert best is not None
+    return _efficiency_of(keys, numbers, best.x)
+
+
+def _free(key: Key, devices: Mapping[str, Device], samples: Sequence[Samples]) -> tuple[_Number, ...]:
+    """The numbers of a class that samples can tell: of a cache only where a device states one, of batches with
+    prompts only where some were measured."""
+    used = {each.device for each in samples if key in keys_of(each)}
+    parts = [part for each in samples for part in each.parts if (part.operator_class, part.precision) == key]
+    unknowable = set[str]()
+    if not any(devices[name].memory.cache_bytes for name in used):
+        unknowable.add("cached")
+    if not any(part.load.regrouped_bytes.any() for part in parts):
+        unknowable.add("regroup")
+    return tuple(number for number in NUMBERS[key[0]] if number.name not in unknowable)
+
+
+def _thinned(samples: Samples) -> Samples:
+    """At most so many rows, evenly spread over all when ordered by time."""
+    if len(samples) <= MOST_ROWS:
+        return samples
+    order = np.argsort(samples.time_s, kind="stable")
+    kept = order[np.linspace(0, len(order) - 1, MOST_ROWS).astype(np.intp)]
+    return samples.at(np.sort(kept))
+
+
+def _efficiency_of(
+    keys: Sequence[Key], numbers: Sequence[tuple[Key, _Number]], values: Floats
+) -> dict[Key, Efficiency]:
+    """The records that a vector of fitted numbers stands for."""
+    found = {}
+    for key in keys:
+        mine = {number.name: float(value) * number.scale
+                for (owner, number), value in zip(numbers, values, strict=True) if owner == key}  # fmt: skip
+        found[key] = PLAIN.model_copy(update=mine)
+    return found
+
+
+def predict(samples: Samples, device: Device, efficiency: Mapping[Key, Efficiency]) -> Floats:
+    """Seconds of each row by the given numbers: its kernels one after the other."""
+    total: Floats = np.zeros(len(samples))
+    for part in samples.parts:
+        total += kernel_s(part.load, rates(part, device, efficiency))
+    return total
+
+
+def rates(part: Part, device: Device, efficiency: Mapping[Key, Efficiency]) -> KernelRates:
+    """What a kernel reaches on a device by the given numbers."""
+    peak = arithmetic(device, (part.precision,))[1]
+    bandwidth = device.memory.bandwidth_bytes_per_s
+    assert bandwidth is not None, "a device that computes states its memory's bandwidth"
+    reached = efficiency[part.operator_class, part.precision]
+    return rates_of(reached, peak, bandwidth, device.memory.cache_bytes)

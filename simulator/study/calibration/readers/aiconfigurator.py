@@ -1,0 +1,130 @@
+"""Tables in the format of NVIDIA's aiconfigurator: products and attention of serving stacks.
+
+Protocols, from the collectors beside the tables (ai-dynamo/aiconfigurator, collector/): products go round
+several sets of weights, so that small ones stay in the cache and large ones do not (6 sets under vLLM, under
+TensorRT-LLM as many as fill the L2 cache, 5 at most); fp8 brings activations to 8 bits in kernels of its own, by
+a stated scale under vLLM (one kernel), by a scale found first under TensorRT-LLM (three: clear, find, divide);
+attention runs on the same keys and values again and again, so that they stay in the cache if they fit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from simulator.costs.operators import Floats, KernelLoad
+from simulator.specs.catalogue import Catalogue
+from simulator.specs.hardware import Precision
+from simulator.study.calibration.columns import Columns
+from simulator.study.calibration.readers.registry import PRECISIONS, by_value, device_id, reader
+from simulator.study.calibration.samples import (
+    Heads,
+    Part,
+    Rows,
+    Samples,
+    TableSamples,
+    decode_load,
+    groups,
+    matmul_load,
+    prefill_load,
+    quantise_load,
+)
+
+VLLM_COPIES = 6
+TRTLLM_MOST_COPIES = 5
+
+EAGER_FLOOR_S = 200e-6
+"""Block-scaled products were launched one by one, not in a graph: rows that a bare roofline puts below this time
+the host that launches (its floor is 60 to 350 us in these tables)."""
+
+
+def milliseconds(values: Floats) -> Floats:
+    """Milliseconds as seconds."""
+    return values / 1000
+
+
+@reader("gemm_dtype", "m", "n", "k", "latency_ms", "system")
+def read_gemm(columns: Columns, catalogue: Catalogue) -> TableSamples:
+    found = TableSamples()
+    m, n, k = (columns.positive(name) for name in ("m", "n", "k"))
+    time_s = milliseconds(columns.positive("latency_ms"))
+    stacks = np.where(columns.texts("kernel_source", "") == "torch_flow", "trtllm", "vllm")
+    for (system, dtype, stack), rows in by_value(columns.texts("system"), columns.texts("gemm_dtype"), stacks):
+        device = device_id(system, catalogue)
+        if device is None:
+            found.unmapped[f"device {system} is not in the catalogue"] += len(rows)
+            continue
+        precision: Precision | None = PRECISIONS.get(dtype)
+        if precision is None:
+            reason = "block-scaled: launched eagerly, so that they time the host" if "block" in dtype else ""
+            found.unmapped[reason or f"number format {dtype} has no kernels of its own here"] += len(rows)
+            continue
+        cache = catalogue.device(device).record.memory.cache_bytes
+        parts = _product(m[rows], n[rows], k[rows], precision, stack, cache)
+        shape = {"m": m[rows], "n": n[rows], "k": k[rows]}
+        found.samples.append(Samples(columns.path.stem, device, parts, time_s[rows], shape,
+                                     groups((n[rows], k[rows]))))  # fmt: skip
+    return found
+
+
+def _product(
+    m: Floats, n: Floats, k: Floats, precision: Precision, stack: str, cache: float | None
+) -> tuple[Part, ...]:
+    is_narrow = precision in ("fp8", "fp4")
+    bytes_each = 1.0 if is_narrow else 2.0
+    copies: float | Floats = VLLM_COPIES
+    if stack == "trtllm":
+        copies = np.clip(np.ceil((cache or 0.0) / (bytes_each * n * k)), 1, TRTLLM_MOST_COPIES)
+    product = Part("matmul", precision, matmul_load(m, n, k, precision, "bf16", copies))
+    if not is_narrow:
+        return (product,)
+    cast = Part("quantise", precision, quantise_load(m, k, precision, "bf16"))
+    if stack != "trtllm":
+        return (product, cast)
+    reads = 2 * m * k
+    find = Part("quantise", precision, KernelLoad.of(0 * m, reads, block_bytes=2 * m, used_bytes=reads))
+    clear = Part("quantise", precision, KernelLoad.of(0 * m, np.full_like(m, 4.0), used_bytes=0 * m))
+    return (product, cast, find, clear)
+
+
+@reader("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "latency_ms", "system")
+def read_attention(columns: Columns, catalogue: Catalogue) -> TableSamples:
+    """A row of one new token is a decode, in whichever table it stands."""
+    found = TableSamples()
+    numbers = {name: columns.positive(name) for name in ("batch_size", "isl", "num_heads",
+                                                         "num_key_value_heads", "head_dim")}  # fmt: skip
+    numbers["step"] = columns.numbers("step", 0.0)
+    time_s = milliseconds(columns.positive("latency_ms"))
+    window = columns.numbers("window_size", 0.0)
+    phase = np.where(numbers["isl"] > 1, "prefill", "decode")
+    windowed = np.where(window > 0, "window", "")
+    keys = (columns.texts("system"), columns.texts("kv_cache_dtype", "bfloat16"), phase, windowed)
+    for (system, dtype, each, is_windowed), rows in by_value(*keys):
+        device = device_id(system, catalogue)
+        kv_cache = PRECISIONS.get(dtype)
+        if device is None or kv_cache is None or is_windowed:
+            reason = f"device {system} is not in the catalogue" if device is None else (
+                f"number format {dtype} of the KV cache has no kernels here" if kv_cache is None
+                else "attention in a window is not read yet")  # fmt: skip
+            found.unmapped[reason] += len(rows)
+            continue
+        found.samples.append(_attention(columns.path.stem, device, kv_cache, each, numbers, time_s, rows))
+    return found
+
+
+def _attention(
+    table: str, device: str, kv_cache: Precision, phase: str, numbers: dict[str, Floats], time_s: Floats,
+    rows: Rows,
+) -> Samples:  # fmt: skip
+    mine = {name: values[rows] for name, values in numbers.items()}
+    heads = Heads(mine["num_heads"], mine["num_key_value_heads"], mine["head_dim"])
+    batch, new, context = mine["batch_size"], mine["isl"], mine["step"]
+    computes_in: Precision = "fp8" if kv_cache == "fp8" else "bf16"
+    shape = {"batch": batch, "heads": heads.queries, "kv_heads": heads.keys, "head_dim": heads.width}
+    if phase == "prefill":
+        part = Part("attention_prefill", computes_in, prefill_load(batch, new, 0 * batch, heads, kv_cache))
+        shape["span"] = new
+    else:
+        part = Part("attention_decode", computes_in, decode_load(batch, new + context, heads, kv_cache))
+        shape["span"] = new + context
+    group = groups((batch, heads.queries, heads.keys, heads.width))
+    return Samples(table, device, (part,), time_s[rows], shape, group)

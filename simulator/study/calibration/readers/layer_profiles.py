@@ -1,0 +1,254 @@
+"""Profiles of one decoder layer: Vidur's, by number of tokens and tensor-parallel degree, and LLMServingSim's.
+
+Vidur (microsoft/vidur) times the operators of a layer in 16 bits, in milliseconds rounded to a microsecond.
+LLMServingSim (casys-kaist/LLMServingSim) times those of a named model in vLLM; its norms add the open branch to the
+residual stream in the same kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.costs.operators import Floats, KernelLoad
+from simulator.graph.work import OperatorClass
+from simulator.specs.architecture import Architecture, Attention, Mlp
+from simulator.specs.catalogue import Catalogue
+from simulator.specs.hardware import Precision
+from simulator.specs.model import load_model
+from simulator.study.calibration.columns import Columns
+from simulator.study.calibration.readers.aiconfigurator import milliseconds
+from simulator.study.calibration.readers.registry import PRECISIONS, by_value, device_id, reader
+from simulator.study.calibration.samples import (
+    Heads,
+    Part,
+    Samples,
+    TableSamples,
+    decode_load,
+    groups,
+    matmul_load,
+    prefill_load,
+    rows_load,
+)
+
+
+def microseconds(values: Floats) -> Floats:
+    """Microseconds as seconds."""
+    return values / 1e6
+
+
+# -- Vidur ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The widths of measured layers, one rank's share of each."""
+
+    tokens: Floats
+    hidden: Floats
+    query: Floats
+    keys: Floats
+    expanded: Floats
+    """Columns of the feed-forward network."""
+    ups: Floats
+    """2 where it is gated."""
+
+
+_Kernel = tuple[OperatorClass, Callable[[_Layer], KernelLoad]]
+
+
+def _product(n: Callable[[_Layer], Floats], k: Callable[[_Layer], Floats]) -> _Kernel:
+    return "matmul", lambda it: matmul_load(it.tokens, n(it), k(it), "fp16", "fp16")
+
+
+def _rows(operator_class: OperatorClass, numbers: Callable[[_Layer], Floats],
+          chain: Callable[[_Layer], Floats]) -> _Kernel:  # fmt: skip
+    return operator_class, lambda it: rows_load(it.tokens, numbers(it), chain(it))
+
+
+VIDUR: dict[str, _Kernel] = {
+    "emb": _rows("embedding", lambda it: 2 * it.hidden, lambda it: 0 * it.hidden),
+    "input_layernorm": _rows("norm", lambda it: 2 * it.hidden, lambda it: it.hidden),
+    "attn_pre_proj": _product(lambda it: it.query + 2 * it.keys, lambda it: it.hidden),
+    "attn_rope": _rows("rotary", lambda it: 2 * (it.query + it.keys), lambda it: it.query + it.keys),
+    "attn_post_proj": _product(lambda it: it.hidden, lambda it: it.query),
+    "post_attention_layernorm": _rows("norm", lambda it: 2 * it.hidden, lambda it: it.hidden),
+    "mlp_up_proj": _product(lambda it: it.ups * it.expanded, lambda it: it.hidden),
+    "mlp_act": _rows("activation", lambda it: (it.ups + 1) * it.expanded, lambda it: it.expanded),
+    "mlp_down_proj": _product(lambda it: it.hidden, lambda it: it.expanded),
+    "add": _rows("elementwise", lambda it: 3 * it.hidden, lambda it: 0 * it.hidden),
+}
+
+
+@reader("gpu", "num_tokens", "num_tensor_parallel_workers", "n_embd", "mlp_up_proj_ms_median")
+def read_vidur(columns: Columns, catalogue: Catalogue) -> TableSamples:
+    """Every operator of every row is a measurement; rows of one shape, repeated, keep their repetitions."""
+    found = TableSamples()
+    ranks = columns.positive("num_tensor_parallel_workers")
+    heads, kv_heads = columns.positive("n_head"), columns.positive("n_kv_head")
+    hidden = columns.positive("n_embd")
+    width = hidden / heads
+    gated = np.char.lower(columns.texts("use_gated_mlp")) == "true"
+    layer = _Layer(
+        columns.positive("num_tokens"), hidden, width * heads / ranks, width * np.maximum(kv_heads / ranks, 1),
+        columns.positive("n_expanded_embd") / ranks, np.where(gated, 2.0, 1.0),
+    )  # fmt: skip
+    for name, (operator_class, load_of) in VIDUR.items():
+        column = f"{name}_ms_median"
+        time_s = milliseconds(columns.numbers(column, 0.0))
+        load = load_of(layer)
+        for (system,), rows in by_value(columns.texts("gpu")):
+            device = device_id(system, catalogue)
+            measured = rows[time_s[rows] > 0]
+            missing = len(rows) - len(measured)
+            found.unmapped[f"{name}: blank, or shorter than the microsecond the table counts in"] += missing
+            if device is None:
+                found.unmapped[f"device {system} is not in the catalogue"] += len(measured)
+                continue
+            if len(measured):
+                found.samples.append(_vidur_samples(columns, name, operator_class, device,
+                                                    layer, load.at(measured), time_s[measured], measured))
+    found.unmapped = +found.unmapped
+    return found
+
+
+def _vidur_samples(
+    columns: Columns, name: str, operator_class: OperatorClass, device: str, layer: _Layer, load: KernelLoad,
+    time_s: Floats, rows: np.ndarray,
+) -> Samples:  # fmt: skip
+    shape = {"tokens": layer.tokens[rows], "chain": load.chain, "per_token": load.moved_bytes / layer.tokens[rows]}
+    if operator_class == "matmul":
+        n = load.flops / (2 * layer.tokens[rows] * load.chain)
+        shape = {"m": layer.tokens[rows], "n": n, "k": load.chain}
+    precision: Precision = "fp16"
+    group = groups((load.chain, np.round(load.flops / layer.tokens[rows]), layer.hidden[rows]))
+    return Samples(columns.path.stem, device, (Part(operator_class, precision, load),), time_s, shape, group, name)
+
+
+# -- LLMServingSim -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Widths:
+    """What one rank of a model holds, of its first layer."""
+
+    hidden: int
+    query: int
+    keys: int
+    expanded: int
+    vocabulary: int
+    heads: tuple[int, int, int]
+
+
+def _widths(name: str, ranks: int, catalogue: Catalogue) -> _Widths | None:
+    """Of a model as Hugging Face names it; None if the catalogue has none such or it is built otherwise."""
+    wanted = name.rpartition("/")[2].lower()
+    if catalogue.find("models", wanted) is None:
+        return None
+    model: Architecture = load_model(wanted, catalogue)
+    attention, mlp = model.layers[0].attention, model.layers[0].mlp
+    if not isinstance(attention, Attention) or not isinstance(mlp, Mlp) or not mlp.gated:
+        return None
+    heads, keys = attention.num_attention_heads // ranks, max(attention.num_key_value_heads // ranks, 1)
+    width = attention.head_dim
+    return _Widths(model.hidden_size, heads * width, keys * width, mlp.intermediate_size // ranks,
+                   model.vocab_size // ranks, (heads, keys, width))  # fmt: skip
+
+
+def _dense(layer: str, rows: Floats, it: _Widths, precision: Precision) -> Part | None:
+    def product(n: int, k: int) -> Part:
+        load = matmul_load(rows, np.full_like(rows, n), np.full_like(rows, k), precision, precision)
+        return Part("matmul", precision, load)
+
+    def by_rows(operator_class: OperatorClass, numbers: int, chain: int) -> Part:
+        return Part(operator_class, precision, rows_load(rows, numbers, float(chain)))
+
+    match layer:
+        case "qkv_proj":
+            return product(it.query + 2 * it.keys, it.hidden)
+        case "o_proj":
+            return product(it.hidden, it.query)
+        case "gate_up_proj":
+            return product(2 * it.expanded, it.hidden)
+        case "down_proj":
+            return product(it.hidden, it.expanded)
+        case "lm_head":
+            return product(it.vocabulary, it.hidden)
+        case "layernorm" | "final_layernorm":
+            return by_rows("norm", 4 * it.hidden, it.hidden)
+        case "act_fn":
+            return by_rows("activation", 3 * it.expanded, it.expanded)
+        case "rotary_emb":
+            return by_rows("rotary", 2 * (it.query + it.keys), it.query + it.keys)
+        case "embedding":
+            return by_rows("embedding", 2 * it.hidden, 0)
+        case "sampler":
+            return by_rows("sampling", it.vocabulary, 0)
+    return None
+
+
+@reader("gpu", "model", "dtype", "tp", "layer", "tokens", "time_us")
+def read_dense(columns: Columns, catalogue: Catalogue) -> TableSamples:
+    return _by_layer(columns, "tokens", catalogue)
+
+
+@reader("gpu", "model", "dtype", "tp", "layer", "sequences", "time_us")
+def read_per_sequence(columns: Columns, catalogue: Catalogue) -> TableSamples:
+    return _by_layer(columns, "sequences", catalogue)
+
+
+def _by_layer(columns: Columns, counted: str, catalogue: Catalogue) -> TableSamples:
+    found = TableSamples()
+    rows_of, time_s = columns.positive(counted), microseconds(columns.positive("time_us"))
+    keys = [columns.texts(name) for name in ("gpu", "model", "dtype", "tp", "layer")]
+    for (system, model, dtype, ranks, layer), rows in by_value(*keys):
+        device, precision = device_id(system, catalogue), PRECISIONS.get(dtype)
+        widths = _widths(model, int(float(ranks)), catalogue)
+        if device is None or precision is None or widths is None:
+            reason = (f"device {system}" if device is None else f"model {model}" if widths is None
+                      else f"number format {dtype}")  # fmt: skip
+            found.unmapped[f"{reason} is not in the catalogue"] += len(rows)
+            continue
+        part = _dense(layer, rows_of[rows], widths, precision)
+        if part is None:
+            found.unmapped[f"{layer} is no operator here"] += len(rows)
+            continue
+        shape = {"tokens": rows_of[rows]}
+        if part.operator_class == "matmul":
+            n = part.load.flops / (2 * rows_of[rows] * part.load.chain)
+            shape = {"m": rows_of[rows], "n": n, "k": part.load.chain}
+        # One layer of one model: runs of rows of similar size are left out together.
+        group = np.asarray(np.floor(np.log2(rows_of[rows])), dtype=np.int64)
+        found.samples.append(Samples(columns.path.stem, device, (part,), time_s[rows], shape, group, layer))
+    return found
+
+
+@reader("gpu", "model", "dtype", "tp", "prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us")
+def read_attention(columns: Columns, catalogue: Catalogue) -> TableSamples:
+    """One chunk of a prompt, some decodes, or both in one batch."""
+    found = TableSamples()
+    names = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
+    numbers = {name: columns.numbers(name) for name in names}
+    time_s = microseconds(columns.positive("time_us"))
+    kind = np.where(numbers["prefill_chunk"] > 0, np.where(numbers["n_decode"] > 0, "mixed", "prefill"), "decode")
+    keys = [columns.texts(name) for name in ("gpu", "model", "dtype", "tp")]
+    for (system, model, dtype, ranks, each), rows in by_value(*keys, kind):
+        device, precision = device_id(system, catalogue), PRECISIONS.get(dtype)
+        widths = _widths(model, int(float(ranks)), catalogue)
+        if device is None or precision is None or widths is None:
+            reason = (f"device {system}" if device is None else f"model {model}" if widths is None
+                      else f"number format {dtype}")  # fmt: skip
+            found.unmapped[f"{reason} is not in the catalogue"] += len(rows)
+            continue
+        new, context, batch, span = (numbers[name][rows] for name in names)
+        heads = Heads(*(np.full_like(new, float(count)) for count in widths.heads))
+        prefill = Part("attention_prefill", precision, prefill_load(0 * new + 1, new, context, heads, precision))
+        load = decode_load(batch, span, heads, precision, with_prompts=each == "mixed")
+        decode = Part("attention_decode", precision, load)
+        parts = {"prefill": (prefill,), "decode": (decode,), "mixed": (prefill, decode)}[each]
+        shape = dict(zip(("new", "context", "batch", "span"), (new, context, batch, span), strict=True))
+        found.samples.append(Samples(columns.path.stem, device, parts, time_s[rows], shape,
+                                     groups((context, span)), each))  # fmt: skip
+    return found

@@ -1,0 +1,134 @@
+"""Measured kernels in the terms of the cost model, whatever table they come from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.costs.operators import Floats, KernelLoad
+from simulator.graph.work import OperatorClass
+from simulator.specs.hardware import ITEM_BYTES, Precision
+
+Rows = NDArray[np.intp] | NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the kernels that a measurement consists of."""
+
+    operator_class: OperatorClass
+    precision: Precision
+    load: KernelLoad
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Measurements of one device that all run the same kernels: arrays with an entry for each row."""
+
+    table: str
+    """Name of its file, without suffix."""
+    device: str
+    """Id in the catalogue."""
+    parts: tuple[Part, ...]
+    time_s: Floats
+    shape: Mapping[str, Floats]
+    """What distinguishes rows, by name, for tables to look times up in."""
+    group: NDArray[np.int64]
+    """Rows of equal shape but for the number of tokens have the same number: they are left out together."""
+    label: str = ""
+    """Which operator of a table, where it has several of one class."""
+
+    def __len__(self) -> int:
+        return len(self.time_s)
+
+    @property
+    def main(self) -> Part:
+        """The kernel that the measurement is about."""
+        return self.parts[0]
+
+    def at(self, rows: Rows) -> Samples:
+        """Some of the rows."""
+        parts = tuple(replace(part, load=part.load.at(rows)) for part in self.parts)
+        shape = {name: values[rows] for name, values in self.shape.items()}
+        return replace(self, parts=parts, time_s=self.time_s[rows], shape=shape, group=self.group[rows])
+
+
+@dataclass
+class TableSamples:
+    """What a reader makes of a table."""
+
+    samples: list[Samples] = field(default_factory=list)
+    unmapped: Counter[str] = field(default_factory=Counter)
+    """Rows that are no kernel of the cost model, by reason."""
+
+
+def groups(columns: Iterable[Floats]) -> NDArray[np.int64]:
+    """A number for each distinct row of some columns."""
+    _, numbers = np.unique(np.stack(list(columns), axis=1), axis=0, return_inverse=True)
+    return np.asarray(numbers, dtype=np.int64).reshape(-1)
+
+
+# -- the loads of measured kernels, counted as the work graph counts them ------------------------------------
+
+
+def matmul_load(
+    m: Floats, n: Floats, k: Floats, weights: Precision, activations: Precision, copies: float | Floats = 1.0
+) -> KernelLoad:
+    """Of [m, k] by [k, n]; a benchmark that goes round `copies` sets of weights needs a cache for all."""
+    weight_bytes = ITEM_BYTES[weights] * n * k
+    rows_bytes = ITEM_BYTES[activations] * m * (k + n)
+    return KernelLoad.of(2 * m * n * k, weight_bytes + rows_bytes, chain=k,
+                         used_bytes=copies * weight_bytes + rows_bytes)  # fmt: skip
+
+
+def quantise_load(m: Floats, k: Floats, to: Precision, activations: Precision) -> KernelLoad:
+    """Of [m, k] activations, read and written in the narrower format."""
+    per_number = ITEM_BYTES[activations] + ITEM_BYTES[to]
+    moved = per_number * m * k
+    return KernelLoad.of(np.zeros_like(moved), moved, block_bytes=per_number * m, used_bytes=moved)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The attention of measured rows."""
+
+    queries: Floats
+    keys: Floats
+    width: Floats
+
+
+def prefill_load(batch: Floats, new: Floats, context: Floats, heads: Heads, kv_cache: Precision) -> KernelLoad:
+    """Of `batch` sequences with `new` tokens each on `context` cached ones, causal; 16-bit queries."""
+    per_pair = 4 * heads.queries * heads.width
+    pairs = batch * (new * context + new * (new + 1) / 2)
+    kv_bytes = ITEM_BYTES[kv_cache] * 2 * heads.keys * heads.width * batch * (context + new)
+    moved = kv_bytes + 4 * heads.queries * heads.width * batch * new
+    return KernelLoad.of(per_pair * pairs, moved, chain=context + new, block_flops=per_pair * batch,
+                         used_bytes=moved)  # fmt: skip
+
+
+def decode_load(
+    batch: Floats, span: Floats, heads: Heads, kv_cache: Precision, with_prompts: bool = False
+) -> KernelLoad:
+    """Of one token of each of `batch` sequences that sees `span` keys, alone or with prompts in the same
+    batch; 16-bit queries."""
+    per_key = ITEM_BYTES[kv_cache] * 2 * heads.keys * heads.width * batch
+    moved = per_key * span + 4 * heads.queries * heads.width * batch
+    again = per_key * span * (heads.queries / heads.keys - 1) * with_prompts
+    return KernelLoad.of(4 * heads.queries * heads.width * batch * span, moved, block_bytes=per_key,
+                         regrouped_bytes=again, used_bytes=per_key * span)  # fmt: skip
+
+
+def rows_load(rows: Floats, numbers: float | Floats, chain: float | Floats) -> KernelLoad:
+    """Of a kernel that reads and writes `numbers` of 16 bits of each row together, `chain` in sequence."""
+    moved = np.asarray(2.0 * rows * numbers, dtype=np.float64)
+    return KernelLoad.of(np.zeros_like(moved), moved, chain=chain, used_bytes=moved)
+
+
+def sizes(samples: Sequence[Samples]) -> int:
+    """Rows of some samples together."""
+    return sum(len(each) for each in samples)

@@ -1,0 +1,122 @@
+"""A kernel's price in a step is that of the same kernel by itself, whatever delays it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.costs.operators import KernelLoad, KernelRates, cold_share, is_needed, kernel_rates, kernel_s
+from simulator.graph.shape import Chunk, StepShape
+from simulator.graph.work import Formats, Work
+from simulator.simulation.pricing import PricedTemplate
+from simulator.specs.hardware import OPERATOR_CLASSES, Device, Efficiency, Memory
+from tests import tiny
+
+amount = st.floats(1.0, 1e12)
+RATES = {"flops_per_s": 1e12, "bytes_per_s": 1e11, "overhead_s": 2e-6, "blend": 2.0}
+
+
+def one(rates: KernelRates, flops: float, moved: float, **rest: float) -> float:
+    return float(kernel_s(KernelLoad.of(np.array([flops]), np.array([moved]), **rest), rates)[0])
+
+
+def test_a_short_kernel_takes_as_long_as_its_chain() -> None:
+    """64 numbers in sequence at 1 ns each, where arithmetic and memory take next to nothing."""
+    rates = KernelRates(**RATES, chain_s=1e-9)
+    assert one(rates, 1.0, 1.0, chain=64) == pytest.approx(2e-6 + 64e-9, rel=1e-6)
+
+
+def test_long_chains_are_shared_out() -> None:
+    rates = KernelRates(**RATES, chain_s=1e-9, chain_most=1000)
+    assert one(rates, 1.0, 1.0, chain=50_000) == one(rates, 1.0, 1.0, chain=1000)
+
+
+def test_a_block_is_read_whole_and_longer_sequences_are_joined() -> None:
+    """8 bytes a key, 128 keys a block: 4 keys cost what 128 do, and 4,096 cost a second pass."""
+    rates = KernelRates(**RATES, block=128, split_s=5e-6)
+    short = one(rates, 0.0, 4 * 8e3, block_bytes=8e3)
+    assert short == pytest.approx(2e-6 + ((4 * 8e-8) ** 2 + (128 * 8e-8) ** 2) ** 0.5, rel=1e-6)
+    assert one(rates, 0.0, 4096 * 8e3, block_bytes=8e3) == pytest.approx(7e-6 + 4096 * 8e-8, rel=1e-3)
+
+
+def test_causal_kernels_compute_half_a_block_on_the_diagonal() -> None:
+    rates = KernelRates(**RATES, block=100)
+    assert one(rates, 1e9, 1.0, block_flops=1e6) == pytest.approx(2e-6 + (1e9 + 5000e6) / 1e12, rel=1e-6)
+
+
+def test_a_cache_helps_what_it_holds() -> None:
+    rates = KernelRates(**RATES, cached=4.0, cache_bytes=1e6)
+    cold_s = one(rates, 0.0, 1e5) - 2e-6
+    assert one(rates, 0.0, 1e5, used_bytes=1e4) - 2e-6 == pytest.approx(cold_s / 4, rel=1e-6)
+    assert one(rates, 0.0, 1e5, used_bytes=1e8) - 2e-6 == pytest.approx(cold_s, rel=1e-6)
+    assert cold_share(np.array([0.5, 2.0])) == pytest.approx([1 / 257, 256 / 257])
+
+
+def test_query_heads_that_read_for_themselves() -> None:
+    rates = KernelRates(**RATES, regroup=0.5)
+    assert one(rates, 0.0, 1e6, regrouped_bytes=3e6) == pytest.approx(2e-6 + 2.5e6 / 1e11)
+
+
+@given(flops=amount, moved=amount, chain=st.floats(0, 1e5), block=st.floats(0, 1e6), factor=st.floats(1.0, 1e3))
+def test_more_of_anything_never_takes_less(
+    flops: float, moved: float, chain: float, block: float, factor: float
+) -> None:
+    rates = KernelRates(**RATES, chain_s=2e-9, chain_most=4096, block=64, cached=3.0, cache_bytes=1e7)
+    rest = {"chain": chain, "block_bytes": block, "block_flops": block, "used_bytes": moved}
+    base_s = one(rates, flops, moved, **rest) * (1 - 1e-12)
+    assert one(rates, flops * factor, moved, **rest) >= base_s
+    assert one(rates, flops, moved * factor, **rest | {"used_bytes": moved * factor}) >= base_s
+    assert one(rates, flops, moved, **rest | {"chain": chain * factor}) >= base_s
+    assert one(rates, flops, moved, **rest | {"block_bytes": block * factor}) >= base_s
+
+
+# -- a step's price is that of its kernels one by one ----------------------------------------------------------
+
+DETAILED = Efficiency(
+    compute=0.6, memory=0.7, overhead_s=3e-6, blend=1.7, chain_s=40e-9, chain_most=20, block=6, split_s=4e-6,
+    regroup=0.4, cached=3.0,
+)  # fmt: skip
+
+
+@given(
+    contexts=st.lists(st.integers(0, 300), max_size=5), prompts=st.lists(st.integers(2, 40), max_size=3),
+    formats=st.sampled_from([tiny.BF16, Formats("fp8", "bf16", "fp8")]),
+)  # fmt: skip
+def test_the_price_of_a_step_is_that_of_its_kernels(
+    contexts: list[int], prompts: list[int], formats: Formats
+) -> None:
+    chunks = [Chunk(number, context, 1, True) for number, context in enumerate(contexts)]
+    chunks += [Chunk(100 + number, 7 * number, new, True) for number, new in enumerate(prompts)]
+    if not chunks:
+        return
+    device = tiny.device(compute={"bf16": 1e9, "fp8": 2e9}).model_copy(
+        update={"efficiency": dict.fromkeys(OPERATOR_CLASSES, DETAILED),
+                "memory": Memory(capacity_bytes=1e9, bandwidth_bytes_per_s=1e9, cache_bytes=2000)}
+    )  # fmt: skip
+    graph = tiny.machine(tiny.node(gpus=[device]))
+    program = tiny.program(tiny.single(), graph, formats=formats)
+    priced = PricedTemplate(program.template(1), program, tiny.engine())
+    shape = StepShape.of(chunks)
+    durations = priced.durations((shape,))
+    for index, task in enumerate(priced.template.tasks):
+        if task.kind == "compute":
+            took = int(durations.total[priced.class_of_task[index]])
+            assert took * 1e-12 == pytest.approx(sum(alone_s(device, work, shape) for work in task.works), rel=1e-6)
+
+
+def alone_s(device: Device, work: Work, shape: StepShape) -> float:
+    """Seconds of one kernel of a step by `kernel_s`; nothing where it has nothing to do."""
+    if not is_needed(device, work) or not work.moved_bytes.at(shape):
+        return 0.0
+    chains = work.chain_count.at(shape)
+    moved = float(work.moved_bytes.at(shape))
+    load = KernelLoad.of(
+        np.array([float(work.flops.at(shape))]), np.array([moved]),
+        chain=work.chains.at(shape) / chains if chains else float(work.chain),
+        block_flops=float(work.block_flops.at(shape)), block_bytes=float(work.block_bytes.at(shape)),
+        regrouped_bytes=float(work.regrouped_bytes.at(shape)) * shape.has_prefill,
+        used_bytes=moved if work.is_warm else np.inf,
+    )  # fmt: skip
+    return float(kernel_s(load, kernel_rates(device, work.operator_class, work.formats))[0])
