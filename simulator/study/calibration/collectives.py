@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NoReturn, get_args
 
 import numpy as np
@@ -155,19 +155,19 @@ def fit_collectives(samples: Sequence[Sample], below_bytes: float = ENGINE_BELOW
     """The figures that fit measured collectives of one system best, or of several with links of one kind.
 
     Every group of algorithms has ways of its own. The engine's are fitted to its rows below `below_bytes`,
-    where it is quicker than the library, and end there. Rows launched eagerly tell of the host and are left
-    out. None where a library's rows are too few for any group.
+    and end there, for numbers of ranks at which it is quicker than the library. Where an engine has no
+    all-reduce of its own, its rows are the library's and are fitted as such. Rows launched eagerly tell of the
+    host and are left out. None where a library's rows are too few for any group.
     """
     if not samples:
         return None
-    library = tuple(
-        way
-        for algorithms in TOGETHER
-        for way in _fit_ways(*_of(samples, algorithms, "library"), algorithms)
-    )
+    library = _fit_library(samples)
     if not library:
         return None
-    engine = _fit_engine(samples, library, below_bytes) if "all_reduce" in library[0].algorithms else ()
+    most = _most_ranks_of_engine(samples, library, below_bytes) if library[0].algorithms == TOGETHER[0] else 0
+    if most < math.inf:
+        library = _fit_library([_handed_over(sample, most) for sample in samples])
+    engine = _fit_engine(samples, most, below_bytes)
     collectives = Collectives(engine=engine, library=library)
     errors = np.concatenate([_errors(collectives, each) for each in samples])
     return Fit(collectives, len(errors), float(np.median(errors)), float(np.quantile(errors, 0.9)))
@@ -197,33 +197,57 @@ def _of(samples: Sequence[Sample], algorithms: Sequence[Algorithm], by: By) -> t
     return work, np.log(np.concatenate([rows.time_s for rows, _ in chosen]))
 
 
-def _fit_engine(
+def _fit_library(samples: Sequence[Sample]) -> tuple[Collective, ...]:
+    return tuple(
+        way
+        for algorithms in TOGETHER
+        for way in _fit_ways(*_of(samples, algorithms, "library"), algorithms)
+    )
+
+
+def _most_ranks_of_engine(
     samples: Sequence[Sample], library: Sequence[Collective], below_bytes: float
-) -> tuple[Collective, ...]:
-    """The engine's own all-reduce, up to the number of ranks from which it is no quicker than the library:
-    there an engine has none, and its rows are the library's."""
+) -> float:
+    """The number of ranks up to which an engine's all-reduce is quicker than the library; infinite if it is
+    for all that were measured, 0 if for none."""
     by_library = Collectives(library=tuple(library))
-    own: list[Sample] = []
     quicker: dict[int, list[float]] = {}
     for sample in samples:
         rows = sample.rows.of(("all_reduce",), "engine")
-        rows = rows.where(rows.payload_bytes < below_bytes)
-        own.append(Sample(rows, sample.bytes_per_s))
+        rows = rows.where((rows.payload_bytes > SAME_BELOW_BYTES) & (rows.payload_bytes < below_bytes))
         ratio = rows.time_s / predicted_s(_link(by_library, sample.bytes_per_s), rows)
         for ranks in np.unique(rows.ranks).tolist():
-            told = (rows.ranks == ranks) & (rows.payload_bytes > SAME_BELOW_BYTES)
-            if told.any():
-                quicker.setdefault(ranks, []).extend(ratio[told].tolist())
-    slower = (ranks for ranks in sorted(quicker) if np.median(quicker[ranks]) >= WORTH_HAVING)
-    first_slower = next(slower, math.inf)
-    most = max((ranks for ranks in quicker if ranks < first_slower), default=None)
-    if most is None:
-        return ()
-    own = [Sample(each.rows.where(each.rows.ranks <= most), each.bytes_per_s) for each in own]
-    ways = _fit_ways(*_of(own, ("all_reduce",), "engine"), ("all_reduce",))
-    limit = most if most < max(quicker) else None
-    return tuple(way.model_copy(update={"below_bytes": float(below_bytes), "most_ranks": limit})
-                 for way in ways)  # fmt: skip
+            quicker.setdefault(ranks, []).extend(ratio[rows.ranks == ranks].tolist())
+    most = 0.0
+    for ranks in sorted(quicker):
+        if np.median(quicker[ranks]) >= WORTH_HAVING:
+            return most
+        most = float(ranks)
+    return math.inf
+
+
+def _handed_over(sample: Sample, most_ranks: float) -> Sample:
+    """A sample whose engine's rows among more ranks are the library's."""
+    rows = sample.rows
+    handed_over = (rows.by == "engine") & (rows.ranks > most_ranks)
+    by = np.where(handed_over, "library", rows.by)
+    return Sample(replace(rows, by=by), sample.bytes_per_s)
+
+
+def _fit_engine(samples: Sequence[Sample], most_ranks: float, below_bytes: float) -> tuple[Collective, ...]:
+    """The engine's own all-reduce, to so many ranks."""
+    own = [
+        Sample(
+            each.rows.where((each.rows.payload_bytes < below_bytes) & (each.rows.ranks <= most_ranks)),
+            each.bytes_per_s,
+        )
+        for each in samples
+    ]
+    limit = int(most_ranks) if math.isfinite(most_ranks) else None
+    return tuple(
+        way.model_copy(update={"below_bytes": float(below_bytes), "most_ranks": limit})
+        for way in _fit_ways(*_of(own, ("all_reduce",), "engine"), ("all_reduce",))
+    )
 
 
 SAME_BELOW_BYTES = 32 * 1024
