@@ -263,9 +263,12 @@ class PricedTemplate:
         longest_s: Floats = np.maximum.reduceat(loads, self._load_starts, axis=-1)
         if not self._has_ways:
             return longest_s
-        by_way = self._way_extra_s + self._way_slowness * longest_s[..., None]
-        fastest_s: Floats = np.where(longest_s[..., None] < self._way_below_s, by_way, np.inf).min(axis=-1)
-        return fastest_s
+        of_every_way = longest_s[..., None]
+        by_way = of_every_way * self._way_slowness
+        by_way += self._way_extra_s
+        np.copyto(by_way, np.inf, where=of_every_way >= self._way_below_s)
+        quickest_s: Floats = np.minimum.reduce(by_way, axis=-1)
+        return quickest_s
 
     def lone_flow(self, index: int, durations: Durations) -> tuple[dict[str, float], float]:
         """For each link that task `index` crosses the share of it taken up when it flows alone, and the

@@ -156,8 +156,8 @@ def fit_collectives(samples: Sequence[Sample], below_bytes: float = ENGINE_BELOW
 
     Every group of algorithms has ways of its own. The engine's are fitted to its rows below `below_bytes`,
     and end there, for numbers of ranks at which it is quicker than the library. Where an engine has no
-    all-reduce of its own, its rows are the library's and are fitted as such. Rows launched eagerly tell of the
-    host and are left out. None where a library's rows are too few for any group.
+    all-reduce of its own, its rows are the library's and are fitted as such. Rows launched eagerly tell of
+    the host and are left out. None where a library's rows are too few for any group.
     """
     if not samples:
         return None
