@@ -24,7 +24,7 @@ from simulator.costs.host import step_s
 from simulator.costs.operators import blended_terms, cold_share, is_needed, kernel_rates, with_least
 from simulator.costs.transfers import (
     collective_bytes_per_s,
-    collective_latency_s,
+    collective_ways,
     copy_bytes_per_s,
     copy_latency_s,
     transition_s,
@@ -37,7 +37,7 @@ from simulator.placement.plan import Task, Template
 from simulator.placement.program import Program
 from simulator.simulation.ticks import LONGEST_STEP_S, TICKS_PER_S, Ticks, tick, ticks
 from simulator.specs.engine import Engine
-from simulator.specs.hardware import Device
+from simulator.specs.hardware import Algorithm, Device
 from simulator.units import format_seconds
 
 Floats = NDArray[np.float64]
@@ -78,6 +78,20 @@ class _Kernel:
 
 
 @dataclass(frozen=True, slots=True)
+class _Way:
+    """One way to carry a collective out: beyond the least latency of all ways and the time of its bytes."""
+
+    extra_s: float = 0.0
+    slowness: float = 1.0
+    below_s: float = math.inf
+    """Only for collectives that keep the busiest link busy for less."""
+
+
+_STRAIGHT = (_Way(),)
+"""What a flow with nothing to choose from does."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Price:
     """Everything that decides the duration of a task; equal prices make a class. Of the three kinds of
     content one is there."""
@@ -86,6 +100,8 @@ class _Price:
     kernels: tuple[_Kernel, ...] = ()
     loads: tuple[_Form, ...] = ()
     """Of each link crossed."""
+    ways: tuple[_Way, ...] = _STRAIGHT
+    """Of a flow, the quickest of which it takes."""
     host: tuple[_Form, ...] = ()
     latency_s: float = 0.0
     bus: tuple[_Form, ...] = ()
@@ -157,6 +173,9 @@ class PricedTemplate:
         self._kernel_starts = _starts([len(price.kernels) for price in self._prices])
         self._load_starts = _starts([len(price.loads) for price in self._prices])
         self._load_s_per_byte = np.array([load.s_per_unit for _, load in loads])
+        flows = [price.ways for price in self._prices if price.loads]
+        self._has_ways = any(ways != _STRAIGHT for ways in flows)
+        self._way_extra_s, self._way_slowness, self._way_below_s = _laid_out(flows)
         self._load_slices = _slices([len(price.loads) for price in self._prices])
         self._bus_slices = _slices([len(price.bus) for price in self._prices])
         latency_s = np.array([price.latency_s for price in self._prices])
@@ -225,8 +244,7 @@ class PricedTemplate:
         ratio = np.minimum(compute_s, memory_s) / np.maximum(longer, TINY_S)
         kernel_s = longer * (1 + ratio**self._blend) ** self._inverse_blend
         kernel_s += overhead_s
-        loads = lone_s[:, self._load_start : self._load_start + self._load_count]
-        flow_s = np.maximum.reduceat(loads, self._load_starts, axis=1) if self._load_count else loads
+        flow_s = self._flow_s(lone_s[:, self._load_start : self._load_start + self._load_count])
         host_s = lone_s[:, self._load_start + self._load_count : self._bus_start]
         kernel_s = np.add.reduceat(kernel_s, self._kernel_starts, axis=1)
         own_s = np.concatenate((kernel_s, flow_s, host_s), axis=1)
@@ -236,6 +254,21 @@ class PricedTemplate:
                 "count; look for a rate or an overhead of the wrong magnitude in the profiles"
             )
         return ticks(own_s) + self.latency, lone_s
+
+    def _flow_s(self, loads: Floats) -> Floats:
+        """Seconds of every class of flows beyond its latency, by the quickest of its ways, from the time of
+        each link: shape [..., flow], of [..., load]."""
+        if not self._load_count:
+            return loads
+        longest_s: Floats = np.maximum.reduceat(loads, self._load_starts, axis=-1)
+        if not self._has_ways:
+            return longest_s
+        of_every_way = longest_s[..., None]
+        by_way = of_every_way * self._way_slowness
+        by_way += self._way_extra_s
+        np.copyto(by_way, np.inf, where=of_every_way >= self._way_below_s)
+        quickest_s: Floats = np.minimum.reduce(by_way, axis=-1)
+        return quickest_s
 
     def lone_flow(self, index: int, durations: Durations) -> tuple[dict[str, float], float]:
         """For each link that task `index` crosses the share of it taken up when it flows alone, and the
@@ -257,6 +290,9 @@ class PricedTemplate:
         rows = self._load_slices[price_class]
         each_s = durations.lone_s[self._load_start : self._load_start + self._load_count][rows]
         longest_s = max(float(each_s.max()), TINY_S)
+        if price.ways != _STRAIGHT:
+            own_ticks = int(durations.total[price_class]) - int(self.latency[price_class])
+            longest_s = max(longest_s, own_ticks / TICKS_PER_S)
         moved = float((each_s / self._load_s_per_byte[rows]).max())
         return (each_s / longest_s).tolist(), max(moved / longest_s, TINY_S)
 
@@ -279,8 +315,7 @@ class PricedTemplate:
         for part, of_kernels_s in ((0, arithmetic_s), (1, traffic_s), (4, overhead_s)):
             result[..., :kernels, part] = np.add.reduceat(of_kernels_s, self._kernel_starts, axis=-1)
         if flows:
-            loads = lone_s[..., self._load_start : self._load_start + self._load_count]
-            moving_s = np.maximum.reduceat(loads, self._load_starts, axis=-1)
+            moving_s = self._flow_s(lone_s[..., self._load_start : self._load_start + self._load_count])
             result[..., kernels : kernels + flows, 2] = moving_s + self._latency_s[kernels : kernels + flows]
         result[..., kernels + flows :, 3] = lone_s[..., self._load_start + self._load_count : self._bus_start]
         return result
@@ -307,6 +342,17 @@ def _is_multiple(form: Sequence[int], of: Sequence[int], pivot: int) -> bool:
     )
 
 
+def _laid_out(flows: Sequence[tuple[_Way, ...]]) -> tuple[Floats, Floats, Floats]:
+    """Extra seconds, slowness and limit of every flow's ways, each as [flow, way]; those of fewer ways than
+    others are filled up with what takes forever."""
+    most = max(map(len, flows), default=1)
+    filler = _Way(math.inf)
+    filled = [(*ways, *[filler] * (most - len(ways))) for ways in flows]
+    columns = [[(way.extra_s, way.slowness, way.below_s) for way in ways] for ways in filled]
+    table = np.array(columns, dtype=np.float64).reshape(len(flows), most, 3)
+    return table[..., 0].copy(), table[..., 1].copy(), table[..., 2].copy()
+
+
 def _starts(counts: Sequence[int]) -> NDArray[np.intp]:
     """Where each class's rows begin, of the classes that have rows."""
     ends = list(accumulate(counts))
@@ -316,6 +362,15 @@ def _starts(counts: Sequence[int]) -> NDArray[np.intp]:
 def _slices(counts: Sequence[int]) -> list[slice]:
     ends = list(accumulate(counts))
     return [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+
+
+ALGORITHM: Mapping[str, Algorithm] = {
+    "all_reduce": "all_reduce",
+    "gather_logits": "all_gather",
+    "all_gather_tokens": "all_gather",
+    "reduce_scatter_tokens": "reduce_scatter",
+}
+"""What a collective task is to a link's figures; joining at one rank costs what joining at all does."""
 
 
 class _Pricer:
@@ -352,7 +407,19 @@ class _Pricer:
             _Form(amount.coefficients, 1 / self._bytes_per_s(task, directed, link))
             for link, (_, amount) in zip(directed, task.link_bytes, strict=True)
         )
+        if task.kind == "collective":
+            return self._collective(task, directed, loads)
         return _Price(task.microbatch, loads=loads, latency_s=self._latency_s(task, directed))
+
+    def _collective(self, task: Task, directed: Sequence[Directed], loads: tuple[_Form, ...]) -> _Price:
+        """What is quickest with nothing to carry is its latency, and no way is quicker."""
+        ways = collective_ways([link.link for link in directed], ALGORITHM[task.operator], len(task.units))
+        latency_s = min(way.latency_s for way in ways)
+        s_per_byte = max(load.s_per_unit for load in loads)
+        chosen = tuple(
+            _Way(way.latency_s - latency_s, way.slowness, way.below_link_bytes * s_per_byte) for way in ways
+        )
+        return _Price(task.microbatch, loads=loads, ways=chosen, latency_s=latency_s)
 
     def _host(self, task: Task) -> _Form:
         """The thread prepares a step, and launches kernels, as the engine's profile says; committing tokens
@@ -396,16 +463,14 @@ class _Pricer:
 
     def _bytes_per_s(self, task: Task, directed: Sequence[Directed], link: Directed) -> float:
         if task.kind == "collective":
-            return collective_bytes_per_s(link.link, len(task.units))
+            return collective_bytes_per_s(link.link, ALGORITHM[task.operator], len(task.units))
         source, targets = self._ends(task, directed)
         owners = [self.program.machine.owner_of(memory) for memory in (source, *targets)]
         pageable = not self.pinned and None in owners
         return copy_bytes_per_s(link.link, pageable)
 
     def _latency_s(self, task: Task, directed: Sequence[Directed]) -> float:
-        """Of a collective, by its ranks; of a copy to several places, that of the longest route."""
-        if task.kind == "collective":
-            return collective_latency_s([link.link for link in directed], len(task.units))
+        """Of a copy; to several places, that of the longest route."""
         source, targets = self._ends(task, directed)
         return max(self._copy_latency_s(source, target) for target in targets)
 

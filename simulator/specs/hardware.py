@@ -211,25 +211,95 @@ class Device(Spec):
         return self
 
 
-class Collective(Spec):
-    """What a serving engine's own all-reduce among so many ranks reaches over a link."""
+Algorithm = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
 
-    ranks: Annotated[WholeNumber, Field(ge=2, le=1_000_000)]
-    """How many devices take part; in between, the figures of the next larger number hold."""
+ALGORITHMS: tuple[Algorithm, ...] = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
+
+LinkKind = Literal["fabric", "bus"]
+
+
+class Collective(Spec):
+    """One way to carry a collective out; of several ways the one that is quickest for its bytes is taken.
+
+    time = latency + hop * rounds + bytes / (bandwidth * efficiency * (ranks / 2) ** growth)
+
+    `bytes` are what a ring would put on one direction of a link, rounds its rounds: n - 1, of an all-reduce
+    2 (n - 1). Whatever the way is in truth, it is stated as a ring that takes as long.
+    """
+
+    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ("all_reduce",)
+    """What it can carry out."""
     latency_s: Annotated[Seconds, Field(alias="latency")]
-    """Time of a small message, launch included."""
+    """With nothing to carry and no rounds, launch included."""
+    hop_s: Annotated[Seconds, Field(alias="hop")] = 0.0
+    """What each round of a ring adds."""
     efficiency: PositiveShare
-    """Share of the link's one-direction bandwidth that a ring's traffic would use in the same time."""
+    """Share of the link's one-direction bandwidth reached between two ranks."""
+    growth: Annotated[float, Quantity(units.NUMBER, better="high", least=-4, most=4)] = 0.0
+    """How that share changes with the number of ranks: by (ranks / 2) ** growth, to 1 at most."""
+    below_bytes: Annotated[Bytes | None, Field(alias="below")] = None
+    """Results of an all-reduce of this size or more do not go this way; absent: all sizes do."""
+    most_ranks: Annotated[WholeNumber, Field(ge=2, le=1_000_000)] | None = None
+    """More devices than this cannot go this way; absent: any number can."""
+
+    def latency_of(self, rounds: int) -> float:
+        """Seconds with nothing to carry."""
+        return self.latency_s + self.hop_s * rounds
+
+    def efficiency_of(self, ranks: int) -> float:
+        """Share of the link's bandwidth that a large message reaches."""
+        return float(min(1.0, self.efficiency * (ranks / 2) ** self.growth))
+
+
+class Collectives(Spec):
+    """Ways to carry collectives out, by whose they are."""
+
+    engine: tuple[Collective, ...] = ()
+    """The serving engine's own kernels, launched in a graph: quicker for small messages."""
+    library: tuple[Collective, ...] = ()
+    """A collective library's: NCCL, RCCL, oneCCL."""
+
+    @model_validator(mode="after")
+    def _something_takes_everything(self) -> Self:
+        every = (*self.engine, *self.library)
+        open_to_all = {
+            algorithm
+            for way in every
+            if way.below_bytes is None and way.most_ranks is None
+            for algorithm in way.algorithms
+        }
+        for algorithm in ALGORITHMS:
+            if any(algorithm in way.algorithms for way in every) and algorithm not in open_to_all:
+                raise rule_broken(f"some way of {algorithm} must be without 'below' and 'most_ranks'")
+        return self
+
+    def ways(self, algorithm: Algorithm, ranks: int) -> tuple[Collective, ...]:
+        """All that so many ranks can choose from, the engine's first."""
+        return tuple(
+            way
+            for way in (*self.engine, *self.library)
+            if algorithm in way.algorithms and (way.most_ranks is None or ranks <= way.most_ranks)
+        )
+
+
+def _a_mapping(raw: Any) -> Any:
+    """Refuse what such a section was once: a list of figures by number of ranks."""
+    if isinstance(raw, list):
+        raise rule_broken("write a mapping of 'engine' and 'library', each a list of ways")
+    return raw
 
 
 class Link(Spec):
     """A path between two places, with two directed halves of equal speed."""
 
     needs_sources: ClassVar = True
-    without_source: ClassVar = frozenset({"name"})
+    without_source: ClassVar = frozenset({"name", "kind"})
 
     name: str
     """What it is and how wide: `PCIe 4.0 x16`."""
+    kind: LinkKind | None = None
+    """What its defaults of collectives are taken from: a scale-up `fabric` such as NVLink, a peripheral `bus`
+    such as PCIe; absent (a network, drives): collectives fare as rings of plain transfers."""
     bandwidth_bytes_per_s: Annotated[BytesPerSecond, Field(alias="bandwidth")]
     """Nominal, one direction."""
     latency_s: Annotated[Seconds, Field(alias="latency")]
@@ -239,8 +309,8 @@ class Link(Spec):
     pageable_efficiency: PositiveShare | None = None
     """The same for copies in and out of host memory that is not pinned: the driver moves them piece by
     piece through a pinned buffer. Absent: as others."""
-    collective: tuple[Collective, ...] = ()
-    """Of collectives run over it; absent, they fare as plain transfers do."""
+    collective: Annotated[Collectives, BeforeValidator(_a_mapping)] = Collectives()
+    """Of collectives run over it; absent: assumed figures of its kind."""
     sources: Sources = Field(default_factory=dict)
     """Where each figure comes from."""
 

@@ -16,6 +16,7 @@ from simulator.errors import InputError, Problem
 from simulator.results.accuracy import Accuracy, accuracy
 from simulator.specs.catalogue import Catalogue
 from simulator.study.measurements import READERS, Job, Outcome, Pair, Reading
+from simulator.study.measurements.collectives import reading_of
 from simulator.study.measurements.table import SUFFIXES, count_rows, read_table
 from simulator.study.side_by_side import Progress, carry_out
 
@@ -95,7 +96,7 @@ def tables_in(folder: Path) -> list[Path]:
 
 def _read(path: Path, catalogue: Catalogue) -> Reading:
     if path.stem not in READERS:
-        return Reading(unsupported=Counter({NO_READER: count_rows(path)}))
+        return reading_of(path) or Reading(unsupported=Counter({NO_READER: count_rows(path)}))
     return READERS[path.stem](read_table(path), catalogue)
 
 

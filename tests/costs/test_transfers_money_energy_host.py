@@ -11,8 +11,6 @@ from simulator.costs.host import deliver_s, receive_s, remaining_share, step_s
 from simulator.costs.money import capital_recovery_factor, capital_usd, electricity_usd
 from simulator.costs.transfers import (
     TRANSITION_DEFAULTS,
-    collective_bytes_per_s,
-    collective_latency_s,
     copy_bytes_per_s,
     copy_latency_s,
     transition_of,
@@ -24,7 +22,7 @@ from simulator.placement.placement import Placement
 from simulator.simulation.pricing import PricedTemplate
 from simulator.simulation.ticks import seconds
 from simulator.specs.engine import Engine
-from simulator.specs.hardware import Collective, Device, Transition
+from simulator.specs.hardware import Device, Transition
 from simulator.units import SECONDS_PER_YEAR
 from tests import tiny
 
@@ -128,39 +126,6 @@ def test_the_slower_of_link_and_memory_decides(dram: float, slowest: float) -> N
                                    host_link=tiny.link(bandwidth=1e6, latency_s=0.0)))  # fmt: skip
     found = price_of_copy(graph, tiny.single(), "copy_ids", tiny.engine())
     assert found == pytest.approx(24 / slowest, rel=1e-6)
-
-
-@pytest.mark.parametrize(("ranks", "hops"), [(2, 2), (4, 6), (8, 14)])
-def test_a_ring_takes_two_rounds_over_the_slowest_link(ranks: int, hops: int) -> None:
-    links = [tiny.link(latency_s=2e-6), tiny.link(latency_s=5e-6)]
-    assert collective_latency_s(links, ranks) == pytest.approx(hops * 5e-6)
-    assert collective_latency_s([], ranks) == 0
-
-
-def measured(ranks: int, latency_s: float, efficiency: float = 0.5) -> Collective:
-    return Collective(ranks=ranks, latency_s=latency_s, efficiency=efficiency)
-
-
-def test_measured_collectives_replace_the_ring_if_every_link_has_them() -> None:
-    quick, slow = (tiny.link(collective=[measured(4, latency_s)]) for latency_s in (9e-6, 11e-6))
-    assert collective_latency_s([quick, slow], 4) == pytest.approx(11e-6)
-    assert collective_latency_s([quick, tiny.link(latency_s=1e-6)], 4) == pytest.approx(6e-6)
-
-
-def test_collectives_have_an_efficiency_of_their_own() -> None:
-    plain = tiny.link(bandwidth=100.0, efficiency=0.8)
-    engines = tiny.link(bandwidth=100.0, efficiency=0.8, collective=[measured(2, 0.0, efficiency=0.5)])
-    assert plain.achieved_bytes_per_s == pytest.approx(80.0)
-    assert collective_bytes_per_s(plain, 2) == pytest.approx(80.0)
-    assert collective_bytes_per_s(engines, 2) == pytest.approx(50.0)
-
-
-@pytest.mark.parametrize(("ranks", "used"), [(2, 2), (3, 4), (4, 4), (8, 4)])
-def test_figures_of_the_next_larger_number_of_ranks_hold(ranks: int, used: int) -> None:
-    figures = [measured(4, 20e-6, efficiency=0.2), measured(2, 8e-6, efficiency=0.6)]
-    link = tiny.link(bandwidth=100.0, collective=figures)
-    expected = {2: (8e-6, 60.0), 4: (20e-6, 20.0)}[used]
-    assert (collective_latency_s([link], ranks), collective_bytes_per_s(link, ranks)) == pytest.approx(expected)
 
 
 # --- money --------------------------------------------------------------------------------------------------

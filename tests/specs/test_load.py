@@ -57,6 +57,46 @@ def test_every_planted_error_is_found_at_once_in_its_place(tmp_path: Path) -> No
     assert found[14].endswith("did you mean 'measured'?")
 
 
+COLLECTIVE_LINK = """\
+name: a link
+bandwidth: 1 GB/s
+latency: 1 us
+collective:
+  engine:
+    - {latency: 4.2, efficiency: 1.5, growth: 9, below: 8, hops: 2 us, most_ranks: 1}
+  library:
+    - {algorithms: [all_reduce, allgather], latency: 4 us, efficiency: 0.5}
+  libary: []
+sources:
+  bandwidth: {kind: assumed, ref: x}
+  latency: {kind: assumed, ref: x}
+  collective.engine: {kind: assumed, ref: x}
+"""
+
+
+def test_every_error_of_collectives_is_found(tmp_path: Path) -> None:
+    found = lines_of(lambda: load(write(tmp_path, "bad.yaml", COLLECTIVE_LINK), Link))
+    starts = [
+        "bad.yaml:6:17: collective.engine.0.latency = 4.2: write a number and one of: ns, us",
+        "bad.yaml:6:34: collective.engine.0.efficiency = 1.5: must be at least 0 and at most 1",
+        "bad.yaml:6:47: collective.engine.0.growth = 9: must be at least -4 and at most 4",
+        "bad.yaml:6:57: collective.engine.0.below = 8: write a number and one of: B, kB",
+        "bad.yaml:6:60: collective.engine.0.hops = '2 us': unknown key; did you mean 'hop'?",
+        "bad.yaml:6:84: collective.engine.0.most_ranks = 1: must be at least 2",
+        "bad.yaml:7:3: collective.library: has no source",
+        "bad.yaml:8:33: collective.library.0.algorithms.1 = 'allgather': not one of: all_reduce, all_gather",
+        "bad.yaml:9:3: collective.libary: unknown key; did you mean 'library'?",
+    ]
+    assert [line[: len(start)] for line, start in zip(found, starts, strict=True)] == starts
+
+
+def test_figures_by_number_of_ranks_are_of_a_form_that_is_gone(tmp_path: Path) -> None:
+    head, _, tail = COLLECTIVE_LINK.partition("  engine:\n")
+    old = head + "  - {ranks: 2, latency: 4.2 us, efficiency: 0.5}\n" + tail[tail.index("sources:") :]
+    (line, *_) = lines_of(lambda: load(write(tmp_path, "old.yaml", old), Link))
+    assert line.endswith("collective: write a mapping of 'engine' and 'library', each a list of ways")
+
+
 def test_a_file_that_holds_no_mapping(tmp_path: Path) -> None:
     assert "write a mapping" in lines_of(lambda: load(write(tmp_path, "a.yaml", ""), Device))[0]
     assert "write a mapping" in lines_of(lambda: load(write(tmp_path, "a.yaml", "- 1"), Device))[0]

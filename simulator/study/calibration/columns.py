@@ -110,3 +110,13 @@ def _read_csv(path: Path) -> Any:
         path, convert_options=csv.ConvertOptions(strings_can_be_null=True, null_values=["", "nan", "NaN"])
     )
 
+
+def names_of(path: Path) -> tuple[str, ...]:
+    """Names of a table's columns, read alone; none where there is no table."""
+    try:
+        if path.suffix == ".parquet":
+            return tuple(str(name).strip() for name in parquet.read_schema(path).names)
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            return tuple(name.strip() for name in file.readline().rstrip("\r\n").split(","))
+    except (pyarrow.ArrowException, OSError):
+        return ()
