@@ -71,7 +71,7 @@ class KernelRates:
     chain_most: int | None = None
     block: int = 0
     split_s: float = 0.0
-    regroup: float = 0.0
+    joint: int = 0
     cached: float = 1.0
     """How many times faster the cache is than the memory."""
     cache_bytes: float | None = None
@@ -102,8 +102,10 @@ class KernelLoad:
     chain: Floats
     block_flops: Floats
     block_bytes: Floats
-    regrouped_bytes: Floats
-    """Of attention in decode in a batch with prompts."""
+    joint_flops: Floats
+    """Of one more key for each decoding sequence."""
+    beside_prompts: Floats
+    """1 for attention in decode in a batch that has prompts too, else 0."""
     used_bytes: Floats
     """Of the cache, where operands may be in it; infinite where they are not."""
 
@@ -111,11 +113,13 @@ class KernelLoad:
     def of(
         cls, flops: Floats, moved_bytes: Floats, chain: float | Floats = 0.0,
         block_flops: float | Floats = 0.0, block_bytes: float | Floats = 0.0,
-        regrouped_bytes: float | Floats = 0.0, used_bytes: float | Floats = np.inf,
+        joint_flops: float | Floats = 0.0, beside_prompts: float | Floats = 0.0,
+        used_bytes: float | Floats = np.inf,
     ) -> KernelLoad:  # fmt: skip
         """What is the same for all may be one number."""
         shape = np.shape(moved_bytes)
-        fields = (flops, moved_bytes, chain, block_flops, block_bytes, regrouped_bytes, used_bytes)
+        fields = (flops, moved_bytes, chain, block_flops, block_bytes, joint_flops, beside_prompts,
+                  used_bytes)  # fmt: skip
         return cls(*(np.broadcast_to(np.asarray(each, dtype=np.float64), shape) for each in fields))
 
     def __len__(self) -> int:
@@ -139,7 +143,10 @@ def kernel_s(load: KernelLoad, rates: KernelRates) -> Floats:
     chain = load.chain if rates.chain_most is None else np.minimum(load.chain, rates.chain_most)
     least_s = chain * rates.chain_s + load.block_bytes * rates.block / rates.bytes_per_s
     overhead_s = rates.overhead_s + rates.split_s * (memory_s > least_s)
-    memory_s = memory_s + rates.regroup * load.regrouped_bytes / rates.bytes_per_s
+    if rates.joint:
+        overhead_s = overhead_s * (1 - load.beside_prompts)
+        padded = rates.joint * (load.flops + load.joint_flops * rates.block / 2)
+        compute_s = compute_s + load.beside_prompts * (padded - load.flops) / rates.flops_per_s
     if rates.cache_bytes and rates.cached > 1:
         warm = 1 - cold_share(load.used_bytes / rates.cache_bytes)
         memory_s = memory_s * (1 - warm * (1 - 1 / rates.cached))
@@ -210,7 +217,7 @@ def rates_of(device: Device, reached: Efficiency, peak_flops: float) -> KernelRa
     cache_bytes_per_s = (reached.cached_bytes_per_s or 0.0) * (device.units or 0)
     return KernelRates(
         peak_flops * reached.compute, memory_bytes_per_s, reached.overhead_s, reached.blend, reached.chain_s,
-        reached.chain_most, reached.block, reached.split_s, reached.regroup,
+        reached.chain_most, reached.block, reached.split_s, reached.joint,
         max(1.0, cache_bytes_per_s / memory_bytes_per_s), device.memory.cache_bytes,
     )  # fmt: skip
 

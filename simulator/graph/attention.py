@@ -153,7 +153,7 @@ def _attention(bench: Bench, layer: int, attention: Attention) -> Operator:
         "attention_decode", as_is, seen.decode_span * per_pair,
         read(seen.decode_span * (2 * kv_count)) + bench.bytes(Amount.of(decode_tokens=queries))
         + Amount.of(decode_tokens=once), block_bytes=read(Amount.of(decode_tokens=2 * kv_count)),
-        regrouped_bytes=read(seen.decode_span * (2 * (query_count - kv_count))),
+        joint_flops=Amount.of(decode_tokens=per_pair),
     )  # fmt: skip
     return Operator(
         "attention", layer, ("query",) if attention.causal else ("qkv",),

@@ -81,6 +81,7 @@ def _latent_attention(bench: Bench, layer: int, latent: LatentAttention, heads: 
         bench.cached_bytes(Amount.of(decode_span=rank + rope))
         + bench.bytes(Amount.of(decode_tokens=heads.count * (2 * rank + rope))),
         block_bytes=bench.cached_bytes(Amount.of(decode_tokens=rank + rope)),
+        joint_flops=Amount.of(decode_tokens=per_key),
     )  # fmt: skip
     dense = expand + Amount.of(prefill_square=per_pair, decode_span=per_key)
     context = Value("context", Amount.of(tokens=heads.count * value))

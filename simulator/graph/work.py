@@ -108,8 +108,8 @@ class Work:
     """FLOPs that one more pair of a query and a key costs every sequence; kernels work on whole blocks."""
     block_bytes: Amount = NOTHING
     """Bytes of one more key of every sequence, or one more number of every row."""
-    regrouped_bytes: Amount = NOTHING
-    """What reading keys and values once for each query head moves more than once for each group."""
+    joint_flops: Amount = NOTHING
+    """FLOPs that one more key costs the decoding sequences."""
     is_warm: bool = False
     """Whether what it reads was written just before, so that a cache may hold it."""
     only_in: Precision | None = None
@@ -120,7 +120,7 @@ class Work:
         flops, moved = self.flops.of_phase(phase), self.moved_bytes.of_phase(phase)
         if not (flops or moved):
             return None
-        names = ("chains", "chain_count", "block_flops", "block_bytes", "regrouped_bytes")
+        names = ("chains", "chain_count", "block_flops", "block_bytes", "joint_flops")
         others = {name: getattr(self, name).of_phase(phase) for name in names}
         return replace(self, flops=flops, moved_bytes=moved, **others)
 

@@ -66,8 +66,8 @@ class _Kernel:
     """How many chains those are, where that depends on the step."""
     longest_chain_s: float
     """Longer ones are shared out."""
-    regrouped: _Form | None
-    """What comes to the memory time in a batch with prompts."""
+    joint: _Form | None
+    """What comes to the arithmetic, and no overhead, where a batch with prompts is one kernel."""
     overhead_s: float
     blend: float
     split_s: float
@@ -149,14 +149,15 @@ class PricedTemplate:
         forms = [(m, getattr(k, part)) for part in ("compute", "memory", "least") for m, k in kernels]
         forms += loads + host + bus
         chained = [(at, m, k.chains) for at, (m, k) in enumerate(kernels) if k.chains]
-        regrouped = [(at, m, k.regrouped) for at, (m, k) in enumerate(kernels) if k.regrouped]
+        joint = [(at, m, k.joint) for at, (m, k) in enumerate(kernels) if k.joint]
         bus_end = len(forms)
-        forms += [(m, form) for _, m, form in chained] + [(m, form) for _, m, form in regrouped]
-        forms += [(m, _Form(Amount.of(has_prefill=1).coefficients, 1.0)) for _, m, _ in regrouped]
-        self._chained, self._regrouped = (np.array([at for at, *_ in each], dtype=np.intp)
-                                          for each in (chained, regrouped))  # fmt: skip
-        ends = accumulate((bus_end, len(chained), len(regrouped), len(regrouped)))
-        self._chains_at, self._regrouped_at, self._mixed_at = (
+        forms += [(m, form) for _, m, form in chained]
+        forms += [(m, form) for _, m, form in joint]
+        forms += [(m, _Form(Amount.of(has_prefill=1).coefficients, 1.0)) for _, m, _ in joint]
+        self._chained = np.array([at for at, *_ in chained], dtype=np.intp)
+        self._joint = np.array([at for at, *_ in joint], dtype=np.intp)
+        ends = accumulate((bus_end, len(chained), len(joint), len(joint)))
+        self._chains_at, self._joint_at, self._beside_at = (
             slice(start, end) for start, end in pairwise(ends)
         )
         matrix: Floats = np.zeros((len(forms), FEATURE_COUNT * microbatches))
@@ -212,11 +213,13 @@ class PricedTemplate:
             least_s[..., self._chained] = np.minimum(mean_s, self._longest_chain_s)
         if self._splits:
             overhead_s = overhead_s + self._split_s * (memory_s > least_s)
-        if len(self._warm) or len(self._least) or len(self._regrouped):
+        if len(self._warm) or len(self._least):
             memory_s = memory_s.copy()
-        if len(self._regrouped):
-            again_s = lone_s[..., self._regrouped_at] * lone_s[..., self._mixed_at]
-            memory_s[..., self._regrouped] += again_s
+        if len(self._joint):
+            compute_s = compute_s.copy()
+            beside = lone_s[..., self._beside_at]
+            compute_s[..., self._joint] += beside * lone_s[..., self._joint_at]
+            overhead_s[..., self._joint] *= 1 - beside
         if len(self._warm):
             warm_s = memory_s[..., self._warm]
             share = 1 - (1 - cold_share(warm_s / self._cache_s)) * (1 - 1 / self._cached)
@@ -444,7 +447,7 @@ class _Pricer:
         flops = work.flops + work.block_flops * rates.pairs_in_block
         compute = _Form(flops.coefficients, 1 / rates.flops_per_s)
         memory = _Form(work.moved_bytes.coefficients, 1 / rates.bytes_per_s)
-        chains = regrouped = None
+        chains = None
         if work.block_bytes and rates.block:
             least = _Form((work.block_bytes * rates.block).coefficients, 1 / rates.bytes_per_s)
         elif work.chains and rates.chain_s:
@@ -452,12 +455,15 @@ class _Pricer:
             chains = _Form(work.chain_count.coefficients, 1.0)
         else:
             least = _Form(Amount.of(one=1).coefficients, rates.chain_time_s(work.chain))
-        if work.regrouped_bytes and rates.regroup:
-            regrouped = _Form(work.regrouped_bytes.coefficients, rates.regroup / rates.bytes_per_s)
+        joint = None
+        if rates.joint and work.joint_flops:
+            # Half a block of keys: the amounts are whole, so the block is counted in and the half divided out.
+            more = work.flops * (2 * (rates.joint - 1)) + work.joint_flops * (rates.joint * rates.block)
+            joint = _Form(more.coefficients, 0.5 / rates.flops_per_s)
         cached = rates.cached if work.is_warm and rates.cache_bytes else 1.0
         cache_s = (rates.cache_bytes or math.inf) / rates.bytes_per_s
         return _Kernel(
-            compute, memory, least, chains, rates.longest_chain_s, regrouped, rates.overhead_s, rates.blend,
+            compute, memory, least, chains, rates.longest_chain_s, joint, rates.overhead_s, rates.blend,
             rates.split_s, cache_s, cached,
         )  # fmt: skip
 

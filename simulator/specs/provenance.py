@@ -46,6 +46,8 @@ class Source(Spec):
     """How many measurements a fitted figure rests on."""
     median_error: Share | None = None
     """Median relative error of a fit against its samples."""
+    p90_error: Share | None = None
+    """The error that nine samples in ten stay below."""
     note: str | None = None
     """What a reader should know before relying on it."""
 

@@ -54,9 +54,14 @@ def test_a_cache_helps_what_it_holds() -> None:
     assert cold_share(np.array([0.5, 2.0])) == pytest.approx([1 / 257, 256 / 257])
 
 
-def test_query_heads_that_read_for_themselves() -> None:
-    rates = KernelRates(**RATES, regroup=0.5)
-    assert one(rates, 0.0, 1e6, regrouped_bytes=3e6) == pytest.approx(2e-6 + 2.5e6 / 1e11)
+def test_beside_prompts_a_decoding_sequence_fills_one_row_of_many() -> None:
+    """The prompts' kernel does it too: no overhead of its own, and 64 rows of arithmetic for one."""
+    rates = KernelRates(**RATES, joint=64)
+    assert one(rates, 1e9, 1.0) == pytest.approx(2e-6 + 1e-3, rel=1e-6)
+    assert one(rates, 1e9, 1.0, beside_prompts=1.0) == pytest.approx(64e-3, rel=1e-6)
+    blocks = KernelRates(**RATES, joint=64, block=128)
+    beside_s = one(blocks, 1e9, 1.0, joint_flops=1e6, beside_prompts=1.0)
+    assert beside_s == pytest.approx(64 * (1e9 + 64e6) / 1e12, rel=1e-6)
 
 
 @given(flops=amount, moved=amount, chain=st.floats(0, 1e5), block=st.floats(0, 1e6), factor=st.floats(1.0, 1e3))
@@ -76,7 +81,7 @@ def test_more_of_anything_never_takes_less(
 
 DETAILED = Efficiency(
     compute=0.6, memory=0.7, overhead_s=3e-6, blend=1.7, chain_s=40e-9, chain_most=20, block=6, split_s=4e-6,
-    regroup=0.4, cached_bytes_per_s=0.3e9,
+    joint=5, cached_bytes_per_s=0.3e9,
 )  # fmt: skip
 
 
@@ -116,7 +121,8 @@ def alone_s(device: Device, work: Work, shape: StepShape) -> float:
         np.array([float(work.flops.at(shape))]), np.array([moved]),
         chain=work.chains.at(shape) / chains if chains else float(work.chain),
         block_flops=float(work.block_flops.at(shape)), block_bytes=float(work.block_bytes.at(shape)),
-        regrouped_bytes=float(work.regrouped_bytes.at(shape)) * shape.has_prefill,
+        joint_flops=float(work.joint_flops.at(shape)),
+        beside_prompts=float(work.operator_class == "attention_decode") * shape.has_prefill,
         used_bytes=moved if work.is_warm else np.inf,
     )  # fmt: skip
     return float(kernel_s(load, kernel_rates(device, work.operator_class, work.formats))[0])

@@ -55,7 +55,7 @@ _CHAIN = _Number("chain_s", 1.0, 0.0, 50.0, 1e-9)
 _CHAIN_MOST = _Number("chain_most", 2.0, 0.25, 32.0, 1024)
 _BLOCK = _Number("block", 1.0, 0.0, 40.0, 100)
 _SPLIT = _Number("split_s", 2.0, 0.0, 30.0, 1e-6)
-_REGROUP = _Number("regroup", 0.5, 0.0, 1.0)
+_JOINT = _Number("joint", 64.0, 1.0, 256.0)
 _CACHED = _Number("cached_bytes_per_s", 16.0, 1.0, 100.0, 1e9)
 
 _ROWS = (_MEMORY, _OVERHEAD, _BLEND, _CHAIN, _CACHED)
@@ -63,7 +63,7 @@ NUMBERS: Mapping[OperatorClass, tuple[_Number, ...]] = {
     "matmul": (_COMPUTE, _MEMORY, _OVERHEAD, _BLEND, _CHAIN, _CHAIN_MOST, _CACHED),
     "grouped_matmul": (_COMPUTE, _MEMORY, _OVERHEAD, _BLEND, _CHAIN, _CHAIN_MOST),
     "attention_prefill": (_COMPUTE, _MEMORY, _OVERHEAD, _BLEND, _CHAIN, _BLOCK, _CACHED),
-    "attention_decode": (_COMPUTE, _MEMORY, _OVERHEAD, _BLEND, _BLOCK, _SPLIT, _REGROUP, _CACHED),
+    "attention_decode": (_COMPUTE, _MEMORY, _OVERHEAD, _BLEND, _BLOCK, _SPLIT, _JOINT, _CACHED),
     "norm": _ROWS,
     "activation": _ROWS,
     "rotary": _ROWS,
@@ -86,6 +86,7 @@ class FittedClass:
     samples: int
     median_error: float
     p90_error: float
+    note: str = ""
 
     @property
     def key(self) -> str:
@@ -154,8 +155,8 @@ def _free(key: Key, devices: Mapping[str, Device], samples: Sequence[Samples]) -
     unknowable = set[str]()
     if not any(devices[name].memory.cache_bytes and devices[name].units for name in used):
         unknowable.add("cached_bytes_per_s")
-    if not any(part.load.regrouped_bytes.any() for part in parts):
-        unknowable.add("regroup")
+    if not any(part.load.beside_prompts.any() for part in parts):
+        unknowable.add("joint")
     return tuple(number for number in NUMBERS[key[0]] if number.name not in unknowable)
 
 

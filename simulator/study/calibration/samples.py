@@ -125,9 +125,9 @@ def decode_load(
     batch; 16-bit queries."""
     per_key = ITEM_BYTES[kv_cache] * 2 * heads.keys * heads.width * batch
     moved = per_key * span + 4 * heads.queries * heads.width * batch
-    again = per_key * span * (heads.queries / heads.keys - 1) * with_prompts
-    return KernelLoad.of(4 * heads.queries * heads.width * batch * span, moved, block_bytes=per_key,
-                         regrouped_bytes=again, used_bytes=per_key * span)  # fmt: skip
+    flops_per_key = 4 * heads.queries * heads.width * batch
+    return KernelLoad.of(flops_per_key * span, moved, block_bytes=per_key, joint_flops=flops_per_key,
+                         beside_prompts=float(with_prompts), used_bytes=per_key * span)  # fmt: skip
 
 
 def rows_load(rows: Floats, numbers: float | Floats, chain: float | Floats) -> KernelLoad:
