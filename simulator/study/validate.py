@@ -1,6 +1,6 @@
 """`validate`: published measurements predicted by their own protocol, and how far off the predictions are.
 
-Nothing here is fitted to a row. A table that no reader knows, and a row that cannot be simulated yet, are
+No simulation here is fitted to a row; kernels are judged on rows that nothing was fitted to. A table that no reader knows, and a row that cannot be simulated yet, are
 counted with the reason, so that the scoreboard says what it does not cover.
 """
 
@@ -15,6 +15,15 @@ from typing import Any
 from simulator.errors import InputError, Problem
 from simulator.results.accuracy import Accuracy, accuracy
 from simulator.specs.catalogue import Catalogue
+from simulator.study.calibration.board import (
+    KernelTable,
+    OperatorJob,
+    carry_out_judging,
+    kernel_table,
+    operator_jobs,
+)
+from simulator.study.calibration.columns import read_columns
+from simulator.study.calibration.judge import Judged, OperatorScore, scores
 from simulator.study.measurements import READERS, Job, Outcome, Pair, Reading
 from simulator.study.measurements.collectives import reading_of
 from simulator.study.measurements.table import SUFFIXES, count_rows, read_table
@@ -55,9 +64,12 @@ class Scoreboard:
     """Every table of a folder, by path."""
 
     tables: tuple[TableScore, ...]
+    operators: tuple[OperatorScore, ...] = ()
+    """Of tables of kernels: by device, kind of operator and where the numbers come from."""
 
     def as_dict(self) -> dict[str, Any]:
-        return {"tables": [table.as_dict() for table in self.tables]}
+        return {"tables": [table.as_dict() for table in self.tables],
+                "operators": [score.as_dict() for score in self.operators]}  # fmt: skip
 
 
 def validate(
@@ -72,14 +84,38 @@ def validate(
     """
     paths = tables_in(Path(folder))
     catalogue = Catalogue()
-    readings = [_read(path, catalogue) for path in paths]
+    kernels = {path: table for path in paths if (table := _kernels(path, catalogue)) is not None}
+    readings = [Reading() if path in kernels else _read(path, catalogue) for path in paths]
     for reading in readings:
         _limit(reading, rows)
-    jobs = [job for reading in readings for job in reading.jobs]
-    is_small = len(jobs) <= FEW_JOBS
-    outcomes = list(carry_out(_predict, jobs, is_small=is_small, progress=progress, workers=workers))
-    following = iter(outcomes)
-    return Scoreboard(tuple(_score(*each, following) for each in zip(paths, readings, strict=True)))
+    jobs: list[Job | OperatorJob] = [job for reading in readings for job in reading.jobs]
+    of_operators = operator_jobs(tuple(kernels.values()), rows)
+    is_small = len(jobs) <= FEW_JOBS and not of_operators
+    results = carry_out(_work, [*jobs, *of_operators], is_small=is_small, progress=progress, workers=workers)
+    outcomes = list(results)
+    following = iter([each for each in outcomes if isinstance(each, Outcome)])
+    tables = [_kernel_score(kernels[path]) if path in kernels else _score(path, reading, following)
+              for path, reading in zip(paths, readings, strict=True)]  # fmt: skip
+    judged = [one for each in outcomes if not isinstance(each, Outcome) for one in each]
+    return Scoreboard(tuple(tables), tuple(scores(judged)))
+
+
+def _kernels(path: Path, catalogue: Catalogue) -> KernelTable | None:
+    """A table of kernels by its columns; one that a reader knows by its name, or as collectives, is none."""
+    return None if path.stem in READERS or not _can_be_kernels(path) else kernel_table(path, catalogue)
+
+
+def _can_be_kernels(path: Path) -> bool:
+    try:
+        return bool(read_columns(path).names)
+    except InputError:
+        return False
+
+
+def _kernel_score(table: KernelTable) -> TableScore:
+    """How much of a table of kernels is predicted; the errors stand by device."""
+    rows = table.mapped + sum(table.unmapped.values())
+    return TableScore(table.path.stem, rows, table.mapped, dict(sorted(table.unmapped.items())), {}, ())
 
 
 def tables_in(folder: Path) -> list[Path]:
@@ -116,8 +152,8 @@ def _limit(reading: Reading, rows: int | None) -> None:
 # -- carrying jobs out --------------------------------------------------------------------------------------
 
 
-def _predict(job: Job, catalogue: Catalogue) -> Outcome:
-    return job.predict(catalogue)
+def _work(job: Job | OperatorJob, catalogue: Catalogue) -> Outcome | list[Judged]:
+    return carry_out_judging(job, catalogue) if isinstance(job, OperatorJob) else job.predict(catalogue)
 
 
 # -- scores -------------------------------------------------------------------------------------------------
