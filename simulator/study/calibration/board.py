@@ -12,7 +12,7 @@ import numpy as np
 
 from simulator.specs.catalogue import Catalogue
 from simulator.study.calibration.columns import SUFFIXES, read_columns
-from simulator.study.calibration.judge import WAYS, Judged, Way, judge
+from simulator.study.calibration.judge import TASKS, Judged, Task, judge
 from simulator.study.calibration.readers import read_samples, recognises
 from simulator.study.calibration.readers.operators import ANY_DEVICE
 from simulator.study.calibration.samples import Samples
@@ -31,12 +31,12 @@ class KernelTable:
 
 @dataclass(frozen=True)
 class OperatorJob:
-    """Everything measured of one device, predicted in one way."""
+    """Everything measured of one device, predicted in the ways of one task."""
 
     paths: tuple[Path, ...]
     """Of all tables of kernels, as other devices' rows count too."""
     device: str
-    way: Way
+    task: Task
     rows: int | None
     """At most so many of each kind of kernel; None: all."""
 
@@ -57,16 +57,16 @@ def kernel_table(path: Path, catalogue: Catalogue) -> KernelTable | None:
 
 
 def operator_jobs(tables: Sequence[KernelTable], rows: int | None) -> list[OperatorJob]:
-    """Every device by every way."""
+    """Every device by every task."""
     paths = tuple(table.path for table in tables)
     devices = sorted(frozenset().union(*(table.devices for table in tables)))
-    return [OperatorJob(paths, device, way, rows) for device in devices for way in WAYS]
+    return [OperatorJob(paths, device, task, rows) for device in devices for task in TASKS]
 
 
 def carry_out_judging(job: OperatorJob, catalogue: Catalogue) -> list[Judged]:
     """Predict what a job asks for."""
     samples = [_thinned(each, job.rows) for each in _samples(job.paths)]
-    return judge(job.device, samples, job.way, catalogue)
+    return judge(job.device, samples, job.task, catalogue)
 
 
 def _thinned(samples: Samples, rows: int | None) -> Samples:

@@ -17,7 +17,7 @@ from simulator.graph.work import OperatorClass
 from simulator.specs.hardware import Device, Efficiency, Precision
 from simulator.study.calibration.samples import Part, Samples
 
-MOST_ROWS = 1500
+MOST_ROWS = 1200
 """Of one table and kind of kernel; more are thinned out evenly, which changes no number that matters."""
 
 MOST_OF_FEWEST = 8
@@ -138,7 +138,7 @@ def _fit(
         ])  # fmt: skip
 
     best = None
-    for factor in (1.0, 0.5, 1.6):
+    for factor in (1.0, 0.4):
         start = np.clip([number.start * factor for _, number in numbers], low + 1e-6, high - 1e-6)
         result = least_squares(residuals, start, bounds=(low, high), loss="soft_l1", f_scale=LARGE_ERROR)
         if best is None or result.cost < best.cost * (1 - 1e-6):

@@ -57,25 +57,37 @@ class OperatorScore:
                 **self.errors.as_dict()}  # fmt: skip
 
 
-def judge(device: str, samples: Sequence[Samples], way: Way, catalogue: Catalogue) -> list[Judged]:
-    """Predict every row of a device in one way; rows that the way has no numbers for are left out."""
+Task = Literal["profile", "folds", "table left out", "device left out"]
+"""What is worked on at a time: both ways by folds need the same fits."""
+
+TASKS: tuple[Task, ...] = get_args(Task)
+
+
+def judge(device: str, samples: Sequence[Samples], task: Task, catalogue: Catalogue) -> list[Judged]:
+    """Predict every row of a device in the ways of a task; rows that a way has no numbers for are left out."""
     mine = [each for each in samples if each.device == device]
     names = sorted({each.device for each in samples})
     devices = {name: catalogue.device(name).record for name in names}
-    match way:
-        case "profile":
-            found = [(each, _by_profile(each, devices[device])) for each in mine]
-        case "shapes left out" | "measured table":
-            found = _by_folds(mine, devices, is_table=way == "measured table")
-        case "table left out":
-            found = _without_table(mine, devices)
-        case "device left out":
-            lenders = lending(device, devices, catalogue)
-            others = [_in_16_bits(each) for each in samples if each.device in lenders]
-            found = _fitted_elsewhere([_in_16_bits(each) for each in mine], others, devices)
+    if task == "folds":
+        by_formula, by_table = _by_folds(mine, devices)
+        return [*_judged(by_formula, "shapes left out"), *_judged(by_table, "measured table")]
+    if task == "profile":
+        return _judged([(each, _by_profile(each, devices[device])) for each in mine], task)
+    if task == "table left out":
+        return _judged(_without_table(mine, devices), task)
+    lenders = lending(device, devices)
+    others = [_in_16_bits(each) for each in samples if each.device in lenders]
+    return _judged(_fitted_elsewhere([_in_16_bits(each) for each in mine], others, devices), task)
+
+
+Predicted = list[tuple[Samples, Floats]]
+"""Samples with the seconds predicted of each row; not a number where there are none."""
+
+
+def _judged(predicted: Predicted, way: Way) -> list[Judged]:
     return [
-        Judged(device, each.what, each.table, way, each.time_s[rows], predicted_s[rows])
-        for each, predicted_s in found
+        Judged(each.device, each.what, each.table, way, each.time_s[rows], predicted_s[rows])
+        for each, predicted_s in predicted
         for rows in [np.isfinite(predicted_s)]
         if rows.any()
     ]
@@ -106,29 +118,26 @@ def profile_numbers(samples: Samples, device: Device) -> dict[Key, Efficiency]:
     return {key: efficiency_of(device, *key) for key in keys_of(samples)}
 
 
-def _by_folds(
-    mine: Sequence[Samples], devices: Mapping[str, Device], is_table: bool
-) -> list[tuple[Samples, Floats]]:
-    """Each row by what was made of the folds that it is not in."""
-    found = [(each, np.full(len(each), np.nan)) for each in mine]
+def _by_folds(mine: Sequence[Samples], devices: Mapping[str, Device]) -> tuple[Predicted, Predicted]:
+    """Each row by what was made of the folds that it is not in: by the formula, and by a table beside it."""
+    formula = [(each, np.full(len(each), np.nan)) for each in mine]
+    table = [(each, np.full(len(each), np.nan)) for each in mine]
     for fold in range(FOLDS):
         kept = [each.at(each.group % FOLDS != fold) for each in mine]
         numbers = fit(devices, [each for each in kept if len(each)])
-        for (each, predicted_s), seen in zip(found, kept, strict=True):
+        for (each, formula_s), (_, table_s), seen in zip(formula, table, kept, strict=True):
             rows = np.flatnonzero(each.group % FOLDS == fold)
             if not len(rows) or not len(seen) or not set(keys_of(each)) <= set(numbers):
                 continue
-            left_out = each.at(rows)
-            by_formula = predict(left_out, devices[each.device], numbers)
-            if is_table:
-                table = Lookup.of(seen, predict(seen, devices[each.device], numbers))
-                by_formula, _ = table.corrected(left_out, by_formula)
-            predicted_s[rows] = by_formula
-    return found
+            left_out, device = each.at(rows), devices[each.device]
+            formula_s[rows] = predict(left_out, device, numbers)
+            lookup = Lookup.of(seen, predict(seen, device, numbers))
+            table_s[rows] = lookup.corrected(left_out, formula_s[rows])[0]
+    return formula, table
 
 
-def _without_table(mine: Sequence[Samples], devices: Mapping[str, Device]) -> list[tuple[Samples, Floats]]:
-    found = []
+def _without_table(mine: Sequence[Samples], devices: Mapping[str, Device]) -> Predicted:
+    found: Predicted = []
     for table in dict.fromkeys(each.table for each in mine):
         judged = [_in_16_bits(each) for each in mine if each.table == table]
         others = [_in_16_bits(each) for each in mine if each.table != table]
@@ -150,7 +159,7 @@ def _rows_of(samples: Samples, among: Sequence[Samples]) -> int:
 
 def _fitted_elsewhere(
     mine: Sequence[Samples], others: Sequence[Samples], devices: Mapping[str, Device]
-) -> list[tuple[Samples, Floats]]:
+) -> Predicted:
     """Rows by numbers fitted to other rows, of those kernels that both have."""
     wanted = {key for each in mine for key in keys_of(each)}
     useful = [each for each in others if set(keys_of(each)) & wanted]
@@ -172,7 +181,7 @@ NVIDIA_GENERATIONS = ("turing", "ampere", "ada", "hopper", "blackwell")
 """Their libraries are the same, so they lend to each other; other makers' GPUs neither lend to them nor take."""
 
 
-def lending(device: str, devices: Mapping[str, Device], catalogue: Catalogue) -> set[str]:
+def lending(device: str, devices: Mapping[str, Device]) -> set[str]:
     """The other measured devices whose figures a device would take if it had none of its own."""
 
     def maker(name: str) -> str:

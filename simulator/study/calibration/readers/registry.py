@@ -27,7 +27,7 @@ DEVICES = {
     "a100": "a100-80-sxm", "a100-sxm": "a100-80-sxm", "a100-dgx": "a100-80-sxm", "h100": "h100-sxm", "h100-dgx": "h100-sxm",
     "b60": "arc-pro-b60", "rtx4090": "rtx-4090", "rtx3090": "rtx-3090", "rtx5090": "rtx-5090",
     "rtxpro6000": "rtx-pro-6000", "rtx-pro-6000-server": "rtx-pro-6000", "b200": "b200-sxm",
-    "h200": "h200-sxm", "b300": "b300-sxm",
+    "h200": "h200-sxm", "b300": "b300-sxm", "gh200-sxm": "gh200", "gb200-sxm": "gb200", "a100-pcie": "a100-80-pcie",
 }  # fmt: skip
 """Names of devices in published tables that are not ids already; a bare `a100` is the 80 GB module, as its
 tables' sources say or their models' sizes require."""
