@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from simulator.specs.engine import Engine
+from collections.abc import Mapping
+
+from simulator.specs.engine import Engine, OwnCode
 from simulator.specs.hardware import Host
 
 PROMPT_BYTES_PER_TOKEN = 4
@@ -32,3 +34,16 @@ def deliver_s(engine: Engine, host: Host, tokens: int) -> float:
     """Core time to turn a step's new tokens into text and send it."""
     stages = engine.host_stages
     return tokens * (stages.detokenize_s + stages.send_s) * remaining_share(host)
+
+
+def own_code_s(code: OwnCode, operator: str, traits: Mapping[str, int]) -> float:
+    """What an engine's own code for an operator takes beyond its kernel, for what a model asks of it.
+
+    >>> code = OwnCode(operator="3 us", operators={"rotary": "5 us", "rotary.rope": "60 us"})
+    >>> round(own_code_s(code, "rotary", {"rope": 1}) * 1e6), round(own_code_s(code, "sample", {}) * 1e6)
+    (68, 3)
+    """
+    of_traits_s = sum(
+        count * code.operators.get(f"{operator}.{trait}", 0.0) for trait, count in traits.items()
+    )
+    return code.operator_s + code.operators.get(operator, 0.0) + of_traits_s

@@ -135,22 +135,25 @@ def _attention(bench: Bench, layer: int, attention: Attention) -> Operator:
     query_count, kv_count = _counts(bench, attention)
     seen = WINDOW if attention.sliding_window else FULL if attention.causal else BOTH_WAYS
     per_pair, as_is = 4 * query_count, (bench.formats.activations,)
+    heads = query_count // attention.head_dim
     read = bench.cached_bytes if attention.causal else bench.bytes
     parameters: tuple[Parameter, ...] = ()
     if attention.sinks:
-        heads = bench.share.of(attention.num_attention_heads)
-        parameters = (Parameter.cut(f"layers.{layer}.attention.sinks.weight", (heads.count,), 0, heads),)
+        part = bench.share.of(attention.num_attention_heads)
+        parameters = (Parameter.cut(f"layers.{layer}.attention.sinks.weight", (heads,), 0, part),)
     queries = 2 * query_count  # read, and written as context
     once = bench.weight_bytes(parameters).per("one")  # for each chunk
     prefill = Work(
         "attention_prefill", as_is, seen.pairs * per_pair,
         read(seen.span * (2 * kv_count)) + bench.bytes(Amount.of(prefill_tokens=queries))
         + Amount.of(prefill_sequences=once),
+        seen.square * heads,
     )  # fmt: skip
     decode = Work(
         "attention_decode", as_is, seen.decode_span * per_pair,
         read(seen.decode_span * (2 * kv_count)) + bench.bytes(Amount.of(decode_tokens=queries))
         + Amount.of(decode_tokens=once),
+        seen.decode_span * heads,
     )  # fmt: skip
     return Operator(
         "attention", layer, ("query",) if attention.causal else ("qkv",),

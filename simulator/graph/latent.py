@@ -71,12 +71,14 @@ def _latent_attention(bench: Bench, layer: int, latent: LatentAttention, heads: 
         "attention_prefill", as_is, Amount.of(prefill_pairs=per_pair),
         bench.cached_bytes(Amount.of(prefill_span=rope))
         + bench.bytes(Amount.of(prefill_span=expanded, prefill_tokens=query_and_context)),
+        Amount.of(prefill_square=heads.count),
     )  # fmt: skip
     per_key = 2 * heads.count * (2 * rank + rope)
     decode = Work(
         "attention_decode", as_is, Amount.of(decode_span=per_key),
         bench.cached_bytes(Amount.of(decode_span=rank + rope))
         + bench.bytes(Amount.of(decode_tokens=heads.count * (2 * rank + rope))),
+        Amount.of(decode_span=heads.count),
     )  # fmt: skip
     dense = expand + Amount.of(prefill_square=per_pair, decode_span=per_key)
     context = Value("context", Amount.of(tokens=heads.count * value))

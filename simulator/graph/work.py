@@ -97,11 +97,16 @@ class Work:
     """Acceptable number formats, best first."""
     flops: Amount
     moved_bytes: Amount
+    scores: Amount = NOTHING
+    """Of attention, the products of a query and a key of one head, the square whole: what goes through memory
+    too where attention is no fused kernel."""
 
     def in_phase(self, phase: Phase) -> Work | None:
         """Its share for the chunks of one phase; None where that is nothing."""
         flops, moved = self.flops.of_phase(phase), self.moved_bytes.of_phase(phase)
-        return replace(self, flops=flops, moved_bytes=moved) if flops or moved else None
+        if not (flops or moved):
+            return None
+        return replace(self, flops=flops, moved_bytes=moved, scores=self.scores.of_phase(phase))
 
 
 @dataclass(frozen=True, slots=True)

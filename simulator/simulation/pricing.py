@@ -19,7 +19,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.costs.host import step_s
+from simulator.costs.host import own_code_s, step_s
 from simulator.costs.operators import blended_terms, kernel_rates
 from simulator.costs.transfers import (
     collective_bytes_per_s,
@@ -30,7 +30,9 @@ from simulator.costs.transfers import (
 )
 from simulator.errors import SimulatorError
 from simulator.graph.machine import Directed
+from simulator.graph.operator_traits import operator_traits
 from simulator.graph.shape import FEATURE_COUNT, Amount, StepShape, total
+from simulator.graph.work import Work
 from simulator.placement.plan import Task, Template
 from simulator.placement.program import Program
 from simulator.simulation.ticks import LONGEST_STEP_S, TICKS_PER_S, Ticks, tick, ticks
@@ -264,7 +266,7 @@ class _Pricer:
     def __init__(self, program: Program, engine: Engine) -> None:
         self.program, self.links = program, program.machine.links
         self.pinned = engine.memory.pinned
-        self.launch = engine.launch
+        self.launch, self.code = engine.launch, engine.code
         self.engine_step_s = step_s(engine, program.machine.hosts[program.host].host)
 
     def links_crossed(self, task: Task) -> tuple[str, ...]:
@@ -282,7 +284,7 @@ class _Pricer:
     def price(self, task: Task) -> _Price:
         if task.kind == "compute":
             bus = self._bus(task)
-            moved = total(work.moved_bytes for work in task.works)
+            moved = total(self._moved_bytes(work) for work in task.works)
             over_bus = (_Form(moved.coefficients, 1 / bus.bytes_per_s),) if bus is not None else ()
             return _Price(task.microbatch, kernels=tuple(self._kernels(task)), bus=over_bus)
         if task.kind == "host":
@@ -309,13 +311,28 @@ class _Pricer:
 
     def _kernels(self, task: Task) -> list[_Kernel]:
         device = self.program.machine.devices[task.place].device
+        own_s = self._own_code_s(task) if device.kind == "cpu" else 0.0
+        of_attention = [work for work in task.works if work.operator_class.startswith("attention")]
+        called = of_attention or task.works[:1]
         kernels = []
         for work in task.works:
             rates = kernel_rates(device, work.operator_class, work.formats)
             compute = _Form(work.flops.coefficients, 1 / rates.flops_per_s)
-            memory = _Form(work.moved_bytes.coefficients, 1 / rates.bytes_per_s)
-            kernels.append(_Kernel(compute, memory, rates.overhead_s, rates.blend))
+            memory = _Form(self._moved_bytes(work).coefficients, 1 / rates.bytes_per_s)
+            code_s = own_s if work in called else 0.0
+            kernels.append(_Kernel(compute, memory, rates.overhead_s + code_s, rates.blend))
         return kernels
+
+    def _own_code_s(self, task: Task) -> float:
+        """Of the engine's own code for an operator, once; of attention for prefills and for decodes."""
+        traits = operator_traits(self.program.model, task.layer, task.operator)
+        return own_code_s(self.code, task.operator, traits)
+
+    def _moved_bytes(self, work: Work) -> Amount:
+        """Of a kernel, with the scores that attention leaves in memory where the engine does not fuse it."""
+        if not self.code.score_bytes:
+            return work.moved_bytes
+        return work.moved_bytes + work.scores * self.code.score_bytes
 
     def _bytes_per_s(self, task: Task, directed: Sequence[Directed], link: Directed) -> float:
         if task.kind == "collective":
