@@ -1,0 +1,294 @@
+"""Times what this program's network calls on the machine it runs on, for `calibrate measure`.
+
+A kernel is timed as the network calls it: through the same modules and functions, with what Python and
+PyTorch need to get there, so that the time of the smallest is the overhead an operator has here. Matrices
+are read from a buffer much larger than the caches, as the weights of a model that does not fit into them
+are; those of models that do fit are gone round among a few. Every time is the best of as many runs as a
+share of the time allows, since other programs can only add to it.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from time import perf_counter_ns
+
+import torch
+from torch import Tensor, nn
+
+from simulator.execution import kernels
+from simulator.execution.generation import next_logits
+from simulator.execution.kernels import Rules
+from simulator.execution.network import Cache, Transformer
+from simulator.execution.random_weights import random_transformer
+from simulator.execution.tokenizer import Tokenizer
+from simulator.specs.architecture import Architecture, Mlp
+
+NANOSECONDS = 1e9
+FEWEST_RUNS = 3
+SMALL_MATRIX_BYTES = 2**18
+"""Smaller ones are of models that caches hold."""
+MATRICES_OF_SMALL_MODELS = 64
+CACHES_IN_BUFFER = 4
+SMALLEST_BUFFER_BYTES, LARGEST_BUFFER_BYTES = 2**26, 2**29
+ROUND = 16
+"""Most matrices that one timed round goes through."""
+
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Matmul:
+    """`m` tokens through a projection of `k` channels to `n`."""
+
+    m: int
+    n: int
+    k: int
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """`new` tokens of one sequence after `context` cached ones."""
+
+    new: int
+    context: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`tokens` of `width` channels, or for sampling that many logits."""
+
+    tokens: int
+    width: int
+
+
+@dataclass(frozen=True)
+class MachineHere:
+    """What PyTorch has to compute with."""
+
+    threads: int
+    torch_version: str
+    cache_bytes: int
+    """Of the last-level cache; 0 where the system does not say."""
+
+
+class Bench:
+    """Times kernels on one device, each for about as long."""
+
+    def __init__(self, seconds_each: float, device: str = "cpu") -> None:
+        self.seconds_each, self.device = seconds_each, torch.device(device)
+        self._buffers: dict[torch.dtype, Tensor] = {}
+
+    # -- the clock ----------------------------------------------------------------------------------------
+
+    def best_s(self, call: Callable[[], object], calls: int = 1) -> float:
+        """Seconds of one of `calls` calls that `call` makes, in the best run."""
+        with torch.no_grad():
+            call()  # the first one allocates, and starts threads
+            return self._best_s(call) / calls
+
+    def _best_s(self, call: Callable[[], object]) -> float:
+        once = self._once_on_gpu_s if self.device.type == "cuda" else _once_s
+        best, runs = float("inf"), 0
+        gc.disable()
+        try:
+            end = perf_counter_ns() + self.seconds_each * NANOSECONDS
+            while runs < FEWEST_RUNS or perf_counter_ns() < end:
+                best, runs = min(best, once(call)), runs + 1
+        finally:
+            gc.enable()
+        return best
+
+    def _once_on_gpu_s(self, call: Callable[[], object]) -> float:
+        """Between two events around it, on an idle device."""
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(self.device)
+        start.record()  # type: ignore[no-untyped-call]
+        call()
+        stop.record()  # type: ignore[no-untyped-call]
+        stop.synchronize()  # type: ignore[no-untyped-call]
+        return float(start.elapsed_time(stop)) / 1e3  # it says milliseconds
+
+    # -- kernels ------------------------------------------------------------------------------------------
+
+    def matmul(self, shape: Matmul, precision: str) -> tuple[float, int]:
+        """A projection, as a module; seconds, and how many matrices were gone round among."""
+        x_tk = torch.ones(shape.m, shape.k, dtype=DTYPES[precision], device=self.device)
+        projections = self._projections(shape, DTYPES[precision])
+        endless = cycle(projections)
+        together = min(ROUND, len(projections))
+
+        def go_round() -> None:
+            for _ in range(together):
+                next(endless)(x_tk)
+
+        return self.best_s(go_round, together), len(projections)
+
+    def _projections(self, shape: Matmul, dtype: torch.dtype) -> list[nn.Linear]:
+        elements = shape.n * shape.k
+        buffer = self._buffer(dtype, elements)
+        is_small = elements * dtype.itemsize < SMALL_MATRIX_BYTES
+        copies = len(buffer) // elements
+        copies = min(copies, MATRICES_OF_SMALL_MODELS) if is_small else copies
+        projections = []
+        for number in range(copies):
+            projection = nn.Linear(shape.k, shape.n, bias=False, device="meta")
+            weight_nk = buffer[number * elements : (number + 1) * elements].view(shape.n, shape.k)
+            projection.weight = nn.Parameter(weight_nk, requires_grad=False)
+            projections.append(projection)
+        return projections
+
+    def _buffer(self, dtype: torch.dtype, at_least: int) -> Tensor:
+        """As large as several last-level caches."""
+        wanted = min(LARGEST_BUFFER_BYTES, max(SMALLEST_BUFFER_BYTES, CACHES_IN_BUFFER * cache_bytes()))
+        elements = max(wanted // dtype.itemsize, at_least)
+        if dtype not in self._buffers or len(self._buffers[dtype]) < elements:
+            self._buffers[dtype] = torch.full((elements,), 0.01, dtype=dtype, device=self.device)
+        return self._buffers[dtype]
+
+    def attention(self, shape: AttentionShape, precision: str) -> float:
+        """Attention of one sequence, as the network does it."""
+        options = {"dtype": DTYPES[precision], "device": self.device}
+        q_nhd = torch.randn(shape.new, shape.heads, shape.head_dim, **options)  # type: ignore[call-overload]
+        kept = shape.context + shape.new
+        k_sgd, v_sgd = torch.randn(2, kept, shape.kv_heads, shape.head_dim, **options)  # type: ignore[call-overload]
+        rules = Rules(shape.head_dim**-0.5)
+        return self.best_s(lambda: kernels.attend(rules, q_nhd, k_sgd, v_sgd, shape.context).flatten(1))
+
+    def activation(self, shape: Rows, precision: str) -> float:
+        """The non-linearity of a gated network with `width` inner channels."""
+        expanded_tf = torch.randn(shape.tokens, 2 * shape.width, dtype=DTYPES[precision], device=self.device)
+        mlp = Mlp(shape.width, "silu", gated=True)
+        return self.best_s(lambda: kernels.activate(mlp, expanded_tf))
+
+    def norm(self, shape: Rows, precision: str) -> float:
+        """A stream and its branch added up, and normalised."""
+        x_te, branch_te = torch.randn(
+            2, shape.tokens, shape.width, dtype=DTYPES[precision], device=self.device
+        )
+        norm = nn.LayerNorm(shape.width, dtype=DTYPES[precision], device=self.device)
+        return self.best_s(lambda: norm(x_te + branch_te))
+
+    def embedding(self, shape: Rows, precision: str) -> float:
+        """Rows of a table for some ids."""
+        table_ve = self._buffer(DTYPES[precision], 0)
+        table_ve = table_ve[: len(table_ve) // shape.width * shape.width].view(-1, shape.width)
+        ids_t = torch.randint(len(table_ve), (shape.tokens,), device=self.device)
+        return self.best_s(lambda: kernels.embed(ids_t, table_ve))
+
+    def sampling(self, shape: Rows, precision: str) -> float:
+        """The likeliest of `width` ids, and to have it as a number."""
+        logits_tv = torch.randn(shape.tokens, shape.width, dtype=DTYPES[precision], device=self.device)
+        return self.best_s(lambda: kernels.sample(logits_tv).tolist())
+
+    # -- memory -------------------------------------------------------------------------------------------
+
+    def bandwidth_bytes_per_s(self, nbytes: int) -> float:
+        """The best of reading, copying and adding arrays of so many bytes together."""
+        x = torch.ones(nbytes // 4, device=self.device)
+        half, into = x[: len(x) // 2], torch.empty(len(x) // 2, device=self.device)
+        moved = (x.nbytes, half.nbytes + into.nbytes, half.nbytes + into.nbytes)
+        calls: tuple[Callable[[], object], ...] = (
+            x.sum, lambda: into.copy_(half), lambda: torch.add(half, 1, out=into),
+        )  # fmt: skip
+        return max(each / self.best_s(call) for each, call in zip(moved, calls, strict=True))
+
+    def copy_s(self, nbytes: int, to_device: bool, pinned: bool) -> float:
+        """A copy between this machine's memory and a GPU's."""
+        here = torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
+        there = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+        target, source = (there, here) if to_device else (here, there)
+        return self.best_s(lambda: target.copy_(source, non_blocking=pinned))
+
+    # -- parts of a network -------------------------------------------------------------------------------
+
+    def layer_s(self, arch: Architecture, context: int) -> float:
+        """A decode step through the first layer of a model with random weights."""
+        layer = random_transformer(arch, seed=0).layers[0]
+        cache = Cache()
+        x_te = torch.randn(1, arch.hidden_size)
+        with torch.no_grad():
+            layer(torch.randn(context, arch.hidden_size), torch.arange(context), cache)
+        position_t = torch.tensor([context])
+        return self.best_s(lambda: layer(x_te, position_t, _branched(cache)))
+
+    def step_s(self, network: Transformer, new: int, context: int) -> float:
+        """A whole step: `new` ids after `context` cached ones, up to the id that follows."""
+        cache = Cache()
+        ids = [number % network.arch.vocab_size for number in range(7, 7 + context + new)]
+        with torch.no_grad():
+            if context:
+                next_logits(network, ids[:context], cache)
+        return self.best_s(lambda: _step(network, ids[context:], _branched(cache)))
+
+    def tokenize_s(self, tokenizer: Tokenizer, text: str) -> float:
+        """To read a text, for each token."""
+        return self.best_s(lambda: tokenizer.encode(text), len(tokenizer.encode(text)))
+
+    def detokenize_s(self, tokenizer: Tokenizer, text: str) -> float:
+        """To write a text, for each token."""
+        ids = tokenizer.encode(text)
+        return self.best_s(lambda: tokenizer.decode(ids), len(ids))
+
+
+def _once_s(call: Callable[[], object]) -> float:
+    start = perf_counter_ns()
+    call()
+    return (perf_counter_ns() - start) / NANOSECONDS
+
+
+def _branched(cache: Cache) -> Cache:
+    """A cache of the same tokens that can be added to without changing the other."""
+    branch = Cache()
+    branch.tokens, branch._kept = cache.tokens, dict(cache._kept)
+    return branch
+
+
+def _step(network: Transformer, ids: list[int], cache: Cache) -> list[int]:
+    found: list[int] = kernels.sample(next_logits(network, ids, cache)[None]).tolist()
+    return found
+
+
+def threads_used(threads: int | None = None) -> int:
+    """How many threads PyTorch computes with, after asking for so many if given."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def has_gpu() -> bool:
+    """Whether there is a GPU that PyTorch can use."""
+    return torch.cuda.is_available()
+
+
+def gpu_facts() -> tuple[str, int, int]:
+    """Name, bytes of memory and number of multiprocessors of the first GPU."""
+    facts = torch.cuda.get_device_properties(0)
+    return facts.name, facts.total_memory, facts.multi_processor_count
+
+
+def machine_here() -> MachineHere:
+    return MachineHere(torch.get_num_threads(), torch.__version__, cache_bytes())
+
+
+def cache_bytes() -> int:
+    """Of the largest cache that the system lists for the first processor."""
+    folder = Path("/sys/devices/system/cpu/cpu0/cache")
+    return max(_cache_sizes(folder), default=0)
+
+
+def _cache_sizes(folder: Path) -> Iterator[int]:
+    for path in sorted(folder.glob("index*/size")):
+        try:
+            text = path.read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        number, unit = text[:-1], text[-1:]
+        if number.isdigit() and unit in "KM":
+            yield int(number) * (2**10 if unit == "K" else 2**20)
