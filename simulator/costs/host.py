@@ -43,7 +43,15 @@ def own_code_s(code: OwnCode, operator: str, traits: Mapping[str, int]) -> float
     >>> round(own_code_s(code, "rotary", {"rope": 1}) * 1e6), round(own_code_s(code, "sample", {}) * 1e6)
     (68, 3)
     """
-    of_traits_s = sum(
-        count * code.operators.get(f"{operator}.{trait}", 0.0) for trait, count in traits.items()
-    )
-    return code.operator_s + code.operators.get(operator, 0.0) + of_traits_s
+    return code.operator_s + _by_traits(code.operators, operator, traits)
+
+
+def own_passes(code: OwnCode, operator: str, traits: Mapping[str, int]) -> float:
+    """How many times what an operator reads and writes goes through memory, for what a model asks of it."""
+    return 1.0 + _by_traits(code.passes, operator, traits)
+
+
+def _by_traits(figures: Mapping[str, float], operator: str, traits: Mapping[str, int]) -> float:
+    """Of the operator itself and of each trait as often as it has it."""
+    of_traits = sum(count * figures.get(f"{operator}.{trait}", 0.0) for trait, count in traits.items())
+    return figures.get(operator, 0.0) + of_traits

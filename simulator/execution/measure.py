@@ -10,6 +10,7 @@ share of the time allows, since other programs can only add to it.
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import cycle
@@ -28,14 +29,17 @@ from simulator.execution.tokenizer import Tokenizer
 from simulator.specs.architecture import Architecture, Mlp
 
 NANOSECONDS = 1e9
-FEWEST_RUNS = 3
+FEWEST_RUNS = 2
 SMALL_MATRIX_BYTES = 2**18
 """Smaller ones are of models that caches hold."""
 MATRICES_OF_SMALL_MODELS = 64
-CACHES_IN_BUFFER = 4
+CACHES_IN_BUFFER = 16
 SMALLEST_BUFFER_BYTES, LARGEST_BUFFER_BYTES = 2**26, 2**29
-ROUND = 16
-"""Most matrices that one timed round goes through."""
+ROUND_S, LONGEST_ROUND = 0.02, 64
+"""About how long a timed round through several matrices takes, and the most it goes through: as long as steps
+of real models, which meet better and worse moments too."""
+BUSY_SHARE = 0.15
+"""Of one processor: when other programs use more of it, a timing is done again."""
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -81,8 +85,10 @@ class MachineHere:
 class Bench:
     """Times kernels on one device, each for about as long."""
 
-    def __init__(self, seconds_each: float, device: str = "cpu") -> None:
+    def __init__(self, seconds_each: float, device: str = "cpu", watch: OtherPrograms | None = None) -> None:
+        """watch: what other programs do; timings are done again while it has patience."""
         self.seconds_each, self.device = seconds_each, torch.device(device)
+        self.watch = watch or OtherPrograms(patience_s=0.0)
         self._buffers: dict[torch.dtype, Tensor] = {}
 
     # -- the clock ----------------------------------------------------------------------------------------
@@ -91,11 +97,15 @@ class Bench:
         """Seconds of one of `calls` calls that `call` makes, in the best run."""
         with torch.no_grad():
             call()  # the first one allocates, and starts threads
-            return self._best_s(call) / calls
+            best_s = self._best_s(call)
+            while self.watch.disturbed():
+                best_s = min(best_s, self._best_s(call))
+            return best_s / calls
 
     def _best_s(self, call: Callable[[], object]) -> float:
         once = self._once_on_gpu_s if self.device.type == "cuda" else _once_s
         best, runs = float("inf"), 0
+        self.watch.begin()
         gc.disable()
         try:
             end = perf_counter_ns() + self.seconds_each * NANOSECONDS
@@ -109,10 +119,10 @@ class Bench:
         """Between two events around it, on an idle device."""
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(self.device)
-        start.record()  # type: ignore[no-untyped-call]
+        start.record()
         call()
-        stop.record()  # type: ignore[no-untyped-call]
-        stop.synchronize()  # type: ignore[no-untyped-call]
+        stop.record()
+        stop.synchronize()
         return float(start.elapsed_time(stop)) / 1e3  # it says milliseconds
 
     # -- kernels ------------------------------------------------------------------------------------------
@@ -122,7 +132,10 @@ class Bench:
         x_tk = torch.ones(shape.m, shape.k, dtype=DTYPES[precision], device=self.device)
         projections = self._projections(shape, DTYPES[precision])
         endless = cycle(projections)
-        together = min(ROUND, len(projections))
+        with torch.no_grad():
+            next(endless)(x_tk)
+            once_s = _once_s(lambda: next(endless)(x_tk))
+        together = max(1, min(LONGEST_ROUND, len(projections), round(ROUND_S / once_s)))
 
         def go_round() -> None:
             for _ in range(together):
@@ -208,15 +221,16 @@ class Bench:
 
     # -- parts of a network -------------------------------------------------------------------------------
 
-    def layer_s(self, arch: Architecture, context: int) -> float:
-        """A decode step through the first layer of a model with random weights."""
+    def layer_s(self, arch: Architecture, new: int, context: int) -> float:
+        """`new` tokens after `context` cached ones through the first layer of a model with random weights."""
         layer = random_transformer(arch, seed=0).layers[0]
         cache = Cache()
-        x_te = torch.randn(1, arch.hidden_size)
+        x_te = torch.randn(new, arch.hidden_size)
+        positions_t = torch.arange(context, context + new)
         with torch.no_grad():
-            layer(torch.randn(context, arch.hidden_size), torch.arange(context), cache)
-        position_t = torch.tensor([context])
-        return self.best_s(lambda: layer(x_te, position_t, _branched(cache)))
+            if context:
+                layer(torch.randn(context, arch.hidden_size), torch.arange(context), cache)
+        return self.best_s(lambda: layer(x_te, positions_t, _branched(cache)))
 
     def step_s(self, network: Transformer, new: int, context: int) -> float:
         """A whole step: `new` ids after `context` cached ones, up to the id that follows."""
@@ -235,6 +249,47 @@ class Bench:
         """To write a text, for each token."""
         ids = tokenizer.encode(text)
         return self.best_s(lambda: tokenizer.decode(ids), len(ids))
+
+
+class OtherPrograms:
+    """Watches how much of the processors other programs use, where the system says (Linux)."""
+
+    def __init__(self, patience_s: float) -> None:
+        """patience_s: how long in all timings may be done again."""
+        self.patience_s = patience_s
+        self.busy_s = self.watched_s = 0.0
+        self._wall_s = self._other_s = 0.0
+
+    def begin(self) -> None:
+        """A timing begins."""
+        self._wall_s, self._other_s = perf_counter_ns() / NANOSECONDS, _used_by_others_s()
+
+    def disturbed(self) -> bool:
+        """Whether others were busy during the timing that has just ended, and there is patience left."""
+        wall_s = perf_counter_ns() / NANOSECONDS - self._wall_s
+        others_s = max(0.0, _used_by_others_s() - self._other_s)
+        self.busy_s, self.watched_s = self.busy_s + others_s, self.watched_s + wall_s
+        if others_s < BUSY_SHARE * wall_s or self.patience_s <= 0:
+            return False
+        self.patience_s -= wall_s
+        return True
+
+    @property
+    def share(self) -> float:
+        """Of one processor, what other programs used meanwhile."""
+        return self.busy_s / self.watched_s if self.watched_s else 0.0
+
+
+def _used_by_others_s() -> float:
+    """Processor time that all programs but this one have used since the system started."""
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            user, nice, system, _, _, interrupts, soft, stolen = map(int, file.readline().split()[1:9])
+    except (OSError, ValueError):
+        return 0.0
+    own = os.times()
+    everyone = (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
+    return everyone - own.user - own.system
 
 
 def _once_s(call: Callable[[], object]) -> float:

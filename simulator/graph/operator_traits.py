@@ -27,7 +27,7 @@ TRAITS: Mapping[str, tuple[str, ...]] = {
 
 
 def operator_traits(model: Architecture, layer: int | None, operator: str) -> dict[str, int]:
-    """Those of `TRAITS` that an operator of a layer has, and how many times over: of experts, their number."""
+    """Those of `TRAITS` that an operator of a layer has, how many times over: of experts, their number."""
     if operator in NORMS:
         return {"rms": 1} if model.norm == "rms" else {}
     if layer is None:

@@ -19,7 +19,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.costs.host import own_code_s, step_s
+from simulator.costs.host import own_code_s, own_passes, step_s
 from simulator.costs.operators import blended_terms, kernel_rates
 from simulator.costs.transfers import (
     collective_bytes_per_s,
@@ -311,22 +311,26 @@ class _Pricer:
 
     def _kernels(self, task: Task) -> list[_Kernel]:
         device = self.program.machine.devices[task.place].device
-        own_s = self._own_code_s(task) if device.kind == "cpu" else 0.0
+        is_slow = device.kind == "cpu"
+        traits = operator_traits(self.program.model, task.layer, task.operator)
+        own_s = own_code_s(self.code, task.operator, traits) if is_slow else 0.0
+        passes = own_passes(self.code, task.operator, traits)
         of_attention = [work for work in task.works if work.operator_class.startswith("attention")]
         called = of_attention or task.works[:1]
         kernels = []
         for work in task.works:
             rates = kernel_rates(device, work.operator_class, work.formats)
             compute = _Form(work.flops.coefficients, 1 / rates.flops_per_s)
-            memory = _Form(self._moved_bytes(work).coefficients, 1 / rates.bytes_per_s)
+            memory = _Form(self._moved_bytes(work).coefficients, passes / rates.bytes_per_s)
             code_s = own_s if work in called else 0.0
             kernels.append(_Kernel(compute, memory, rates.overhead_s + code_s, rates.blend))
-        return kernels
+        return kernels + self._visits(task.operator) * is_slow
 
-    def _own_code_s(self, task: Task) -> float:
-        """Of the engine's own code for an operator, once; of attention for prefills and for decodes."""
-        traits = operator_traits(self.program.model, task.layer, task.operator)
-        return own_code_s(self.code, task.operator, traits)
+    def _visits(self, operator: str) -> list[_Kernel]:
+        """What the engine's own code takes for each expert that some token chose."""
+        each_s = self.code.operators.get(f"{operator}.active", 0.0)
+        visits = _Form(Amount.of(active_experts=1).coefficients, each_s)
+        return [_Kernel(_Form(Amount().coefficients, 0.0), visits, 0.0, 1.0)] if each_s else []
 
     def _moved_bytes(self, work: Work) -> Amount:
         """Of a kernel, with the scores that attention leaves in memory where the engine does not fuse it."""

@@ -105,8 +105,12 @@ class OwnCode(Spec):
     operator_s: Annotated[Seconds, Field(alias="operator")] = 0.0
     """For every operator that a processor computes; devices are given theirs by `launch`."""
     operators: dict[OperatorKey, Seconds] = Field(default_factory=dict)
-    """More for some, by operator or by operator and what the model asks of it: `rotary.rope`; for experts,
-    for each: `expert_up_proj.experts`."""
+    """More for some, by operator or by operator and what the model asks of it: `rotary.rope`. For each expert
+    of a layer `expert_up_proj.experts`, and for each that some token chose `expert_up_proj.active`."""
+    passes: dict[OperatorKey, Annotated[float, Quantity(units.NUMBER, better="low", least=0)]] = Field(
+        default_factory=dict
+    )
+    """By the same keys, how many more times what an operator reads and writes goes through memory."""
     score_bytes: Annotated[WholeNumber, Field(ge=0, le=1_000_000)] = 0
     """Written and read in memory for each score of a query, a key and a head, where attention is not one
     kernel."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,8 @@ TINY = ("tiny-llama", "tiny-gpt2", "tiny-qwen3", "tiny-opt", "tiny-gemma2", "tin
 REAL = "smollm2-135m"
 STEPS = (("prefill", 32, 0), ("prefill", 128, 0), ("decode", 1, 64), ("decode", 1, 256))
 """Phase, new tokens, tokens cached before."""
-ROUNDS = 3
-COMPARED = ROUNDS * len(STEPS) * (len(TINY) + 1)
-"""How many timings there are."""
+
+Best = Callable[[Mapping[str, Callable[[], float]]], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -77,10 +76,11 @@ class Comparison:
                 "skipped": self.skipped}  # fmt: skip
 
 
-def compare_steps(
-    name: str, catalogue: Catalogue, bench: Bench, progress: Callable[[str], None]
-) -> Comparison:
-    """Run and simulate steps of tiny models, and of the one with real weights where they are installed."""
+def compare_steps(name: str, catalogue: Catalogue, bench: Bench, best: Best) -> Comparison:
+    """Run and simulate steps of tiny models, and of the one with real weights where they are installed.
+
+    best: the shortest times of some calls, each called in rounds.
+    """
     from simulator.execution.random_weights import random_transformer
 
     networks = {model: random_transformer(load_model(model, catalogue), seed=0) for model in TINY}
@@ -89,31 +89,23 @@ def compare_steps(
         networks[REAL] = _real(catalogue)
     except InputError as error:
         skipped = str(error)
-    measured_s = _measured(networks, bench, progress)
-    clocks = {model: OneSequence.of(name, network.arch, catalogue) for model, network in networks.items()}
-    steps = (
-        StepCompared(model, phase, new, context, measured_s[model, new, context], clocks[model].step_s(new, context))
+    cases = {
+        f"{model}: {phase} of {new} after {context}": (model, phase, new, context)
         for model in networks
         for phase, new, context in STEPS
-    )
-    return Comparison(tuple(steps), skipped)
+    }
+    measured_s = best({
+        what: partial(bench.step_s, networks[model], new, context)
+        for what, (model, _, new, context) in cases.items()
+    })  # fmt: skip
+    clocks = {model: OneSequence.of(name, network.arch, catalogue) for model, network in networks.items()}
+    return Comparison(tuple(
+        StepCompared(*case, measured_s[what], clocks[case[0]].step_s(*case[2:]))
+        for what, case in cases.items()
+    ), skipped)  # fmt: skip
 
 
 def _real(catalogue: Catalogue) -> Transformer:
     from simulator.execution.packaged_weights import load_packaged
 
     return load_packaged(REAL, catalogue).network
-
-
-def _measured(
-    networks: Mapping[str, Transformer], bench: Bench, progress: Callable[[str], None]
-) -> dict[tuple[str, int, int], float]:
-    """Of each model and step the best of some rounds, so that a busy moment spoils none."""
-    best: dict[tuple[str, int, int], float] = {}
-    for _ in range(ROUNDS):
-        for model, network in networks.items():
-            for phase, new, context in STEPS:
-                progress(f"{model}: {phase} of {new} after {context}")
-                key = (model, new, context)
-                best[key] = min(bench.step_s(network, new, context), best.get(key, math.inf))
-    return best

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -18,34 +19,43 @@ from simulator.errors import InputError, Problem
 from simulator.specs.architecture import Architecture
 from simulator.specs.base import is_identifier
 from simulator.specs.catalogue import Catalogue, default_roots
-from simulator.study.calibration.compare_steps import COMPARED, Comparison, compare_steps
+from simulator.study.calibration.compare_steps import REAL, Comparison
 from simulator.study.calibration.measured_fit import FittedEfficiency, fit_efficiency
 from simulator.study.calibration.measured_profile import (
     DeviceFigures,
     LinkFigures,
     MachineFigures,
     OwnCodeFigures,
+    profile_paths,
     profile_texts,
 )
 from simulator.study.calibration.one_step import OneSequence
-from simulator.study.calibration.own_code import CONTEXT, PLAIN, PROBES, LayerTimes, own_code
-from simulator.study.calibration.timed_kernels import LARGE, KernelRow, as_csv, by_class, timings
+from simulator.study.calibration.own_code import (
+    CONTEXT,
+    IN_PROMPTS,
+    PLAIN,
+    PROBES,
+    PROMPT,
+    LayerTimes,
+    own_code,
+)
+from simulator.study.calibration.timed_kernels import LARGE, KernelRow, Timing, as_csv, by_class, timings
 
 if TYPE_CHECKING:
-    from simulator.execution.measure import Bench
+    from simulator.execution.measure import Bench, OtherPrograms
 
 Progress = Callable[[int, int, str], None]
-"""How much is done, of how much, and what comes next."""
+"""Seconds done, of how many, and what comes next."""
 
-LONGEST_S = 170.0
-USUAL_S = 90.0
-SHORTEST_S = 5.0
-SHARE_OF_COMPARISON = 0.25
-WEIGHT_OF_A_LAYER = 2
-"""A probe of a layer takes as long as so many kernels."""
+USUAL_S, SHORTEST_S = 100.0, 10.0
+SHARES = {"kernels": 0.5, "own code": 0.15, "compared": 0.25}
+"""Of the time; a GPU takes more."""
+SHARE_OF_PATIENCE = 0.1
+"""Of the time: how long in all timings are done again while other programs are busy."""
+EACH_S = 0.04
+"""How long one kernel is timed in each round, at least."""
 TEXT = "Where a model should run depends on three things: data, memory and transitions. " * 8
 LARGE_ARRAY_BYTES = 2**28
-ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -56,21 +66,21 @@ class Measured:
     rows: tuple[KernelRow, ...]
     gpu_rows: tuple[KernelRow, ...]
     took_s: float
+    others: float
+    """Of one processor, what other programs used meanwhile."""
     comparison: Comparison | None
 
     @property
     def texts(self) -> dict[str, str]:
         """Every file to write by its path: profiles, and the tables they were fitted to."""
-        name = self.figures.name
-        tables = {f"{name}-operators.csv": as_csv(self.rows)}
-        if self.gpu_rows:
-            tables[f"{name}-gpu-operators.csv"] = as_csv(self.gpu_rows)
-        return profile_texts(self.figures) | tables
+        tables = zip(_tables(self.figures.name), (self.rows, self.gpu_rows), strict=True)
+        return profile_texts(self.figures) | {path: as_csv(rows) for path, rows in tables if rows}
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "name": self.figures.name,
             "took_s": self.took_s,
+            "others": self.others,
             "figures": asdict(self.figures),
             "kernels": [asdict(row) for row in (*self.rows, *self.gpu_rows)],
             "comparison": None if self.comparison is None else self.comparison.as_dict(),
@@ -84,86 +94,125 @@ def check_name(name: str) -> None:
         raise InputError([Problem("command line", key="--name", value=name, advice=advice)])
 
 
+def refuse_existing(name: str, out: Path) -> None:
+    """Raises InputError where a file is there already that a measurement would replace."""
+    paths = [out / path for path in (*profile_paths(name), *_tables(name))]
+    there = [path for path in paths if path.exists()]
+    if there:
+        advice = "is there already; take another --name, or --force to replace it"
+        raise InputError([Problem(path, advice=advice) for path in there])
+
+
+def _tables(name: str) -> tuple[str, str]:
+    """Of the processor's kernels, and of a GPU's."""
+    return f"hardware_profiles/{name}-operators.csv", f"hardware_profiles/{name}-gpu-operators.csv"
+
+
 def measure(
-    name: str = "this-machine", seconds: float = USUAL_S, compare: bool = True,
+    name: str = "this-machine", seconds: float = USUAL_S, compare: bool = True, threads: int | None = None,
     progress: Progress | None = None,
 ) -> Measured:  # fmt: skip
-    """Measure the machine this runs on in about `seconds`; raises InputError for a name that is no id."""
-    from simulator.execution.measure import Bench, has_gpu
+    """Measure the machine this runs on in about `seconds`; raises InputError for a name that is no id.
+
+    threads: that PyTorch computes with; as many as it chooses if not given.
+    """
+    from simulator.execution.measure import threads_used
 
     check_name(name)
+    before = threads_used()
+    try:
+        threads_used(threads)
+        return _measure(name, seconds, compare, progress)
+    finally:
+        threads_used(before)
+
+
+def _measure(name: str, seconds: float, compare: bool, progress: Progress | None) -> Measured:
+    from simulator.execution.measure import OtherPrograms, has_gpu
+
     started = perf_counter()
-    steps = _Steps(progress, compare, has_gpu())
-    bench = Bench(seconds * (1 - SHARE_OF_COMPARISON if compare else 1) / steps.weight)
-    figures, rows = _processor(name, bench, steps)
+    timer = _Timer(seconds, compare, progress, OtherPrograms(seconds * SHARE_OF_PATIENCE))
+    figures, rows = _processor(name, timer)
     gpu_rows: tuple[KernelRow, ...] = ()
     if has_gpu():
-        figures, gpu_rows = _with_gpu(figures, Bench(bench.seconds_each, "cuda"), steps)
+        figures, gpu_rows = _with_gpu(figures, timer)
     with TemporaryDirectory() as folder:
         catalogue = written(figures, Path(folder))
-        figures = replace(figures, code=_own_code(figures, bench, steps, catalogue, Path(folder)))
-        catalogue = written(figures, Path(folder))
-        comparison = None
-        if compare:
-            longer = Bench(seconds * SHARE_OF_COMPARISON / COMPARED)
-            comparison = compare_steps(name, catalogue, longer, steps.next)
-    return Measured(figures, rows, gpu_rows, perf_counter() - started, comparison)
+        figures = replace(figures, code=_own_code(figures, timer, catalogue, Path(folder)))
+        comparison = _compared(figures, timer, Path(folder)) if compare else None
+    took_s = perf_counter() - started
+    return Measured(figures, rows, gpu_rows, took_s, timer.watch.share, comparison)
 
 
-class _Steps:
-    """Counts what has been timed, for whoever watches."""
+class _Timer:
+    """Shares out the time, counts what is done, and watches other programs."""
 
-    def __init__(self, progress: Progress | None, compare: bool, has_gpu: bool) -> None:
-        devices = 2 if has_gpu else 1
-        kernels, layers = ROUNDS * devices * len(timings()), ROUNDS * (len(PROBES) + 1)
-        self.total = kernels + layers + ROUNDS * devices + 1 + (COMPARED if compare else 0)
-        self.weight = kernels + WEIGHT_OF_A_LAYER * layers + 3 * ROUNDS * devices + 3
-        self.done, self._progress = 0, progress
+    def __init__(
+        self, seconds: float, compare: bool, progress: Progress | None, watch: OtherPrograms
+    ) -> None:
+        self.seconds, self.watch = seconds / (1.0 if compare else 1 - SHARES["compared"]), watch
+        self._progress, self._started, self._what = progress, perf_counter(), ""
 
-    def next(self, what: str) -> None:
+    def bench(self, device: str = "cpu") -> Bench:
+        from simulator.execution.measure import Bench
+
+        return Bench(EACH_S, device, self.watch)
+
+    def tell(self, what: str) -> None:
+        """Say what comes next."""
+        done_s = min(perf_counter() - self._started, self.seconds)
         if self._progress is not None:
-            self._progress(min(self.done, self.total), self.total, what)
-        self.done += 1
+            self._progress(round(done_s), round(self.seconds), what)
+
+    def best(self, share: float, calls: Mapping[str, Callable[[], float]]) -> dict[str, float]:
+        """The shortest time that each call returns, in as many rounds as fit into a share of the time, so
+        that a busy moment spoils none."""
+        started, rounds = perf_counter(), 0
+        best = dict.fromkeys(calls, math.inf)
+        while not rounds or (perf_counter() - started) * (rounds + 1) / rounds < share * self.seconds:
+            for what, call in calls.items():
+                self.tell(what)
+                best[what] = min(best[what], call())
+            rounds += 1
+        return best
 
 
 # --- kernels ------------------------------------------------------------------------------------------------
 
 
-def _processor(name: str, bench: Bench, steps: _Steps) -> tuple[MachineFigures, tuple[KernelRow, ...]]:
+def _processor(name: str, timer: _Timer) -> tuple[MachineFigures, tuple[KernelRow, ...]]:
     from simulator.execution.generation import cpu_name
     from simulator.execution.measure import machine_here
 
-    here = machine_here()
-    rows = _timed(bench, steps)
-    bandwidth = _bandwidth(bench, steps)
+    here, bench = machine_here(), timer.bench()
+    rows, bandwidth = _timed(bench, timer, SHARES["kernels"])
     capacity = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     device = fitted(DeviceFigures(cpu_name(), capacity, bandwidth, {}, {}, here.cache_bytes), rows)
     threads = f"{here.threads} thread" + ("s" if here.threads > 1 else "")
     ref = f"placewright calibrate measure, torch {here.torch_version}, {threads}"
     date = datetime.now(UTC).date().isoformat()
-    note = _one_thread(bench, here.threads, steps)
+    note = _one_thread(bench, here.threads, timer)
     cores = os.cpu_count() or 1
     return MachineFigures(name, cores, device, OwnCodeFigures(), ref, date, note), rows
 
 
-def _timed(bench: Bench, steps: _Steps) -> tuple[KernelRow, ...]:
-    """Of each kernel the best of some rounds, so that a busy moment spoils none."""
-    best: dict[str, KernelRow] = {}
-    for _ in range(ROUNDS):
-        for timing in timings():
-            steps.next(timing.what)
-            row = timing.time(bench)
-            if timing.what not in best or row.time_us < best[timing.what].time_us:
-                best[timing.what] = row
-    return tuple(best.values())
+def _timed(bench: Bench, timer: _Timer, share: float) -> tuple[tuple[KernelRow, ...], float]:
+    """Every kernel, and the bandwidth of the memory."""
+    bandwidths, rows = [], dict[str, KernelRow]()
 
+    def time(timing: Timing) -> float:
+        row = timing.time(bench)
+        if timing.what not in rows or row.time_us < rows[timing.what].time_us:
+            rows[timing.what] = row
+        return row.time_us
 
-def _bandwidth(bench: Bench, steps: _Steps) -> float:
-    rates = []
-    for _ in range(ROUNDS):
-        steps.next("memory bandwidth")
-        rates.append(bench.bandwidth_bytes_per_s(LARGE_ARRAY_BYTES))
-    return max(rates)
+    def bandwidth() -> float:
+        bandwidths.append(bench.bandwidth_bytes_per_s(LARGE_ARRAY_BYTES))
+        return 1 / bandwidths[-1]
+
+    calls: dict[str, Callable[[], float]] = {each.what: partial(time, each) for each in timings()}
+    timer.best(share, {"memory bandwidth": bandwidth} | calls)
+    return tuple(rows.values()), max(bandwidths)
 
 
 def fitted(device: DeviceFigures, rows: Sequence[KernelRow]) -> DeviceFigures:
@@ -184,11 +233,11 @@ def _fit(device: DeviceFigures, peaks: Mapping[str, float], rows: Sequence[Kerne
     return fit_efficiency(flops, moved, time_s, peaks[rows[0].precision], device.bandwidth_bytes_per_s)
 
 
-def _one_thread(bench: Bench, threads: int, steps: _Steps) -> str | None:
+def _one_thread(bench: Bench, threads: int, timer: _Timer) -> str | None:
     """What one thread reaches of the largest product, as a remark; nothing else is measured so."""
     from simulator.execution.measure import Matmul, threads_used
 
-    steps.next("one thread")
+    timer.tell("one thread")
     if threads == 1:
         return None
     m, n, k = LARGE
@@ -200,43 +249,46 @@ def _one_thread(bench: Bench, threads: int, steps: _Steps) -> str | None:
     return f"one of {threads} threads alone reaches {2 * m * n * k / alone_s / 1e9:.3g} GFLOP/s in fp32"
 
 
-def _with_gpu(
-    figures: MachineFigures, bench: Bench, steps: _Steps
-) -> tuple[MachineFigures, tuple[KernelRow, ...]]:
+def _with_gpu(figures: MachineFigures, timer: _Timer) -> tuple[MachineFigures, tuple[KernelRow, ...]]:
     from simulator.execution.measure import gpu_facts
 
-    name, capacity, units = gpu_facts()
-    rows = _timed(bench, steps)
-    bandwidth = _bandwidth(bench, steps)
+    bench, (name, capacity, units) = timer.bench("cuda"), gpu_facts()
+    rows, bandwidth = _timed(bench, timer, SHARES["kernels"])
     device = fitted(DeviceFigures(name, capacity, bandwidth, {}, {}, 0, units), rows)
-    pinned = [LARGE_ARRAY_BYTES / bench.copy_s(LARGE_ARRAY_BYTES, way, True) for way in (True, False)]
-    pageable = [LARGE_ARRAY_BYTES / bench.copy_s(LARGE_ARRAY_BYTES, way, False) for way in (True, False)]
-    link = LinkFigures(min(pinned), bench.copy_s(8, True, True), min(1.0, min(pageable) / min(pinned)))
+    timer.tell("copies to and from the GPU")
+    pinned, pageable = (
+        min(LARGE_ARRAY_BYTES / bench.copy_s(LARGE_ARRAY_BYTES, way, is_pinned) for way in (True, False))
+        for is_pinned in (True, False)
+    )
+    link = LinkFigures(pinned, bench.copy_s(8, True, True), min(1.0, pageable / pinned))
     return replace(figures, gpu=device, link=link), rows
 
 
-# --- our own code -------------------------------------------------------------------------------------------
+# --- our own code, and what comes of it ---------------------------------------------------------------------
 
 
 def _own_code(
-    figures: MachineFigures, bench: Bench, steps: _Steps, catalogue: Catalogue, folder: Path
+    figures: MachineFigures, timer: _Timer, catalogue: Catalogue, folder: Path
 ) -> OwnCodeFigures:
     """Of our network, in what the kernels do not account for."""
-    from simulator.execution.measure import Bench
     from simulator.execution.random_weights import random_transformer
 
-    longer = Bench(bench.seconds_each * WEIGHT_OF_A_LAYER)
-    layers: dict[str, float] = {}
-    step_s, plain = math.inf, random_transformer(PLAIN, seed=0)
-    for _ in range(ROUNDS):
-        for probe, arch in PROBES.items():
-            steps.next(f"a layer: {probe}")
-            layers[probe] = min(longer.layer_s(arch, CONTEXT), layers.get(probe, math.inf))
-        steps.next("a step, and reading and writing text")
-        step_s = min(longer.step_s(plain, 1, CONTEXT), step_s)
+    bench, plain = timer.bench(), random_transformer(PLAIN, seed=0)
+    layers: dict[str, Callable[[], float]] = {
+        f"a layer: {probe}": partial(bench.layer_s, arch, 1, CONTEXT) for probe, arch in PROBES.items()
+    }
+    prompts: dict[str, Callable[[], float]] = {
+        f"a prefill: {probe}": partial(bench.layer_s, PROBES[probe], PROMPT, 0) for probe in IN_PROMPTS
+    }
+    step = {"a step": partial(bench.step_s, plain, 1, CONTEXT)}
+    best = timer.best(SHARES["own code"], layers | prompts | step)
+    timer.tell("reading and writing text")
     tokenizer = _tokenizer(catalogue)
-    tokenize_s, detokenize_s = bench.tokenize_s(tokenizer, TEXT), bench.detokenize_s(tokenizer, TEXT)
-    times = LayerTimes(layers, step_s, tokenize_s, detokenize_s)
+    times = LayerTimes(
+        {probe: best[f"a layer: {probe}"] for probe in PROBES},
+        {probe: best[f"a prefill: {probe}"] for probe in IN_PROMPTS},
+        best["a step"], bench.tokenize_s(tokenizer, TEXT), bench.detokenize_s(tokenizer, TEXT),
+    )  # fmt: skip
 
     def simulate(arch: Architecture, code: OwnCodeFigures) -> OneSequence:
         return OneSequence.of(figures.name, arch, written(replace(figures, code=code), folder))
@@ -248,12 +300,18 @@ def _tokenizer(catalogue: Catalogue) -> Any:
     """Of the model with real weights where they are installed, else bytes."""
     from simulator.execution.packaged_weights import load_packaged
     from simulator.execution.tokenizer import Bytes
-    from simulator.study.calibration.compare_steps import REAL
 
     try:
         return load_packaged(REAL, catalogue).tokenizer
     except InputError:
         return Bytes()
+
+
+def _compared(figures: MachineFigures, timer: _Timer, folder: Path) -> Comparison:
+    from simulator.study.calibration.compare_steps import compare_steps
+
+    best = partial(timer.best, SHARES["compared"])
+    return compare_steps(figures.name, written(figures, folder), timer.bench(), best)
 
 
 def written(figures: MachineFigures, folder: Path) -> Catalogue:

@@ -77,4 +77,5 @@ def fit_efficiency(
 def _times_s(numbers: Floats, compute_s: Floats, memory_s: Floats) -> Floats:
     compute, memory, overhead_s, blend = numbers
     terms = blended_terms(compute_s / compute, memory_s / memory, np.full(len(compute_s), blend))
-    return terms[0] + terms[1] + overhead_s
+    times_s: Floats = terms[0] + terms[1] + overhead_s
+    return times_s

@@ -42,6 +42,7 @@ class OwnCodeFigures:
     step_s: float = 0.0
     operator_s: float = 0.0
     operators: Mapping[str, float] = field(default_factory=dict)
+    passes: Mapping[str, float] = field(default_factory=dict)
     tokenize_s: float = 0.0
     detokenize_s: float = 0.0
 
@@ -72,6 +73,14 @@ class MachineFigures:
     """What one thread reaches."""
     gpu: DeviceFigures | None = None
     link: LinkFigures | None = None
+
+
+def profile_paths(name: str) -> tuple[str, ...]:
+    """Every file that a machine of that name may have, in a folder of the catalogue."""
+    return (
+        f"{DEVICES}/{name}.yaml", f"{HOSTS}/{name}.yaml", f"{MACHINES}/{name}.yaml", f"{ENGINES}/{name}.yaml",
+        f"{DEVICES}/{name}-gpu.yaml", f"{LINKS}/{name}-gpu.yaml",
+    )  # fmt: skip
 
 
 def profile_texts(figures: MachineFigures) -> dict[str, str]:
@@ -205,7 +214,8 @@ def _engine(figures: MachineFigures) -> dict[str, Any]:
         },
         "code": {
             "operator": _time(code.operator_s),
-            "operators": {key: _time(each_s) for key, each_s in code.operators.items()},
+            "operators": {key: _time(each_s) for key, each_s in code.operators.items() if each_s},
+            "passes": {key: float(f"{each:.4g}") for key, each in code.passes.items() if each},
             "score_bytes": SCORE_PASSES * FP32_BYTES,
         },
         "sources": {

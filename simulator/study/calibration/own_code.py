@@ -34,19 +34,21 @@ PLAIN = Architecture(
 """Layer norms, no positions, no gate, as many keys as queries; small, so that little but calls takes time."""
 NORMS = ("embed_norm", "attn_norm", "mlp_norm", "attn_post_norm", "mlp_post_norm", "final_norm")
 NORMS_A_LAYER = 2
-FEW_EXPERTS, MANY_EXPERTS = 4, 16
 
 
 def _with_attention(**changes: Any) -> Architecture:
     return replace(PLAIN, layers=(LayerSpec(replace(ATTENTION, **changes), MLP),))
 
 
-def _with_experts(count: int) -> Architecture:
-    return replace(PLAIN, layers=(LayerSpec(ATTENTION, Experts(count, 2, MLP, Router("softmax"))),))
+def _with_experts(count: int, chosen: int) -> Architecture:
+    expert = replace(MLP, activation="silu", gated=True)
+    return replace(PLAIN, layers=(LayerSpec(ATTENTION, Experts(count, chosen, expert, Router("softmax"))),))
 
 
 LATENT = LatentAttention(6, None, 32, 16, 16, 16, 0.25, ROPE)
-LINEAR = LinearAttention(num_key_heads=3, num_value_heads=6, key_head_dim=16, value_head_dim=16, conv_kernel=4)
+LINEAR = LinearAttention(
+    num_key_heads=3, num_value_heads=6, key_head_dim=16, value_head_dim=16, conv_kernel=4
+)  # fmt: skip
 
 PROBES: Mapping[str, Architecture] = {
     "plain": PLAIN,
@@ -60,10 +62,17 @@ PROBES: Mapping[str, Architecture] = {
     "up_proj.gated": replace(PLAIN, layers=(LayerSpec(ATTENTION, replace(MLP, gated=True)),)),
     "rotary.latent": replace(PLAIN, layers=(LayerSpec(LATENT, MLP),)),
     "delta_rule": replace(PLAIN, layers=(LayerSpec(LINEAR, MLP),)),
-    "few experts": _with_experts(FEW_EXPERTS),
-    "many experts": _with_experts(MANY_EXPERTS),
+    "2 of 4 experts": _with_experts(4, 2),
+    "2 of 16 experts": _with_experts(16, 2),
+    "8 of 16 experts": _with_experts(16, 8),
 }
-"""By what they tell; each but the last two differs from the plain one in a single thing."""
+"""By what they tell; each but those with experts differs from the plain one in a single thing."""
+IN_PROMPTS = ("plain", "rotary.rope", "rotary.qk_norm", "attention.window", "attention.softcap",
+              "attention.alibi", "attention.sinks")  # fmt: skip
+"""Probes that are timed with many tokens too: what of them grows with tokens are passes through memory."""
+PROMPT = 128
+
+Simulate = Callable[[Architecture, OwnCodeFigures], OneSequence]
 
 
 @dataclass(frozen=True)
@@ -72,14 +81,16 @@ class LayerTimes:
 
     layers: Mapping[str, float]
     """A decode step through a layer of each of `PROBES`."""
+    prompts: Mapping[str, float]
+    """A prefill of `PROMPT` tokens through a layer of each of `IN_PROMPTS`."""
     step_s: float
     """A whole decode step of the plain model."""
     tokenize_s: float
     detokenize_s: float
 
 
-def own_code(times: LayerTimes, simulate: Callable[[Architecture, OwnCodeFigures], OneSequence]) -> OwnCodeFigures:
-    """What is left of measured times when kernels, as `simulate` prices them with no own code, are taken off.
+def own_code(times: LayerTimes, simulate: Simulate) -> OwnCodeFigures:
+    """What is left of measured times when kernels, as `simulate` prices them, are taken off.
 
     What is left of the plain layer is the calls between its operators, and shared out evenly among them.
     """
@@ -87,23 +98,48 @@ def own_code(times: LayerTimes, simulate: Callable[[Architecture, OwnCodeFigures
     bare = simulate(PLAIN, code)
     left_s = max(0.0, times.layers["plain"] - bare.layer_s(1, CONTEXT))
     code = replace(code, operator_s=left_s / bare.operators_a_layer)
-
-    def left(probe: str) -> float:
-        """Of a probe's layer beyond what the code so far accounts for."""
-        more_s = times.layers[probe] - times.layers["plain"]
-        priced_s = simulate(PROBES[probe], code).layer_s(1, CONTEXT) - simulate(PLAIN, code).layer_s(1, CONTEXT)
-        return max(0.0, more_s - priced_s)
-
-    extras = dict.fromkeys((f"{norm}.rms" for norm in NORMS), left("rms") / NORMS_A_LAYER)
-    extras |= {probe: left(probe) for probe in PROBES if "." in probe and probe != "rotary.latent"}
-    extras["delta_rule"] = left("delta_rule")
-    code = replace(code, operators=extras)
-    extras["rotary.latent"] = left("rotary.latent")
-    few_s, many_s = left("few experts"), left("many experts")
-    each_s = max(0.0, many_s - few_s) / (MANY_EXPERTS - FEW_EXPERTS)
-    extras |= {
-        "expert_up_proj.experts": each_s,
-        "expert_up_proj": max(0.0, few_s - FEW_EXPERTS * each_s),
-    }
-    code = replace(code, operators={key: value for key, value in extras.items() if value > 0})
+    code = replace(code, operators=_of_traits(times, code, simulate))
+    code = replace(code, operators={**code.operators, **_of_parts(times, code, simulate)})
+    code = replace(code, passes=_passes(times, code, simulate))
     return replace(code, step_s=max(0.0, times.step_s - simulate(PLAIN, code).step_s(1, CONTEXT)))
+
+
+def _of_traits(times: LayerTimes, code: OwnCodeFigures, simulate: Simulate) -> dict[str, float]:
+    """Of what a plain layer may have besides."""
+    rms_s = _left_s("rms", times, code, simulate) / NORMS_A_LAYER
+    traits = [probe for probe in PROBES if "." in probe and probe != "rotary.latent"]
+    found = dict.fromkeys((f"{norm}.rms" for norm in NORMS), rms_s)
+    return found | {probe: _left_s(probe, times, code, simulate) for probe in traits}
+
+
+def _of_parts(times: LayerTimes, code: OwnCodeFigures, simulate: Simulate) -> dict[str, float]:
+    """Of other kinds of attention, and of experts: a constant, and for each one held and each one chosen."""
+    few_s, held_s, chosen_s = (
+        _left_s(f"{which} experts", times, code, simulate) for which in ("2 of 4", "2 of 16", "8 of 16")
+    )
+    of_held_s, of_chosen_s = max(0.0, held_s - few_s) / 12, max(0.0, chosen_s - held_s) / 6
+    return {
+        "rotary.latent": _left_s("rotary.latent", times, code, simulate),
+        "delta_rule": _left_s("delta_rule", times, code, simulate),
+        "expert_up_proj": max(0.0, few_s - 4 * of_held_s - 2 * of_chosen_s),
+        "expert_up_proj.experts": of_held_s,
+        "expert_up_proj.active": of_chosen_s,
+    }
+
+
+def _passes(times: LayerTimes, code: OwnCodeFigures, simulate: Simulate) -> dict[str, float]:
+    """Of what takes longer with many tokens: as many passes as would take that long."""
+    found = {}
+    for probe in IN_PROMPTS[1:]:
+        more_s = times.prompts[probe] - times.prompts["plain"]
+        priced_s, plain_s = (simulate(PROBES[each], code).layer_s(PROMPT, 0) for each in (probe, "plain"))
+        once = simulate(PROBES[probe], replace(code, passes={probe: 1.0})).layer_s(PROMPT, 0) - priced_s
+        found[probe] = max(0.0, more_s - (priced_s - plain_s)) / once
+    return found
+
+
+def _left_s(probe: str, times: LayerTimes, code: OwnCodeFigures, simulate: Simulate) -> float:
+    """Of a probe's layer, beyond the plain one and what the kernels and the code so far account for."""
+    more_s = times.layers[probe] - times.layers["plain"]
+    priced_s, plain_s = (simulate(PROBES[each], code).layer_s(1, CONTEXT) for each in (probe, "plain"))
+    return max(0.0, more_s - (priced_s - plain_s))

@@ -20,10 +20,10 @@ SCORE_PASSES = 8
 """How often our attention moves each score through memory: written by the first product, read and written to
 be scaled, to be masked and by the softmax, read by the second product."""
 
-HIDDEN_AND_INNER = ((64, 128), (256, 768), (576, 1536), (1024, 2816))
+HIDDEN_AND_INNER = ((64, 128), (256, 768), (576, 1536), (1024, 2048))
 """Widths of a model, and of its feed-forward networks."""
 TOKENS = (1, 2, 8, 32, 64, 128, 256)
-LARGE = (256, 2048, 2048)
+LARGE = (512, 2048, 2048)
 """Tokens, outputs and inputs of a product that is all arithmetic."""
 HEADS = ((4, 4, 16), (8, 4, 8), (9, 3, 64), (12, 12, 64), (16, 8, 128))
 """Of queries, of keys and values, and their width."""
@@ -113,7 +113,9 @@ def timings(half: Precision | None = "bf16") -> tuple[Timing, ...]:
 
 def _matmuls(precision: Precision, tokens: Sequence[int]) -> Iterator[Timing]:
     shapes = {
-        (n, k) for hidden, inner in HIDDEN_AND_INNER for n, k in ((hidden, hidden), (inner, hidden), (hidden, inner))
+        shape
+        for hidden, inner in HIDDEN_AND_INNER
+        for shape in ((hidden, hidden), (inner, hidden), (hidden, inner))
     }
     for m, n, k in (LARGE, *((m, n, k) for n, k in sorted(shapes) for m in tokens)):
         yield Timing(f"{precision} matmul {m}x{n}x{k}", _matmul(precision, m, n, k))
@@ -132,7 +134,8 @@ def _matmul(precision: Precision, m: int, n: int, k: int) -> Callable[[Bench], K
 def _attention(precision: Precision) -> Iterator[Timing]:
     for heads in HEADS:
         for new, context in (*((new, 0) for new in PROMPTS), *((1, context) for context in CONTEXTS)):
-            yield Timing(f"attention of {new} after {context}", _attend(precision, heads, new, context))
+            what = f"attention of {new} after {context}, {'/'.join(map(str, heads))}"
+            yield Timing(what, _attend(precision, heads, new, context))
 
 
 def _attend(
