@@ -71,6 +71,8 @@ IN_PROMPTS = ("plain", "rotary.rope", "rotary.qk_norm", "attention.window", "att
               "attention.alibi", "attention.sinks")  # fmt: skip
 """Probes that are timed with many tokens too: what of them grows with tokens are passes through memory."""
 PROMPT = 128
+ROUNDS = 3
+"""In which constants and passes are told apart."""
 
 Simulate = Callable[[Architecture, OwnCodeFigures], OneSequence]
 
@@ -98,9 +100,10 @@ def own_code(times: LayerTimes, simulate: Simulate) -> OwnCodeFigures:
     bare = simulate(PLAIN, code)
     left_s = max(0.0, times.layers["plain"] - bare.layer_s(1, CONTEXT))
     code = replace(code, operator_s=left_s / bare.operators_a_layer)
-    code = replace(code, operators=_of_traits(times, code, simulate))
-    code = replace(code, operators={**code.operators, **_of_parts(times, code, simulate)})
-    code = replace(code, passes=_passes(times, code, simulate))
+    for _ in range(ROUNDS):  # a pass takes something of one token too
+        code = replace(code, operators=_of_traits(times, replace(code, operators={}), simulate))
+        code = replace(code, operators={**code.operators, **_of_parts(times, code, simulate)})
+        code = replace(code, passes=_passes(times, code, simulate))
     return replace(code, step_s=max(0.0, times.step_s - simulate(PLAIN, code).step_s(1, CONTEXT)))
 
 
@@ -132,7 +135,8 @@ def _passes(times: LayerTimes, code: OwnCodeFigures, simulate: Simulate) -> dict
     found = {}
     for probe in IN_PROMPTS[1:]:
         more_s = times.prompts[probe] - times.prompts["plain"]
-        priced_s, plain_s = (simulate(PROBES[each], code).layer_s(PROMPT, 0) for each in (probe, "plain"))
+        bare = replace(code, passes={})
+        priced_s, plain_s = (simulate(PROBES[each], bare).layer_s(PROMPT, 0) for each in (probe, "plain"))
         once = simulate(PROBES[probe], replace(code, passes={probe: 1.0})).layer_s(PROMPT, 0) - priced_s
         found[probe] = max(0.0, more_s - (priced_s - plain_s)) / once
     return found
