@@ -221,8 +221,7 @@ def generate(
 
     with _progress("Generating") as progress:
         result = loop.generate(
-            text, model, machine or loop.DEFAULT_MACHINES, engine, count=tokens, seed=seed, precision=precision,
-            progress=progress,
+            text, model, machine or loop.DEFAULT_MACHINES, engine, tokens, seed, precision, progress,
         )  # fmt: skip
     if as_json:
         _print_json(result.as_dict())
@@ -236,7 +235,7 @@ def generate(
 def measure(
     name: Annotated[str, typer.Option(help="Id of the files that it writes.")] = "this-machine",
     out: Annotated[
-        Path, typer.Option(help="Folder to write into, where runs look for profiles: the working folder.")
+        Path, typer.Option(help="Folder to write into. Runs look for profiles in the working folder.")
     ] = Path("."),
     seconds: Annotated[
         float, typer.Option(min=10, max=170, help="About how long to measure; longer is more exact.")

@@ -10,8 +10,9 @@ share of the time allows, since other programs can only add to it.
 from __future__ import annotations
 
 import gc
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -30,14 +31,15 @@ from simulator.specs.architecture import Architecture, Mlp
 
 NANOSECONDS = 1e9
 FEWEST_RUNS = 2
+WINDOW_S = 1e-3
+"""How long a timed run of small kernels is, at least."""
 SMALL_MATRIX_BYTES = 2**18
 """Smaller ones are of models that caches hold."""
 MATRICES_OF_SMALL_MODELS = 64
 CACHES_IN_BUFFER = 16
 SMALLEST_BUFFER_BYTES, LARGEST_BUFFER_BYTES = 2**26, 2**29
-ROUND_S, LONGEST_ROUND = 0.02, 64
-"""About how long a timed round through several matrices takes, and the most it goes through: as long as steps
-of real models, which meet better and worse moments too."""
+SOMETHING = 0.01
+"""What inputs are filled with."""
 BUSY_SHARE = 0.15
 """Of one processor: when other programs use more of it, a timing is done again."""
 
@@ -93,27 +95,53 @@ class Bench:
 
     # -- the clock ----------------------------------------------------------------------------------------
 
-    def best_s(self, call: Callable[[], object], calls: int = 1) -> float:
-        """Seconds of one of `calls` calls that `call` makes, in the best run."""
+    def best_s(self, call: Callable[[], object], *inputs: Tensor) -> float:
+        """Seconds of one call in the best run. Short calls are run some at a time, so that the best run is as
+        lucky as a step of a small model, and no more.
+
+        inputs: written anew before each call, as the operator before would have. Then they are in the caches
+        of the core that wrote them, and the others have to fetch them.
+        """
         with torch.no_grad():
             call()  # the first one allocates, and starts threads
-            best_s = self._best_s(call)
-            while self.watch.disturbed():
-                best_s = min(best_s, self._best_s(call))
-            return best_s / calls
+            times = math.ceil(WINDOW_S / min(self._run_s(call, 1, inputs) for _ in range(FEWEST_RUNS)))
+            return self._best_s(call, times, inputs) / times
 
-    def _best_s(self, call: Callable[[], object]) -> float:
-        once = self._once_on_gpu_s if self.device.type == "cuda" else _once_s
-        best, runs = float("inf"), 0
+    def best_run_s(self, call: Callable[[], object]) -> float:
+        """Seconds of one call by itself, the best."""
+        with torch.no_grad():
+            call()
+            return self._best_s(call, 1, ())
+
+    def _best_s(self, call: Callable[[], object], times: int, inputs: Sequence[Tensor]) -> float:
+        best_s = self._best_while_quiet_s(call, times, inputs)
+        while self.watch.disturbed():
+            best_s = min(best_s, self._best_while_quiet_s(call, times, inputs))
+        return best_s
+
+    def _best_while_quiet_s(
+        self, call: Callable[[], object], times: int, inputs: Sequence[Tensor]
+    ) -> float:
+        best_s, runs = math.inf, 0
         self.watch.begin()
         gc.disable()
         try:
             end = perf_counter_ns() + self.seconds_each * NANOSECONDS
             while runs < FEWEST_RUNS or perf_counter_ns() < end:
-                best, runs = min(best, once(call)), runs + 1
+                best_s, runs = min(best_s, self._run_s(call, times, inputs)), runs + 1
         finally:
             gc.enable()
-        return best
+        return best_s
+
+    def _run_s(self, call: Callable[[], object], times: int, inputs: Sequence[Tensor]) -> float:
+        """Seconds of so many calls, without what comes between them."""
+        once_s = self._once_on_gpu_s if self.device.type == "cuda" else _once_s
+        total_s = 0.0
+        for _ in range(times):
+            for each in inputs:
+                each.fill_(SOMETHING)
+            total_s += once_s(call)
+        return total_s
 
     def _once_on_gpu_s(self, call: Callable[[], object]) -> float:
         """Between two events around it, on an idle device."""
@@ -132,16 +160,7 @@ class Bench:
         x_tk = torch.ones(shape.m, shape.k, dtype=DTYPES[precision], device=self.device)
         projections = self._projections(shape, DTYPES[precision])
         endless = cycle(projections)
-        with torch.no_grad():
-            next(endless)(x_tk)
-            once_s = _once_s(lambda: next(endless)(x_tk))
-        together = max(1, min(LONGEST_ROUND, len(projections), round(ROUND_S / once_s)))
-
-        def go_round() -> None:
-            for _ in range(together):
-                next(endless)(x_tk)
-
-        return self.best_s(go_round, together), len(projections)
+        return self.best_s(lambda: next(endless)(x_tk), x_tk), len(projections)
 
     def _projections(self, shape: Matmul, dtype: torch.dtype) -> list[nn.Linear]:
         elements = shape.n * shape.k
@@ -172,13 +191,14 @@ class Bench:
         kept = shape.context + shape.new
         k_sgd, v_sgd = torch.randn(2, kept, shape.kv_heads, shape.head_dim, **options)  # type: ignore[call-overload]
         rules = Rules(shape.head_dim**-0.5)
-        return self.best_s(lambda: kernels.attend(rules, q_nhd, k_sgd, v_sgd, shape.context).flatten(1))
+        return self.best_s(lambda: kernels.attend(rules, q_nhd, k_sgd, v_sgd, shape.context).flatten(1),
+                           q_nhd, k_sgd, v_sgd)  # fmt: skip
 
     def activation(self, shape: Rows, precision: str) -> float:
         """The non-linearity of a gated network with `width` inner channels."""
         expanded_tf = torch.randn(shape.tokens, 2 * shape.width, dtype=DTYPES[precision], device=self.device)
         mlp = Mlp(shape.width, "silu", gated=True)
-        return self.best_s(lambda: kernels.activate(mlp, expanded_tf))
+        return self.best_s(lambda: kernels.activate(mlp, expanded_tf), expanded_tf)
 
     def norm(self, shape: Rows, precision: str) -> float:
         """A stream and its branch added up, and normalised."""
@@ -186,7 +206,7 @@ class Bench:
             2, shape.tokens, shape.width, dtype=DTYPES[precision], device=self.device
         )
         norm = nn.LayerNorm(shape.width, dtype=DTYPES[precision], device=self.device)
-        return self.best_s(lambda: norm(x_te + branch_te))
+        return self.best_s(lambda: norm(x_te + branch_te), x_te, branch_te)
 
     def embedding(self, shape: Rows, precision: str) -> float:
         """Rows of a table for some ids."""
@@ -198,19 +218,19 @@ class Bench:
     def sampling(self, shape: Rows, precision: str) -> float:
         """The likeliest of `width` ids, and to have it as a number."""
         logits_tv = torch.randn(shape.tokens, shape.width, dtype=DTYPES[precision], device=self.device)
-        return self.best_s(lambda: kernels.sample(logits_tv).tolist())
+        return self.best_s(lambda: kernels.sample(logits_tv).tolist(), logits_tv)
 
     # -- memory -------------------------------------------------------------------------------------------
 
-    def bandwidth_bytes_per_s(self, nbytes: int) -> float:
-        """The best of reading, copying and adding arrays of so many bytes together."""
+    def s_per_byte(self, nbytes: int) -> float:
+        """The least of reading, copying and adding arrays of so many bytes together."""
         x = torch.ones(nbytes // 4, device=self.device)
         half, into = x[: len(x) // 2], torch.empty(len(x) // 2, device=self.device)
         moved = (x.nbytes, half.nbytes + into.nbytes, half.nbytes + into.nbytes)
         calls: tuple[Callable[[], object], ...] = (
             x.sum, lambda: into.copy_(half), lambda: torch.add(half, 1, out=into),
         )  # fmt: skip
-        return max(each / self.best_s(call) for each, call in zip(moved, calls, strict=True))
+        return min(self.best_s(call) / each for each, call in zip(moved, calls, strict=True))
 
     def copy_s(self, nbytes: int, to_device: bool, pinned: bool) -> float:
         """A copy between this machine's memory and a GPU's."""
@@ -230,7 +250,7 @@ class Bench:
         with torch.no_grad():
             if context:
                 layer(torch.randn(context, arch.hidden_size), torch.arange(context), cache)
-        return self.best_s(lambda: layer(x_te, positions_t, _branched(cache)))
+        return self.best_s(lambda: layer(x_te, positions_t, _branched(cache)), x_te)
 
     def step_s(self, network: Transformer, new: int, context: int) -> float:
         """A whole step: `new` ids after `context` cached ones, up to the id that follows."""
@@ -239,16 +259,16 @@ class Bench:
         with torch.no_grad():
             if context:
                 next_logits(network, ids[:context], cache)
-        return self.best_s(lambda: _step(network, ids[context:], _branched(cache)))
+        return self.best_run_s(lambda: _step(network, ids[context:], _branched(cache)))
 
     def tokenize_s(self, tokenizer: Tokenizer, text: str) -> float:
         """To read a text, for each token."""
-        return self.best_s(lambda: tokenizer.encode(text), len(tokenizer.encode(text)))
+        return self.best_s(lambda: tokenizer.encode(text)) / len(tokenizer.encode(text))
 
     def detokenize_s(self, tokenizer: Tokenizer, text: str) -> float:
         """To write a text, for each token."""
         ids = tokenizer.encode(text)
-        return self.best_s(lambda: tokenizer.decode(ids), len(ids))
+        return self.best_s(lambda: tokenizer.decode(ids)) / len(ids)
 
 
 class OtherPrograms:

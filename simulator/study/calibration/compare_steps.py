@@ -23,8 +23,6 @@ REAL = "smollm2-135m"
 STEPS = (("prefill", 32, 0), ("prefill", 128, 0), ("decode", 1, 64), ("decode", 1, 256))
 """Phase, new tokens, tokens cached before."""
 
-Best = Callable[[Mapping[str, Callable[[], float]]], Mapping[str, float]]
-
 
 @dataclass(frozen=True)
 class StepCompared:
@@ -76,33 +74,41 @@ class Comparison:
                 "skipped": self.skipped}  # fmt: skip
 
 
-def compare_steps(name: str, catalogue: Catalogue, bench: Bench, best: Best) -> Comparison:
-    """Run and simulate steps of tiny models, and of the one with real weights where they are installed.
+class RealSteps:
+    """Networks, and the steps of each that are to be run and simulated."""
 
-    best: the shortest times of some calls, each called in rounds.
-    """
-    from simulator.execution.random_weights import random_transformer
+    def __init__(self, catalogue: Catalogue) -> None:
+        from simulator.execution.random_weights import random_transformer
 
-    networks = {model: random_transformer(load_model(model, catalogue), seed=0) for model in TINY}
-    skipped = None
-    try:
-        networks[REAL] = _real(catalogue)
-    except InputError as error:
-        skipped = str(error)
-    cases = {
-        f"{model}: {phase} of {new} after {context}": (model, phase, new, context)
-        for model in networks
-        for phase, new, context in STEPS
-    }
-    measured_s = best({
-        what: partial(bench.step_s, networks[model], new, context)
-        for what, (model, _, new, context) in cases.items()
-    })  # fmt: skip
-    clocks = {model: OneSequence.of(name, network.arch, catalogue) for model, network in networks.items()}
-    return Comparison(tuple(
-        StepCompared(*case, measured_s[what], clocks[case[0]].step_s(*case[2:]))
-        for what, case in cases.items()
-    ), skipped)  # fmt: skip
+        self.networks = {model: random_transformer(load_model(model, catalogue), seed=0) for model in TINY}
+        self.skipped: str | None = None
+        try:
+            self.networks[REAL] = _real(catalogue)
+        except InputError as error:
+            self.skipped = str(error)
+        self._cases = {
+            f"{model}: {phase} of {new} after {context}": (model, phase, new, context)
+            for model in self.networks
+            for phase, new, context in STEPS
+        }
+
+    def calls(self, bench: Bench) -> dict[str, Callable[[], float]]:
+        """What takes each of them and says how long that took."""
+        return {
+            what: partial(bench.step_s, self.networks[model], new, context)
+            for what, (model, _, new, context) in self._cases.items()
+        }
+
+    def compared(self, measured_s: Mapping[str, float], name: str, catalogue: Catalogue) -> Comparison:
+        """Beside what the clock says on the machine of that name."""
+        clocks = {
+            model: OneSequence.of(name, network.arch, catalogue) for model, network in self.networks.items()
+        }
+        steps = (
+            StepCompared(model, phase, new, context, measured_s[what], clocks[model].step_s(new, context))
+            for what, (model, phase, new, context) in self._cases.items()
+        )
+        return Comparison(tuple(steps), self.skipped)
 
 
 def _real(catalogue: Catalogue) -> Transformer:

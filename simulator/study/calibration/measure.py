@@ -19,7 +19,7 @@ from simulator.errors import InputError, Problem
 from simulator.specs.architecture import Architecture
 from simulator.specs.base import is_identifier
 from simulator.specs.catalogue import Catalogue, default_roots
-from simulator.study.calibration.compare_steps import REAL, Comparison
+from simulator.study.calibration.compare_steps import REAL, Comparison, RealSteps
 from simulator.study.calibration.measured_fit import FittedEfficiency, fit_efficiency
 from simulator.study.calibration.measured_profile import (
     DeviceFigures,
@@ -42,20 +42,19 @@ from simulator.study.calibration.own_code import (
 from simulator.study.calibration.timed_kernels import LARGE, KernelRow, Timing, as_csv, by_class, timings
 
 if TYPE_CHECKING:
-    from simulator.execution.measure import Bench, OtherPrograms
+    from simulator.execution.measure import Bench
 
 Progress = Callable[[int, int, str], None]
 """Seconds done, of how many, and what comes next."""
 
-USUAL_S, SHORTEST_S = 100.0, 10.0
-SHARES = {"kernels": 0.5, "own code": 0.15, "compared": 0.25}
-"""Of the time; a GPU takes more."""
+USUAL_S = 100.0
 SHARE_OF_PATIENCE = 0.1
 """Of the time: how long in all timings are done again while other programs are busy."""
 EACH_S = 0.04
 """How long one kernel is timed in each round, at least."""
 TEXT = "Where a model should run depends on three things: data, memory and transitions. " * 8
 LARGE_ARRAY_BYTES = 2**28
+BANDWIDTH = "memory bandwidth"
 
 
 @dataclass(frozen=True)
@@ -128,91 +127,92 @@ def measure(
 
 
 def _measure(name: str, seconds: float, compare: bool, progress: Progress | None) -> Measured:
-    from simulator.execution.measure import OtherPrograms, has_gpu
+    """Everything is timed round by round, real steps too, so that all of it had the same quiet moments."""
+    from simulator.execution.measure import Bench, OtherPrograms, has_gpu
 
-    started = perf_counter()
-    timer = _Timer(seconds, compare, progress, OtherPrograms(seconds * SHARE_OF_PATIENCE))
-    figures, rows = _processor(name, timer)
+    started, catalogue = perf_counter(), Catalogue()
+    watch = OtherPrograms(seconds * SHARE_OF_PATIENCE)
+    bench, kernels = Bench(EACH_S, "cpu", watch), _Kernels()
+    real = RealSteps(catalogue) if compare else None
+    calls = kernels.calls(bench) | _own_calls(bench) | (real.calls(bench) if real is not None else {})
+    until_s = started + seconds * (0.5 if has_gpu() else 1.0)
+    best = _best_of_rounds(calls, until_s, _Teller(progress, seconds))
+    figures = _processor(name, bench, kernels, best)
     gpu_rows: tuple[KernelRow, ...] = ()
     if has_gpu():
-        figures, gpu_rows = _with_gpu(figures, timer)
+        figures, gpu_rows = _with_gpu(figures, Bench(EACH_S, "cuda", watch), started + seconds)
     with TemporaryDirectory() as folder:
-        catalogue = written(figures, Path(folder))
-        figures = replace(figures, code=_own_code(figures, timer, catalogue, Path(folder)))
-        comparison = _compared(figures, timer, Path(folder)) if compare else None
-    took_s = perf_counter() - started
-    return Measured(figures, rows, gpu_rows, took_s, timer.watch.share, comparison)
+        figures = replace(figures, code=_own_code(figures, bench, best, catalogue, Path(folder)))
+        own = written(figures, Path(folder))
+        comparison = None if real is None else real.compared(best, name, own)
+    return Measured(figures, kernels.rows, gpu_rows, perf_counter() - started, watch.share, comparison)
 
 
-class _Timer:
-    """Shares out the time, counts what is done, and watches other programs."""
+class _Teller:
+    """Says how far it is, by the clock."""
 
-    def __init__(
-        self, seconds: float, compare: bool, progress: Progress | None, watch: OtherPrograms
-    ) -> None:
-        self.seconds, self.watch = seconds / (1.0 if compare else 1 - SHARES["compared"]), watch
-        self._progress, self._started, self._what = progress, perf_counter(), ""
+    def __init__(self, progress: Progress | None, seconds: float) -> None:
+        self._progress, self._seconds, self._started = progress, seconds, perf_counter()
 
-    def bench(self, device: str = "cpu") -> Bench:
-        from simulator.execution.measure import Bench
-
-        return Bench(EACH_S, device, self.watch)
-
-    def tell(self, what: str) -> None:
-        """Say what comes next."""
-        done_s = min(perf_counter() - self._started, self.seconds)
+    def __call__(self, what: str) -> None:
+        done_s = min(perf_counter() - self._started, self._seconds)
         if self._progress is not None:
-            self._progress(round(done_s), round(self.seconds), what)
+            self._progress(round(done_s), round(self._seconds), what)
 
-    def best(self, share: float, calls: Mapping[str, Callable[[], float]]) -> dict[str, float]:
-        """The shortest time that each call returns, in as many rounds as fit into a share of the time, so
-        that a busy moment spoils none."""
-        started, rounds = perf_counter(), 0
-        best = dict.fromkeys(calls, math.inf)
-        while not rounds or (perf_counter() - started) * (rounds + 1) / rounds < share * self.seconds:
-            for what, call in calls.items():
-                self.tell(what)
-                best[what] = min(best[what], call())
-            rounds += 1
-        return best
+
+def _best_of_rounds(
+    calls: Mapping[str, Callable[[], float]], until_s: float, tell: Callable[[str], None]
+) -> dict[str, float]:
+    """The shortest time that each call returns, in as many rounds as end in time, so that a busy moment spoils
+    none."""
+    started, rounds = perf_counter(), 0
+    best = dict.fromkeys(calls, math.inf)
+    while not rounds or perf_counter() + (perf_counter() - started) / rounds < until_s:
+        for what, call in calls.items():
+            tell(what)
+            best[what] = min(best[what], call())
+        rounds += 1
+    return best
 
 
 # --- kernels ------------------------------------------------------------------------------------------------
 
 
-def _processor(name: str, timer: _Timer) -> tuple[MachineFigures, tuple[KernelRow, ...]]:
+class _Kernels:
+    """The best row of every kernel so far."""
+
+    def __init__(self) -> None:
+        self._best: dict[str, KernelRow] = {}
+
+    def calls(self, bench: Bench) -> dict[str, Callable[[], float]]:
+        """What times each kernel, and a large array."""
+        bandwidth = {BANDWIDTH: partial(bench.s_per_byte, LARGE_ARRAY_BYTES)}
+        return bandwidth | {timing.what: partial(self._time, timing, bench) for timing in timings()}
+
+    def _time(self, timing: Timing, bench: Bench) -> float:
+        row = timing.time(bench)
+        best = self._best.get(timing.what)
+        self._best[timing.what] = row if best is None or row.time_us < best.time_us else best
+        return row.time_s
+
+    @property
+    def rows(self) -> tuple[KernelRow, ...]:
+        return tuple(self._best.values())
+
+
+def _processor(name: str, bench: Bench, kernels: _Kernels, best: Mapping[str, float]) -> MachineFigures:
     from simulator.execution.generation import cpu_name
     from simulator.execution.measure import machine_here
 
-    here, bench = machine_here(), timer.bench()
-    rows, bandwidth = _timed(bench, timer, SHARES["kernels"])
+    here = machine_here()
     capacity = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    device = fitted(DeviceFigures(cpu_name(), capacity, bandwidth, {}, {}, here.cache_bytes), rows)
+    bare = DeviceFigures(cpu_name(), capacity, 1 / best[BANDWIDTH], {}, {}, here.cache_bytes)
     threads = f"{here.threads} thread" + ("s" if here.threads > 1 else "")
     ref = f"placewright calibrate measure, torch {here.torch_version}, {threads}"
     date = datetime.now(UTC).date().isoformat()
-    note = _one_thread(bench, here.threads, timer)
+    note = _one_thread(bench, here.threads)
     cores = os.cpu_count() or 1
-    return MachineFigures(name, cores, device, OwnCodeFigures(), ref, date, note), rows
-
-
-def _timed(bench: Bench, timer: _Timer, share: float) -> tuple[tuple[KernelRow, ...], float]:
-    """Every kernel, and the bandwidth of the memory."""
-    bandwidths, rows = [], dict[str, KernelRow]()
-
-    def time(timing: Timing) -> float:
-        row = timing.time(bench)
-        if timing.what not in rows or row.time_us < rows[timing.what].time_us:
-            rows[timing.what] = row
-        return row.time_us
-
-    def bandwidth() -> float:
-        bandwidths.append(bench.bandwidth_bytes_per_s(LARGE_ARRAY_BYTES))
-        return 1 / bandwidths[-1]
-
-    calls: dict[str, Callable[[], float]] = {each.what: partial(time, each) for each in timings()}
-    timer.best(share, {"memory bandwidth": bandwidth} | calls)
-    return tuple(rows.values()), max(bandwidths)
+    return MachineFigures(name, cores, fitted(bare, kernels.rows), OwnCodeFigures(), ref, date, note)
 
 
 def fitted(device: DeviceFigures, rows: Sequence[KernelRow]) -> DeviceFigures:
@@ -233,11 +233,10 @@ def _fit(device: DeviceFigures, peaks: Mapping[str, float], rows: Sequence[Kerne
     return fit_efficiency(flops, moved, time_s, peaks[rows[0].precision], device.bandwidth_bytes_per_s)
 
 
-def _one_thread(bench: Bench, threads: int, timer: _Timer) -> str | None:
+def _one_thread(bench: Bench, threads: int) -> str | None:
     """What one thread reaches of the largest product, as a remark; nothing else is measured so."""
     from simulator.execution.measure import Matmul, threads_used
 
-    timer.tell("one thread")
     if threads == 1:
         return None
     m, n, k = LARGE
@@ -249,40 +248,39 @@ def _one_thread(bench: Bench, threads: int, timer: _Timer) -> str | None:
     return f"one of {threads} threads alone reaches {2 * m * n * k / alone_s / 1e9:.3g} GFLOP/s in fp32"
 
 
-def _with_gpu(figures: MachineFigures, timer: _Timer) -> tuple[MachineFigures, tuple[KernelRow, ...]]:
+def _with_gpu(
+    figures: MachineFigures, bench: Bench, until_s: float
+) -> tuple[MachineFigures, tuple[KernelRow, ...]]:
     from simulator.execution.measure import gpu_facts
 
-    bench, (name, capacity, units) = timer.bench("cuda"), gpu_facts()
-    rows, bandwidth = _timed(bench, timer, SHARES["kernels"])
-    device = fitted(DeviceFigures(name, capacity, bandwidth, {}, {}, 0, units), rows)
-    timer.tell("copies to and from the GPU")
+    kernels, (name, capacity, units) = _Kernels(), gpu_facts()
+    best = _best_of_rounds(kernels.calls(bench), until_s, lambda _: None)
+    device = fitted(DeviceFigures(name, capacity, 1 / best[BANDWIDTH], {}, {}, 0, units), kernels.rows)
     pinned, pageable = (
         min(LARGE_ARRAY_BYTES / bench.copy_s(LARGE_ARRAY_BYTES, way, is_pinned) for way in (True, False))
         for is_pinned in (True, False)
     )
     link = LinkFigures(pinned, bench.copy_s(8, True, True), min(1.0, pageable / pinned))
-    return replace(figures, gpu=device, link=link), rows
+    return replace(figures, gpu=device, link=link), kernels.rows
 
 
 # --- our own code, and what comes of it ---------------------------------------------------------------------
 
 
-def _own_code(
-    figures: MachineFigures, timer: _Timer, catalogue: Catalogue, folder: Path
-) -> OwnCodeFigures:
-    """Of our network, in what the kernels do not account for."""
+def _own_calls(bench: Bench) -> dict[str, Callable[[], float]]:
+    """What times layers of the made-up models, and a step of the plain one."""
     from simulator.execution.random_weights import random_transformer
 
-    bench, plain = timer.bench(), random_transformer(PLAIN, seed=0)
-    layers: dict[str, Callable[[], float]] = {
-        f"a layer: {probe}": partial(bench.layer_s, arch, 1, CONTEXT) for probe, arch in PROBES.items()
-    }
-    prompts: dict[str, Callable[[], float]] = {
-        f"a prefill: {probe}": partial(bench.layer_s, PROBES[probe], PROMPT, 0) for probe in IN_PROMPTS
-    }
-    step = {"a step": partial(bench.step_s, plain, 1, CONTEXT)}
-    best = timer.best(SHARES["own code"], layers | prompts | step)
-    timer.tell("reading and writing text")
+    layers = {f"a layer: {probe}": partial(bench.layer_s, arch, 1, CONTEXT) for probe, arch in PROBES.items()}
+    prompts = {f"a prefill: {probe}": partial(bench.layer_s, PROBES[probe], PROMPT, 0) for probe in IN_PROMPTS}
+    plain = random_transformer(PLAIN, seed=0)
+    return {**layers, **prompts, "a step": partial(bench.step_s, plain, 1, CONTEXT)}
+
+
+def _own_code(
+    figures: MachineFigures, bench: Bench, best: Mapping[str, float], catalogue: Catalogue, folder: Path
+) -> OwnCodeFigures:
+    """Of our network, in what the kernels do not account for."""
     tokenizer = _tokenizer(catalogue)
     times = LayerTimes(
         {probe: best[f"a layer: {probe}"] for probe in PROBES},
@@ -305,13 +303,6 @@ def _tokenizer(catalogue: Catalogue) -> Any:
         return load_packaged(REAL, catalogue).tokenizer
     except InputError:
         return Bytes()
-
-
-def _compared(figures: MachineFigures, timer: _Timer, folder: Path) -> Comparison:
-    from simulator.study.calibration.compare_steps import compare_steps
-
-    best = partial(timer.best, SHARES["compared"])
-    return compare_steps(figures.name, written(figures, folder), timer.bench(), best)
 
 
 def written(figures: MachineFigures, folder: Path) -> Catalogue:
