@@ -163,8 +163,7 @@ class _Teller:
 def _best_of_rounds(
     calls: Mapping[str, Callable[[], float]], until_s: float, tell: Callable[[str], None]
 ) -> dict[str, float]:
-    """The shortest time that each call returns, in as many rounds as end in time, so that a busy moment spoils
-    none."""
+    """The shortest time that each call returns, in as many rounds as end in time."""
     started, rounds = perf_counter(), 0
     best = dict.fromkeys(calls, math.inf)
     while not rounds or perf_counter() + (perf_counter() - started) / rounds < until_s:
@@ -186,8 +185,8 @@ class _Kernels:
 
     def calls(self, bench: Bench) -> dict[str, Callable[[], float]]:
         """What times each kernel, and a large array."""
-        bandwidth = {BANDWIDTH: partial(bench.s_per_byte, LARGE_ARRAY_BYTES)}
-        return bandwidth | {timing.what: partial(self._time, timing, bench) for timing in timings()}
+        kernels = {timing.what: partial(self._time, timing, bench) for timing in timings()}
+        return {BANDWIDTH: partial(bench.s_per_byte, LARGE_ARRAY_BYTES), **kernels}
 
     def _time(self, timing: Timing, bench: Bench) -> float:
         row = timing.time(bench)
@@ -271,8 +270,9 @@ def _own_calls(bench: Bench) -> dict[str, Callable[[], float]]:
     """What times layers of the made-up models, and a step of the plain one."""
     from simulator.execution.random_weights import random_transformer
 
-    layers = {f"a layer: {probe}": partial(bench.layer_s, arch, 1, CONTEXT) for probe, arch in PROBES.items()}
-    prompts = {f"a prefill: {probe}": partial(bench.layer_s, PROBES[probe], PROMPT, 0) for probe in IN_PROMPTS}
+    layer_s = bench.layer_s
+    layers = {f"a layer: {probe}": partial(layer_s, arch, 1, CONTEXT) for probe, arch in PROBES.items()}
+    prompts = {f"a prefill: {probe}": partial(layer_s, PROBES[probe], PROMPT, 0) for probe in IN_PROMPTS}
     plain = random_transformer(PLAIN, seed=0)
     return {**layers, **prompts, "a step": partial(bench.step_s, plain, 1, CONTEXT)}
 
