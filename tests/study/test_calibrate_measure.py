@@ -22,7 +22,7 @@ from simulator.specs.machine import load_machine
 from simulator.specs.model import load_model
 from simulator.study.calibration.columns import read_columns
 from simulator.study.calibration.compare_steps import TINY, Comparison, StepCompared
-from simulator.study.calibration.measure import check_name, fitted, measure, refuse_existing, written
+from simulator.study.calibration.measure import check_name, fitted, measure, refuse_existing, slowed, written
 from simulator.study.calibration.measured_fit import fit_efficiency
 from simulator.study.calibration.measured_profile import (
     DeviceFigures,
@@ -39,8 +39,11 @@ from simulator.study.calibration.own_code import (
     PLAIN,
     PROBES,
     PROMPT,
+    WIDE,
+    WIDE_STEPS,
     LayerTimes,
     own_code,
+    slowdown_in_steps,
 )
 from simulator.study.calibration.timed_kernels import (
     COLUMNS,
@@ -220,6 +223,20 @@ def test_a_machine_without_own_code_is_found_to_have_none(tmp_path):
     assert (found.step_s, found.operator_s) == pytest.approx((0.0, 0.0), abs=1e-9)
     assert max(found.operators.values()) < 1e-8
     assert max(found.passes.values()) < 1e-3
+
+
+@pytest.mark.parametrize("times", [1.0, 1.3])
+def test_how_much_slower_products_are_in_steps_is_found_again(tmp_path, times):
+    def simulate(figures):
+        return OneSequence.of("here", WIDE, written(figures, tmp_path))
+
+    figures = made_up(CODE)
+    steps = simulate(slowed(figures, times))
+    measured_s = {step: steps.step_s(*step) for step in WIDE_STEPS}
+    found = slowdown_in_steps(measured_s, simulate(figures), simulate(slowed(figures, 2.0)))
+    assert found == pytest.approx(times, rel=1e-3)
+    note = "then slowed by 1.300" if times > 1 else "median_error"
+    assert note in profile_texts(slowed(figures, times))["hardware_profiles/devices/here.yaml"]
 
 
 def test_every_trait_has_a_probe_and_every_tiny_model_asks_for_known_ones():

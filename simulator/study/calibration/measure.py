@@ -36,8 +36,11 @@ from simulator.study.calibration.own_code import (
     PLAIN,
     PROBES,
     PROMPT,
+    WIDE,
+    WIDE_STEPS,
     LayerTimes,
     own_code,
+    slowdown_in_steps,
 )
 from simulator.study.calibration.timed_kernels import LARGE, KernelRow, Timing, as_csv, by_class, timings
 
@@ -55,6 +58,7 @@ EACH_S = 0.04
 TEXT = "Where a model should run depends on three things: data, memory and transitions. " * 8
 LARGE_ARRAY_BYTES = 2**28
 BANDWIDTH = "memory bandwidth"
+PRODUCTS = "matmul.fp32"
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,7 @@ def _measure(name: str, seconds: float, compare: bool, progress: Progress | None
         figures, gpu_rows = _with_gpu(figures, Bench(EACH_S, "cuda", watch), started + seconds)
     with TemporaryDirectory() as folder:
         figures = replace(figures, code=_own_code(figures, bench, best, catalogue, Path(folder)))
+        figures = _in_steps(figures, best, Path(folder))
         own = written(figures, Path(folder))
         comparison = None if real is None else real.compared(best, name, own)
     return Measured(figures, kernels.rows, gpu_rows, perf_counter() - started, watch.share, comparison)
@@ -273,8 +278,29 @@ def _own_calls(bench: Bench) -> dict[str, Callable[[], float]]:
     layer_s = bench.layer_s
     layers = {f"a layer: {probe}": partial(layer_s, arch, 1, CONTEXT) for probe, arch in PROBES.items()}
     prompts = {f"a prefill: {probe}": partial(layer_s, PROBES[probe], PROMPT, 0) for probe in IN_PROMPTS}
-    plain = random_transformer(PLAIN, seed=0)
-    return {**layers, **prompts, "a step": partial(bench.step_s, plain, 1, CONTEXT)}
+    plain, wide = random_transformer(PLAIN, seed=0), random_transformer(WIDE, seed=0)
+    steps = {_wide(*step): partial(bench.step_s, wide, *step) for step in WIDE_STEPS}
+    return {**layers, **prompts, **steps, "a step": partial(bench.step_s, plain, 1, CONTEXT)}
+
+
+def _wide(new: int, context: int) -> str:
+    return f"a wide model: {new} after {context}"
+
+
+def _in_steps(figures: MachineFigures, best: Mapping[str, float], folder: Path) -> MachineFigures:
+    """With products of matrices as fast as they are in steps of a made-up model."""
+    priced = OneSequence.of(figures.name, WIDE, written(figures, folder))
+    halved = OneSequence.of(figures.name, WIDE, written(slowed(figures, 2.0), folder))
+    measured_s = {step: best[_wide(*step)] for step in WIDE_STEPS}
+    return slowed(figures, slowdown_in_steps(measured_s, priced, halved))
+
+
+def slowed(figures: MachineFigures, times: float) -> MachineFigures:
+    """With products of matrices in fp32 that take so many times as long, but for their overhead."""
+    fit = figures.cpu.efficiency[PRODUCTS]
+    slow = replace(fit, compute=fit.compute / times, memory=fit.memory / times, slowdown=times)
+    cpu = replace(figures.cpu, efficiency={**figures.cpu.efficiency, PRODUCTS: slow})
+    return replace(figures, cpu=cpu)
 
 
 def _own_code(

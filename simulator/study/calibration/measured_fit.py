@@ -32,6 +32,8 @@ class FittedEfficiency:
     median_error: float
     """Of the relative errors, without their signs."""
     p90_error: float
+    slowdown: float = 1.0
+    """By what `compute` and `memory` were divided afterwards."""
 
     def times_s(self, flops: Floats, moved_bytes: Floats, peak: float, bandwidth: float) -> Floats:
         """What kernels of so much work take."""

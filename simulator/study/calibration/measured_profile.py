@@ -126,7 +126,7 @@ def _device(figures: MachineFigures, device: DeviceFigures, kind: str) -> dict[s
         sources["units"] = _told(figures)
     for key, fit in device.efficiency.items():
         sources[f"efficiency.{key}"] = _measured(
-            figures, samples=fit.samples, median_error=f"{fit.median_error:.1%}"
+            figures, samples=fit.samples, median_error=f"{fit.median_error:.1%}", note=_slowdown(fit)
         )
     return {
         "name": device.name,
@@ -142,6 +142,12 @@ def _device(figures: MachineFigures, device: DeviceFigures, kind: str) -> dict[s
 def _compute_note(figures: MachineFigures, kind: str) -> str:
     best = "the best that a product of matrices reached"
     return f"{best}; {figures.note}" if figures.note and kind == "cpu" else best
+
+
+def _slowdown(fit: FittedEfficiency) -> str | None:
+    if fit.slowdown == 1.0:
+        return None
+    return f"then slowed by {fit.slowdown:.3f}: what products take in steps over what they take by themselves"
 
 
 def _efficiency(fit: FittedEfficiency) -> dict[str, Any]:

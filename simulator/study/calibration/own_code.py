@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 from simulator.specs.architecture import (
@@ -70,6 +71,13 @@ PROBES: Mapping[str, Architecture] = {
 IN_PROMPTS = ("plain", "rotary.rope", "rotary.qk_norm", "attention.window", "attention.softcap",
               "attention.alibi", "attention.sinks")  # fmt: skip
 """Probes that are timed with many tokens too: what of them grows with tokens are passes through memory."""
+WIDE = replace(
+    PLAIN, name="wide", hidden_size=640,
+    layers=(LayerSpec(Attention(10, 10, 64, 0.125), Mlp(1728, "silu", gated=True)),) * 12,
+)  # fmt: skip
+"""A model that caches do not hold."""
+WIDE_STEPS = ((1, 64), (32, 0), (128, 0))
+"""Its steps that are timed: new tokens, tokens cached before."""
 PROMPT = 128
 ROUNDS = 3
 """In which constants and passes are told apart."""
@@ -147,3 +155,19 @@ def _left_s(probe: str, times: LayerTimes, code: OwnCodeFigures, simulate: Simul
     more_s = times.layers[probe] - times.layers["plain"]
     priced_s, plain_s = (simulate(PROBES[each], code).layer_s(1, CONTEXT) for each in (probe, "plain"))
     return max(0.0, more_s - (priced_s - plain_s))
+
+
+def slowdown_in_steps(
+    measured_s: Mapping[tuple[int, int], float], priced: OneSequence, at_half_speed: OneSequence
+) -> float:
+    """How many times as long products of matrices take in steps of the wide model as by themselves, beyond
+    their overhead: other operators have emptied the caches meanwhile. At least 1.
+
+    measured_s: of `WIDE_STEPS`. at_half_speed: the same with products that reach half of both peaks.
+    """
+    found = []
+    for (new, context), step_s in measured_s.items():
+        priced_s = priced.step_s(new, context)
+        of_products_s = at_half_speed.step_s(new, context) - priced_s
+        found.append(1 + (step_s - priced_s) / of_products_s)
+    return max(1.0, median(found))
