@@ -62,7 +62,7 @@ def _sentences(measured: Measured) -> Iterator[str]:
             yield f"Without the model with real weights: {comparison.skipped}"
     if measured.others > MUCH:
         yield (
-            f"Other programs used {measured.others:.0%} of a processor meanwhile, so times are too long and "
-            "fits too loose; measure again when the machine is quiet."
+            f"Other programs used {measured.others:.0%} of a processor meanwhile: times may be too long, "
+            "and fits too loose; better measure again when the machine is quiet."
         )
     yield f"It took {format_seconds(measured.took_s)}."

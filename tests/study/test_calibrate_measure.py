@@ -3,13 +3,16 @@ real."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from simulator.errors import InputError
 from simulator.execution.measure import Bench, OtherPrograms
@@ -17,12 +20,21 @@ from simulator.graph.model_graph import model_operators
 from simulator.graph.operator_traits import TRAITS, operator_traits
 from simulator.graph.shape import Chunk, StepShape
 from simulator.graph.work import Formats, Work
+from simulator.report.measured import print_measured
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.machine import load_machine
 from simulator.specs.model import load_model
 from simulator.study.calibration.columns import read_columns
 from simulator.study.calibration.compare_steps import TINY, Comparison, StepCompared
-from simulator.study.calibration.measure import check_name, fitted, measure, refuse_existing, slowed, written
+from simulator.study.calibration.measure import (
+    Measured,
+    check_name,
+    fitted,
+    measure,
+    refuse_existing,
+    slowed,
+    written,
+)
 from simulator.study.calibration.measured_fit import fit_efficiency
 from simulator.study.calibration.measured_profile import (
     DeviceFigures,
@@ -313,6 +325,20 @@ def test_errors_are_grouped_by_model_and_phase():
     assert comparison.median_error == pytest.approx(0.2)
     assert comparison.groups == pytest.approx({"tiny models, decode": 0.2, "smollm2-135m, decode": 0.2})
     assert comparison.as_dict()["steps"][0]["error"] == pytest.approx(0.1)
+
+
+def test_what_was_found_is_printed_with_its_errors_and_its_doubts():
+    step = StepCompared("tiny-llama", "decode", 1, 64, 1e-3, 1.2e-3)
+    rows = tuple(made_up_rows())
+    measured = Measured(made_up(CODE), rows, (), 60.0, 0.9, Comparison((step,), "no weights here"))
+    console = Console(width=200, file=StringIO())
+    print_measured(measured, console)
+    said = console.file.getvalue()
+    for words in ("A processor: fp32", "decode of 1 after 64", "+20.0%", "Without the model with real weights: no",
+                  "Other programs used 90% of a processor"):
+        assert words in said
+    assert set(measured.texts) == {*profile_texts(made_up(CODE)), "hardware_profiles/here-operators.csv"}
+    json.dumps(measured.as_dict(), allow_nan=False)
 
 
 def test_patience_comes_to_an_end():
