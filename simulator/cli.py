@@ -24,6 +24,9 @@ app = typer.Typer(
     help="Where should a model run, and what should be bought? Simulates placements of LLM inference.",
 )
 
+calibrate_app = typer.Typer(no_args_is_help=True, help="Turn measured operators into device profiles.")
+app.add_typer(calibrate_app, name="calibrate")
+
 ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A YAML file; see scenarios/.")]
 Overrides = Annotated[
     list[str] | None,
@@ -80,6 +83,22 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _progress_of_seconds(what: str) -> Iterator[Callable[[int, int, str], None] | None]:
+    """A bar that also says what is under way."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total, now: bar.update(
+            task, completed=done, total=total, description=f"{what}: {now:34.34}"
+        )
 
 
 @app.command()
@@ -188,6 +207,7 @@ def generate(
     machine: Annotated[
         list[str] | None, typer.Option(help="Machine whose simulated clock to show; repeatable.")
     ] = None,
+    engine: Annotated[str, typer.Option(help="Serving engine of the simulated machines.")] = "vllm",
     tokens: Annotated[int, typer.Option(min=1, max=4096, help="How many to generate at most.")] = 16,
     seed: Annotated[int, typer.Option(min=0, max=10**15, help="Of the random weights.")] = 0,
     precision: Annotated[
@@ -201,8 +221,7 @@ def generate(
 
     with _progress("Generating") as progress:
         result = loop.generate(
-            text, model, machine or loop.DEFAULT_MACHINES, count=tokens, seed=seed, precision=precision,
-            progress=progress,
+            text, model, machine or loop.DEFAULT_MACHINES, engine, tokens, seed, precision, progress,
         )  # fmt: skip
     if as_json:
         _print_json(result.as_dict())
@@ -210,6 +229,47 @@ def generate(
     from simulator.report.loop import print_loop
 
     print_loop(result, _console())
+
+
+@calibrate_app.command()
+def measure(
+    name: Annotated[str, typer.Option(help="Id of the files that it writes.")] = "this-machine",
+    out: Annotated[
+        Path, typer.Option(help="Folder to write into. Runs look for profiles in the working folder.")
+    ] = Path("."),
+    seconds: Annotated[
+        float, typer.Option(min=10, max=170, help="About how long to measure; longer is more exact.")
+    ] = 100,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="That PyTorch computes with; as it chooses.")
+    ] = None,
+    no_compare: Annotated[
+        bool, typer.Option("--no-compare", help="Do not try the profile on real steps of small models.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure this machine: write a profile that runs take, and compare real steps with simulated ones."""
+    from simulator.report.files import make_folder, write_atomically
+    from simulator.study.calibration import measure as calibration
+
+    calibration.check_name(name)
+    if not force:
+        calibration.refuse_existing(name, out)
+    with _progress_of_seconds("Measuring") as progress:
+        measured = calibration.measure(name, seconds, not no_compare, threads, progress)
+    for path, text in measured.texts.items():
+        make_folder((out / path).parent)
+        write_atomically(out / path, text)
+    if as_json:
+        _print_json(measured.as_dict())
+        return
+    from simulator.report.measured import print_measured
+
+    console = _console()
+    print_measured(measured, console)
+    for path in measured.texts:
+        console.print(f"wrote {out / path}", markup=False, highlight=False)
 
 
 @app.command()

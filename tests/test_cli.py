@@ -193,6 +193,21 @@ def test_generate_says_that_real_models_have_no_tokenizer_here(placewright):
     assert "take smollm2-135m, a folder of safetensors, or a tiny model" in err
 
 
+def test_measuring_refuses_what_it_cannot_do_before_it_starts(placewright, tmp_path):
+    code, out, err = placewright("calibrate", "measure", "--name", "my/desk")
+    assert (code, out) == (2, "")
+    assert err == "command line: --name = 'my/desk': write letters, digits, '_', '+', '.' and '-'\n"
+    there = tmp_path / "hardware_profiles" / "hosts" / "desk.yaml"
+    there.parent.mkdir(parents=True)
+    there.write_text("name: mine\n")
+    code, out, err = placewright("calibrate", "measure", "--name", "desk", "--out", str(tmp_path))
+    assert (code, out) == (2, "")
+    assert err == f"{there}: is there already; take another --name, or --force to replace it\n"
+    code, _, err = placewright("calibrate", "measure", "--seconds", "1000")
+    assert code == 2
+    assert "--seconds" in err
+
+
 def test_show_tells_where_each_value_comes_from(placewright):
     code, out, _ = placewright("show", CHAT, "--set", "seed=7")
     assert code == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from simulator.specs.engine import Engine
+from collections.abc import Mapping
+
+from simulator.specs.engine import Engine, OwnCode
 from simulator.specs.hardware import Host
 
 PROMPT_BYTES_PER_TOKEN = 4
@@ -32,3 +34,24 @@ def deliver_s(engine: Engine, host: Host, tokens: int) -> float:
     """Core time to turn a step's new tokens into text and send it."""
     stages = engine.host_stages
     return tokens * (stages.detokenize_s + stages.send_s) * remaining_share(host)
+
+
+def own_code_s(code: OwnCode, operator: str, traits: Mapping[str, int]) -> float:
+    """What an engine's own code for an operator takes beyond its kernel, for what a model asks of it.
+
+    >>> code = OwnCode(operator="3 us", operators={"rotary": "5 us", "rotary.rope": "60 us"})
+    >>> round(own_code_s(code, "rotary", {"rope": 1}) * 1e6), round(own_code_s(code, "sample", {}) * 1e6)
+    (68, 3)
+    """
+    return code.operator_s + _by_traits(code.operators, operator, traits)
+
+
+def own_passes(code: OwnCode, operator: str, traits: Mapping[str, int]) -> float:
+    """How many times what an operator reads and writes goes through memory, for what a model asks of it."""
+    return 1.0 + _by_traits(code.passes, operator, traits)
+
+
+def _by_traits(figures: Mapping[str, float], operator: str, traits: Mapping[str, int]) -> float:
+    """Of the operator itself and of each trait as often as it has it."""
+    of_traits = sum(count * figures.get(f"{operator}.{trait}", 0.0) for trait, count in traits.items())
+    return figures.get(operator, 0.0) + of_traits

@@ -88,7 +88,7 @@ def greedy(
     """
     with torch.no_grad(), nullcontext() if model.weights else repeatable():
         next_logits(model.network, ids[:1], Cache())  # brings the weights into memory; not counted
-        return _timed(model, ids, count, progress), ThisMachine(_cpu_name(), torch.get_num_threads())
+        return _timed(model, ids, count, progress), ThisMachine(cpu_name(), torch.get_num_threads())
 
 
 def _timed(
@@ -120,7 +120,7 @@ def _likeliest(logits_v: Tensor, choices: range | None) -> tuple[int, float]:
     return first + likeliest, float(among_v.float().softmax(-1)[likeliest])
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """As the system calls it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

@@ -136,23 +136,24 @@ def _attention(bench: Bench, layer: int, attention: Attention) -> Operator:
     query_count, kv_count = _counts(bench, attention)
     seen = WINDOW if attention.sliding_window else FULL if attention.causal else BOTH_WAYS
     per_pair, as_is = 4 * query_count, bench.attends_in()
+    heads = query_count // attention.head_dim
     read = bench.cached_bytes if attention.causal else bench.bytes
     parameters: tuple[Parameter, ...] = ()
     if attention.sinks:
-        heads = bench.share.of(attention.num_attention_heads)
-        parameters = (Parameter.cut(f"layers.{layer}.attention.sinks.weight", (heads.count,), 0, heads),)
+        part = bench.share.of(attention.num_attention_heads)
+        parameters = (Parameter.cut(f"layers.{layer}.attention.sinks.weight", (heads,), 0, part),)
     queries = 2 * query_count  # read, and written as context
     once = bench.weight_bytes(parameters).per("one")  # for each chunk
     prefill = Work(
         "attention_prefill", as_is, seen.pairs * per_pair,
         read(seen.span * (2 * kv_count)) + bench.bytes(Amount.of(prefill_tokens=queries))
-        + Amount.of(prefill_sequences=once), chains=seen.span,
+        + Amount.of(prefill_sequences=once), scores=seen.square * heads, chains=seen.span,
         chain_count=Amount.of(prefill_sequences=1), block_flops=Amount.of(prefill_sequences=per_pair),
     )  # fmt: skip
     decode = Work(
         "attention_decode", as_is, seen.decode_span * per_pair,
         read(seen.decode_span * (2 * kv_count)) + bench.bytes(Amount.of(decode_tokens=queries))
-        + Amount.of(decode_tokens=once), block_bytes=read(Amount.of(decode_tokens=2 * kv_count)),
+        + Amount.of(decode_tokens=once), scores=seen.decode_span * heads, block_bytes=read(Amount.of(decode_tokens=2 * kv_count)),
         joint_flops=Amount.of(decode_tokens=per_pair),
     )  # fmt: skip
     return Operator(

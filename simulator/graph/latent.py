@@ -74,6 +74,7 @@ def _latent_attention(bench: Bench, layer: int, latent: LatentAttention, heads: 
         + bench.bytes(Amount.of(prefill_span=expanded, prefill_tokens=query_and_context)),
         chains=Amount.of(prefill_span=1), chain_count=Amount.of(prefill_sequences=1),
         block_flops=Amount.of(prefill_sequences=per_pair),
+        scores=Amount.of(prefill_square=heads.count),
     )  # fmt: skip
     per_key = 2 * heads.count * (2 * rank + rope)
     decode = Work(
@@ -82,6 +83,7 @@ def _latent_attention(bench: Bench, layer: int, latent: LatentAttention, heads: 
         + bench.bytes(Amount.of(decode_tokens=heads.count * (2 * rank + rope))),
         block_bytes=bench.cached_bytes(Amount.of(decode_tokens=rank + rope)),
         joint_flops=Amount.of(decode_tokens=per_key),
+        scores=Amount.of(decode_span=heads.count),
     )  # fmt: skip
     dense = expand + Amount.of(prefill_square=per_pair, decode_span=per_key)
     context = Value("context", Amount.of(tokens=heads.count * value))

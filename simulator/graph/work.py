@@ -114,13 +114,16 @@ class Work:
     """Whether what it reads was written just before, so that a cache may hold it."""
     only_in: Precision | None = None
     """The kernel is needed only where products run in this format."""
+    scores: Amount = NOTHING
+    """Of attention, the products of a query and a key of one head, the square whole: what goes through memory
+    too where attention is no fused kernel."""
 
     def in_phase(self, phase: Phase) -> Work | None:
         """Its share for the chunks of one phase; None where that is nothing."""
         flops, moved = self.flops.of_phase(phase), self.moved_bytes.of_phase(phase)
         if not (flops or moved):
             return None
-        names = ("chains", "chain_count", "block_flops", "block_bytes", "joint_flops")
+        names = ("chains", "chain_count", "block_flops", "block_bytes", "joint_flops", "scores")
         others = {name: getattr(self, name).of_phase(phase) for name in names}
         return replace(self, flops=flops, moved_bytes=moved, **others)
 

@@ -20,7 +20,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.costs.host import step_s
+from simulator.costs.host import own_code_s, own_passes, step_s
 from simulator.costs.operators import blended_terms, cold_share, is_needed, kernel_rates, with_least
 from simulator.costs.transfers import (
     collective_bytes_per_s,
@@ -31,6 +31,7 @@ from simulator.costs.transfers import (
 )
 from simulator.errors import SimulatorError
 from simulator.graph.machine import Directed
+from simulator.graph.operator_traits import operator_traits
 from simulator.graph.shape import FEATURE_COUNT, Amount, StepShape, total
 from simulator.graph.work import Work
 from simulator.placement.plan import Task, Template
@@ -382,7 +383,7 @@ class _Pricer:
     def __init__(self, program: Program, engine: Engine) -> None:
         self.program, self.links = program, program.machine.links
         self.pinned = engine.memory.pinned
-        self.launch = engine.launch
+        self.launch, self.code = engine.launch, engine.code
         self.engine_step_s = step_s(engine, program.machine.hosts[program.host].host)
 
     def links_crossed(self, task: Task) -> tuple[str, ...]:
@@ -400,7 +401,7 @@ class _Pricer:
     def price(self, task: Task) -> _Price:
         if task.kind == "compute":
             bus = self._bus(task)
-            moved = total(work.moved_bytes for work in task.works)
+            moved = total(self._moved_bytes(work) for work in task.works)
             over_bus = (_Form(moved.coefficients, 1 / bus.bytes_per_s),) if bus is not None else ()
             return _Price(task.microbatch, kernels=tuple(self._kernels(task)), bus=over_bus)
         if task.kind == "host":
@@ -439,14 +440,41 @@ class _Pricer:
 
     def _kernels(self, task: Task) -> list[_Kernel]:
         device = self.program.machine.devices[task.place].device
-        return [self._kernel(work, device) for work in task.works if is_needed(device, work)]
+        is_slow = device.kind == "cpu"
+        traits = operator_traits(self.program.model, task.layer, task.operator)
+        own_s = own_code_s(self.code, task.operator, traits) if is_slow else 0.0
+        passes = own_passes(self.code, task.operator, traits)
+        of_attention = [work for work in task.works if work.operator_class.startswith("attention")]
+        called = of_attention or task.works[:1]
+        kernels = [
+            self._kernel(work, device, passes, own_s if work in called else 0.0)
+            for work in task.works
+            if is_needed(device, work)
+        ]
+        return kernels + self._visits(task.operator) * is_slow
 
-    @staticmethod
-    def _kernel(work: Work, device: Device) -> _Kernel:
+    def _visits(self, operator: str) -> list[_Kernel]:
+        """What the engine's own code takes for each expert that some token chose."""
+        each_s = self.code.operators.get(f"{operator}.active", 0.0)
+        if not each_s:
+            return []
+        nothing = _Form(Amount().coefficients, 0.0)
+        visits = _Form(Amount.of(active_experts=1).coefficients, each_s)
+        return [_Kernel(nothing, visits, nothing, None, math.inf, None, 0.0, 1.0, 0.0, math.inf, 1.0)]
+
+    def _moved_bytes(self, work: Work) -> Amount:
+        """Of a kernel, with the scores that attention leaves in memory where the engine does not fuse it."""
+        if not self.code.score_bytes:
+            return work.moved_bytes
+        return work.moved_bytes + work.scores * self.code.score_bytes
+
+    def _kernel(self, work: Work, device: Device, passes: float, code_s: float) -> _Kernel:
+        """One kernel; `passes` through memory and `code_s` of overhead are what the engine's own code makes of
+        it."""
         rates = kernel_rates(device, work.operator_class, work.formats)
         flops = work.flops + work.block_flops * rates.pairs_in_block
         compute = _Form(flops.coefficients, 1 / rates.flops_per_s)
-        memory = _Form(work.moved_bytes.coefficients, 1 / rates.bytes_per_s)
+        memory = _Form(self._moved_bytes(work).coefficients, passes / rates.bytes_per_s)
         chains = None
         if work.block_bytes and rates.block:
             least = _Form((work.block_bytes * rates.block).coefficients, 1 / rates.bytes_per_s)
@@ -463,8 +491,8 @@ class _Pricer:
         cached = rates.cached if work.is_warm and rates.cache_bytes else 1.0
         cache_s = (rates.cache_bytes or math.inf) / rates.bytes_per_s
         return _Kernel(
-            compute, memory, least, chains, rates.longest_chain_s, joint, rates.overhead_s, rates.blend,
-            rates.split_s, cache_s, cached,
+            compute, memory, least, chains, rates.longest_chain_s, joint, rates.overhead_s + code_s,
+            rates.blend, rates.split_s, cache_s, cached,
         )  # fmt: skip
 
     def _bytes_per_s(self, task: Task, directed: Sequence[Directed], link: Directed) -> float:

@@ -1,8 +1,9 @@
 """The serving software being modelled: its scheduling defaults, memory reserve and overheads."""
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from simulator import units
 from simulator.specs.base import Spec, rule_broken
@@ -87,6 +88,34 @@ class Launch(Spec):
     """Steps whose kernels are launched as one graph: `all`, those that only decode, or `none`."""
 
 
+def _operator_key(key: str) -> str:
+    """`key` if it is an operator, optionally with something that models ask of it: `rotary.rope`."""
+    if re.fullmatch(r"[a-z]+(_[a-z]+)*(\.[a-z]+(_[a-z]+)*)?", key) is None:
+        raise rule_broken("write an operator, as `rotary`, or with what the model asks of it, `rotary.rope`")
+    return key
+
+
+OperatorKey = Annotated[str, AfterValidator(_operator_key)]
+
+
+class OwnCode(Spec):
+    """What an engine whose operators are scripts of several small kernels takes beyond one kernel each.
+    Fused engines leave it out."""
+
+    operator_s: Annotated[Seconds, Field(alias="operator")] = 0.0
+    """For every operator that a processor computes; devices are given theirs by `launch`."""
+    operators: dict[OperatorKey, Seconds] = Field(default_factory=dict)
+    """More for some, by operator or by operator and what the model asks of it: `rotary.rope`. For each expert
+    of a layer `expert_up_proj.experts`, and for each that some token chose `expert_up_proj.active`."""
+    passes: dict[OperatorKey, Annotated[float, Quantity(units.NUMBER, better="low", least=0)]] = Field(
+        default_factory=dict
+    )
+    """By the same keys, how many more times what an operator reads and writes goes through memory."""
+    score_bytes: Annotated[WholeNumber, Field(ge=0, le=1_000_000)] = 0
+    """Written and read in memory for each score of a query, a key and a head, where attention is not one
+    kernel."""
+
+
 class HostStages(Spec):
     """Core time that the host spends on a request outside the engine's loop."""
 
@@ -115,6 +144,8 @@ class Engine(Spec):
     """Core time around it."""
     launch: Launch = Launch(kernel_s=0.0, graphs="all")
     """Time to launch kernels; nothing if not given."""
+    code: OwnCode = OwnCode()
+    """Time of its own code in operators; nothing if not given."""
     sources: Sources = Field(default_factory=dict)
     """Where each figure comes from."""
 

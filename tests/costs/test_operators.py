@@ -16,6 +16,7 @@ from simulator.simulation.pricing import PricedTemplate
 from simulator.simulation.ticks import seconds, tick, ticks
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.device_class import with_defaults
+from simulator.specs.engine import OwnCode
 from simulator.specs.hardware import OPERATOR_CLASSES, Device, Efficiency, Precision
 from tests import tiny
 
@@ -190,6 +191,39 @@ def test_what_is_charged_to_compute_and_memory_adds_up_to_the_price(
     split_s = priced.split_s(durations.lone_s)
     assert split_s.sum(axis=1) * 1e12 == pytest.approx(durations.total, abs=1.01)
     assert (split_s >= 0).all()
+
+
+# --- an engine's own code -----------------------------------------------------------------------------------
+
+
+def price_on_cpu(operator: str, chunks: list[Chunk], code: OwnCode, place: str = "cpu") -> float:
+    """Seconds of the first task of that operator on a processor, or a GPU, under an engine with such code."""
+    graph = tiny.machine(tiny.node(gpus=[tiny.device()], cpu=tiny.device("cpu", overhead_s=5e-6)))
+    program = tiny.program(tiny.single(name=place), graph)
+    engine = tiny.engine().model_copy(update={"code": code})
+    priced = PricedTemplate(program.template(1), program, engine)
+    index = next(i for i, task in enumerate(priced.template.tasks) if task.operator == operator)
+    durations = priced.durations((StepShape.of(chunks),))
+    return seconds(int(durations.total[priced.class_of_task[index]]))
+
+
+def test_own_code_is_added_to_what_a_processor_computes_and_not_a_device() -> None:
+    """The tiny model rotates: 3 us for any operator, 7 for a rotary, 80 more for turning."""
+    code = OwnCode(operator_s=3e-6, operators={"rotary": 7e-6, "rotary.rope": 80e-6, "rotary.qk_norm": 1e-3})
+    chunks = [Chunk(0, 10, 3, True)]
+    for operator, more_s in (("rotary", 90e-6), ("qkv_proj", 3e-6), ("attention", 3e-6)):
+        plain_s = price_on_cpu(operator, chunks, OwnCode())
+        assert price_on_cpu(operator, chunks, code) == pytest.approx(plain_s + more_s, abs=2e-12)
+        assert price_on_cpu(operator, chunks, code, "gpu-0") == price_on_cpu(operator, chunks, OwnCode(), "gpu-0")
+
+
+def test_scores_and_passes_go_through_memory() -> None:
+    """Decode after 7: FLOPs 768, bytes 480, and 4 heads of 8 scores; then all bytes three times."""
+    chunks = [Chunk(1, 7, 1, True)]
+    scored_s = price_on_cpu("attention", chunks, OwnCode(score_bytes=10))
+    assert scored_s == pytest.approx(5e-6 + np.hypot(768e-9, (480 + 320) * 1e-9), abs=2e-12)
+    passed_s = price_on_cpu("attention", chunks, OwnCode(score_bytes=10, passes={"attention": 2.0}))
+    assert passed_s == pytest.approx(5e-6 + np.hypot(768e-9, 3 * (480 + 320) * 1e-9), abs=2e-12)
 
 
 # --- ticks --------------------------------------------------------------------------------------------------

@@ -1,0 +1,68 @@
+"""What `calibrate measure` found, as tables and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.text import Text
+
+from simulator.report.listing import print_table
+from simulator.study.calibration.compare_steps import Comparison
+from simulator.study.calibration.measure import Measured
+from simulator.study.calibration.measured_profile import DeviceFigures
+from simulator.units import format_rate, format_seconds
+
+MUCH = 0.2
+"""Share of a processor that other programs may use before it is said that they spoil the result."""
+
+
+def print_measured(measured: Measured, console: Console) -> None:
+    """Each device with its fits, real steps beside simulated ones, and what to make of them."""
+    figures = measured.figures
+    for device in (figures.cpu, *((figures.gpu,) if figures.gpu is not None else ())):
+        _print_device(device, console)
+    if measured.comparison is not None:
+        _print_comparison(measured.comparison, console)
+    console.print()
+    for sentence in _sentences(measured):
+        console.print(Text(sentence))
+
+
+def _print_device(device: DeviceFigures, console: Console) -> None:
+    peaks = ", ".join(f"{name} {peak / 1e9:.3g} GFLOP/s" for name, peak in device.peak_flops.items())
+    console.print(Text(f"{device.name}: {peaks}, memory {format_rate(device.bandwidth_bytes_per_s)}"))
+    console.print()
+    rows = [
+        (key, f"{fit.compute:.3f}", f"{fit.memory:.3f}", format_seconds(fit.overhead_s), f"{fit.blend:.2f}",
+         str(fit.samples), f"{fit.median_error:.1%}", f"{fit.p90_error:.1%}")
+        for key, fit in device.efficiency.items()
+    ]  # fmt: skip
+    headers = ("class", "compute", "memory", "overhead", "blend", "kernels", "median error", "9 of 10 within")
+    print_table(headers, rows, console)
+
+
+def _print_comparison(comparison: Comparison, console: Console) -> None:
+    console.print()
+    rows = [
+        (step.model, f"{step.phase} of {step.new} after {step.context}", format_seconds(step.measured_s),
+         format_seconds(step.simulated_s), f"{step.error:+.1%}")
+        for step in comparison.steps
+    ]  # fmt: skip
+    print_table(("model", "step", "measured", "simulated", "error"), rows, console)
+
+
+def _sentences(measured: Measured) -> Iterator[str]:
+    comparison = measured.comparison
+    if comparison is not None:
+        yield f"Median error of all steps: {comparison.median_error:.1%}."
+        for group, error in comparison.groups.items():
+            yield f"{group}: {error:.1%}."
+        if comparison.skipped is not None:
+            yield f"Without the model with real weights: {comparison.skipped}"
+    if measured.others > MUCH:
+        yield (
+            f"Other programs used {measured.others:.0%} of a processor meanwhile: times may be too long, "
+            "and fits too loose; better measure again when the machine is quiet."
+        )
+    yield f"It took {format_seconds(measured.took_s)}."

@@ -1,0 +1,364 @@
+"""Measuring this machine: the fit, the files, and the way from times to figures, on made-up times; and once for
+real."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from simulator.errors import InputError
+from simulator.execution.measure import Bench, OtherPrograms
+from simulator.graph.model_graph import model_operators
+from simulator.graph.operator_traits import TRAITS, operator_traits
+from simulator.graph.shape import Chunk, StepShape
+from simulator.graph.work import Formats, Work
+from simulator.report.measured import print_measured
+from simulator.specs.catalogue import Catalogue
+from simulator.specs.machine import load_machine
+from simulator.specs.model import load_model
+from simulator.study.calibration.columns import read_columns
+from simulator.study.calibration.compare_steps import TINY, Comparison, StepCompared
+from simulator.study.calibration.measure import (
+    Measured,
+    check_name,
+    fitted,
+    measure,
+    refuse_existing,
+    slowed,
+    written,
+)
+from simulator.study.calibration.measured_fit import fit_efficiency
+from simulator.study.calibration.measured_profile import (
+    DeviceFigures,
+    LinkFigures,
+    MachineFigures,
+    OwnCodeFigures,
+    profile_paths,
+    profile_texts,
+)
+from simulator.study.calibration.one_step import OneSequence
+from simulator.study.calibration.own_code import (
+    CONTEXT,
+    IN_PROMPTS,
+    PLAIN,
+    PROBES,
+    PROMPT,
+    WIDE,
+    WIDE_STEPS,
+    LayerTimes,
+    own_code,
+    slowdown_in_steps,
+)
+from simulator.study.calibration.timed_kernels import (
+    COLUMNS,
+    SCORE_PASSES,
+    KernelRow,
+    as_csv,
+    by_class,
+    timings,
+)
+from simulator.study.run import run_scenario
+
+PEAK, BANDWIDTH = 2e11, 5e10
+FP32 = Formats("fp32", "fp32", "fp32")
+
+# --- the fit ------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    compute=st.floats(0.1, 1.0), memory=st.floats(0.1, 1.0),
+    overhead_s=st.floats(1e-6, 5e-5), blend=st.floats(1.0, 4.0),
+)  # fmt: skip
+def test_times_that_follow_the_formula_are_found_again(compute, memory, overhead_s, blend):
+    flops, moved = (np.array(each) for each in zip(*WORK, strict=True))
+    time_s = true_s(flops, moved, compute, memory, overhead_s, blend)
+    fit = fit_efficiency(flops, moved, time_s, PEAK, BANDWIDTH)
+    assert fit.samples == len(WORK)
+    assert fit.p90_error < 0.02
+    assert fit.overhead_s == pytest.approx(overhead_s, rel=0.05)
+
+
+def test_a_few_wrong_times_do_not_spoil_a_fit():
+    flops, moved = (np.array(each) for each in zip(*WORK, strict=True))
+    time_s = true_s(flops, moved, 0.7, 0.5, 5e-6, 1.5)
+    spoiled = time_s.copy()
+    spoiled[::9] *= 20
+    fit = fit_efficiency(flops, moved, spoiled, PEAK, BANDWIDTH)
+    off = np.abs(fit.times_s(flops, moved, PEAK, BANDWIDTH) / time_s - 1)
+    assert np.median(off) < 0.05
+
+
+WORK = [
+    (2.0 * m * n * k, 4.0 * (m * k + n * k + m * n))
+    for m in (1, 8, 64, 512)
+    for n, k in ((64, 64), (512, 512), (4096, 512))
+]
+
+
+def true_s(flops, moved, compute, memory, overhead_s, blend):
+    compute_s, memory_s = flops / (PEAK * compute), moved / (BANDWIDTH * memory)
+    return (compute_s**blend + memory_s**blend) ** (1 / blend) + overhead_s
+
+
+# --- rows ---------------------------------------------------------------------------------------------------
+
+
+def work_of(operator: str, operator_class: str, new: int, context: int) -> tuple[int, int]:
+    """FLOPs and bytes of an operator of the plain model, with the scores that attention leaves in memory."""
+    shape = StepShape.of([Chunk(0, context, new, True)])
+    works: list[Work] = next(list(o.works) for o in model_operators(PLAIN, FP32) if o.name == operator)
+    work = next(each for each in works if each.operator_class == operator_class)
+    return work.flops.at(shape), (work.moved_bytes + work.scores * (4 * SCORE_PASSES)).at(shape)
+
+
+@pytest.mark.parametrize(
+    ("row", "operator"),
+    [
+        (KernelRow("matmul", "fp32", 1.0, m=9, n=96, k=96), "o_proj"),
+        (KernelRow("attention_prefill", "fp32", 1.0, batch=1, new=9, context=5, heads=6, kv_heads=6, head_dim=16),
+         "attention"),
+        (KernelRow("attention_decode", "fp32", 1.0, batch=1, new=1, context=5, heads=6, kv_heads=6, head_dim=16),
+         "attention"),
+    ],
+)  # fmt: skip
+def test_a_row_does_the_work_that_the_graph_counts(row, operator):
+    new, context = row.new or row.m, row.context or 0
+    assert (row.flops, row.moved_bytes) == work_of(operator, row.operator, new, context)
+
+
+def test_every_class_is_timed_and_nothing_twice():
+    whats = [timing.what for timing in timings()]
+    assert len(whats) == len(set(whats))
+
+
+def test_some_kernels_for_real_and_their_table(tmp_path):
+    """A few small ones of every kind; each has the columns of its operator, and a time."""
+    bench = Bench(seconds_each=0.0)
+    small = [t for t in timings() if "x64x64" in t.what or "4/4/16" in t.what or t.what.endswith(" x 64")]
+    rows = [timing.time(bench) for timing in small]
+    assert {row.operator for row in rows} == {"matmul", "attention_prefill", "attention_decode", "elementwise",
+                                              "embedding"}  # fmt: skip
+    assert all(row.time_us > 0 and row.moved_bytes > 0 for row in rows)
+    path = tmp_path / "rows.csv"
+    path.write_text(as_csv(rows))
+    table = read_columns(path)
+    assert table.names == COLUMNS
+    assert len(table) == len(rows)
+    assert table.positive("time_us").tolist() == pytest.approx([row.time_us for row in rows], abs=1e-4)
+
+
+# --- from figures to files, and from times to figures -------------------------------------------------------
+
+
+def made_up_rows() -> list[KernelRow]:
+    """Times that follow the formula, for every kernel that would be timed."""
+    shapes = [
+        *(KernelRow("matmul", "fp32", 0.0, m=m, n=n, k=64, copies=1) for m in (1, 32, 512) for n in (64, 1024)),
+        *(KernelRow("attention_prefill", "fp32", 0.0, batch=1, new=n, context=0, heads=8, kv_heads=4, head_dim=64)
+          for n in (8, 64, 256)),
+        *(KernelRow("attention_decode", "fp32", 0.0, batch=1, new=1, context=c, heads=8, kv_heads=4, head_dim=64)
+          for c in (16, 256, 1024)),
+        *(KernelRow(kind, "fp32", 0.0, bytes=b) for kind in ("elementwise", "embedding", "sampling")
+          for b in (10**3, 10**5, 10**7)),
+    ]  # fmt: skip
+    return [replace(row, time_us=1e6 * float(true_s(row.flops, row.moved_bytes, 0.5, 0.4, 4e-6, 1.0)))
+            for row in shapes]  # fmt: skip
+
+
+def made_up(code: OwnCodeFigures | None = None, gpu: bool = False) -> MachineFigures:
+    device = fitted(DeviceFigures("A processor", 2**34, BANDWIDTH, {}, {}, 2**25), made_up_rows())
+    more = {"gpu": replace(device, name="A GPU", units=80), "link": LinkFigures(2e10, 8e-6, 0.4)} if gpu else {}
+    return MachineFigures(
+        "here", 8, device, code or OwnCodeFigures(), "a made-up measurement", "2024-05-06", "a note", **more
+    )
+
+
+CODE = OwnCodeFigures(
+    step_s=3e-5, operator_s=2e-6,
+    operators={
+        **{f"{norm}.rms": 6e-6 for norm in ("embed_norm", "attn_norm", "mlp_norm", "attn_post_norm",
+                                            "mlp_post_norm", "final_norm")},
+        "rotary.rope": 8e-5, "rotary.qk_norm": 2e-5, "rotary.latent": 4e-5, "attention.window": 3e-6,
+        "attention.softcap": 9e-6, "attention.alibi": 2e-5, "attention.sinks": 7e-6, "up_proj.gated": 6e-6,
+        "delta_rule": 1e-4, "expert_up_proj": 5e-5, "expert_up_proj.experts": 7e-6,
+        "expert_up_proj.active": 1.2e-5,
+    },
+    passes={"rotary.rope": 6.0, "rotary.qk_norm": 2.0, "attention.window": 0.1, "attention.softcap": 1.0,
+            "attention.alibi": 0.2, "attention.sinks": 0.3},
+    tokenize_s=1e-6, detokenize_s=1e-7,
+)  # fmt: skip
+
+
+def test_what_our_own_code_takes_is_found_again(tmp_path):
+    """From the times that a machine with known own code would take, its figures come back."""
+    figures = made_up()
+
+    def simulate(arch, code):
+        return OneSequence.of("here", arch, written(replace(figures, code=code), tmp_path))
+
+    times = LayerTimes(
+        {probe: simulate(arch, CODE).layer_s(1, CONTEXT) for probe, arch in PROBES.items()},
+        {probe: simulate(PROBES[probe], CODE).layer_s(PROMPT, 0) for probe in IN_PROMPTS},
+        simulate(PLAIN, CODE).step_s(1, CONTEXT), CODE.tokenize_s, CODE.detokenize_s,
+    )  # fmt: skip
+    found = own_code(times, simulate)
+    assert found.operator_s == pytest.approx(CODE.operator_s, rel=1e-3)
+    assert found.step_s == pytest.approx(CODE.step_s, rel=0.05)
+    assert found.operators.keys() == CODE.operators.keys()
+    for key, expected_s in CODE.operators.items():
+        assert found.operators[key] == pytest.approx(expected_s, rel=0.05, abs=2e-7), key
+    for key, expected in CODE.passes.items():
+        assert found.passes[key] == pytest.approx(expected, rel=0.1, abs=0.05), key
+
+
+def test_a_machine_without_own_code_is_found_to_have_none(tmp_path):
+    figures, none = made_up(), OwnCodeFigures()
+
+    def simulate(arch, code):
+        return OneSequence.of("here", arch, written(replace(figures, code=code), tmp_path))
+
+    times = LayerTimes(
+        {probe: simulate(arch, none).layer_s(1, CONTEXT) for probe, arch in PROBES.items()},
+        {probe: simulate(PROBES[probe], none).layer_s(PROMPT, 0) for probe in IN_PROMPTS},
+        simulate(PLAIN, none).step_s(1, CONTEXT), 0.0, 0.0,
+    )  # fmt: skip
+    found = own_code(times, simulate)
+    assert (found.step_s, found.operator_s) == pytest.approx((0.0, 0.0), abs=1e-9)
+    assert max(found.operators.values()) < 1e-8
+    assert max(found.passes.values()) < 1e-3
+
+
+@pytest.mark.parametrize("times", [1.0, 1.3])
+def test_how_much_slower_products_are_in_steps_is_found_again(tmp_path, times):
+    def simulate(figures):
+        return OneSequence.of("here", WIDE, written(figures, tmp_path))
+
+    figures = made_up(CODE)
+    steps = simulate(slowed(figures, times))
+    measured_s = {step: steps.step_s(*step) for step in WIDE_STEPS}
+    found = slowdown_in_steps(measured_s, simulate(figures), simulate(slowed(figures, 2.0)))
+    assert found == pytest.approx(times, rel=1e-3)
+    note = "then slowed by 1.300" if times > 1 else "median_error"
+    assert note in profile_texts(slowed(figures, times))["hardware_profiles/devices/here.yaml"]
+
+
+def test_every_trait_has_a_probe_and_every_tiny_model_asks_for_known_ones():
+    keys = {f"{operator}.{trait}" for operator, traits in TRAITS.items() for trait in traits}
+    assert keys <= CODE.operators.keys()
+    catalogue = Catalogue()
+    for name in TINY:
+        model = load_model(name, catalogue)
+        for operator in model_operators(model, FP32):
+            for trait in operator_traits(model, operator.layer, operator.name):
+                assert trait in TRAITS[operator.name], (name, operator.name)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_files_load_and_are_the_same_again(tmp_path, gpu):
+    figures = made_up(CODE, gpu)
+    assert profile_texts(figures) == profile_texts(made_up(CODE, gpu))
+    assert set(profile_texts(figures)) <= set(profile_paths("here"))
+    catalogue = written(figures, tmp_path)
+    machine = load_machine("here", catalogue)
+    cpu = machine.nodes[0].cpu
+    assert cpu is not None
+    assert cpu.memory.bandwidth_bytes_per_s == BANDWIDTH
+    assert set(cpu.efficiency) == set(by_class(made_up_rows()))
+    assert [device for device, _ in machine.nodes[0].devices] == (["here-gpu"] if gpu else [])
+    code = catalogue.engine("here").record.code
+    assert code.operators == pytest.approx(CODE.operators)
+    assert code.passes == pytest.approx(CODE.passes)
+    assert code.score_bytes == 32
+
+
+def test_run_takes_the_machine_and_the_engine(tmp_path, monkeypatch):
+    written(made_up(CODE), tmp_path)
+    (tmp_path / "mine.yaml").write_text(SCENARIO)
+    monkeypatch.chdir(tmp_path)
+    study = run_scenario(Path("mine.yaml"), ())
+    (run,) = study.runs
+    assert run.fits
+    assert run.metrics is not None
+
+
+SCENARIO = """
+name: Which machine is this?
+model: tiny-llama
+machine: here
+engine: here
+precision: {weights: fp32, activations: fp32, kv_cache: fp32}
+placements: [{strategy: single_device}]
+workload: {arrivals: {process: batch}, lengths: {prompt: 20, output: 10}, requests: 3}
+seed: 1
+"""
+
+
+# --- what is refused, and what is said ----------------------------------------------------------------------
+
+
+def test_a_name_that_is_no_id_is_refused():
+    with pytest.raises(InputError, match="--name = 'a/b': write letters"):
+        check_name("a/b")
+
+
+def test_files_that_are_there_are_named_all_at_once(tmp_path):
+    written(made_up(), tmp_path)
+    with pytest.raises(InputError) as caught:
+        refuse_existing("here", tmp_path)
+    assert str(caught.value).count("is there already; take another --name, or --force") == 4
+    refuse_existing("there", tmp_path)
+
+
+def test_errors_are_grouped_by_model_and_phase():
+    steps = (StepCompared("tiny-llama", "decode", 1, 64, 1.0, 1.1), StepCompared("tiny-gpt2", "decode", 1, 64, 1.0, 0.7),
+             StepCompared("smollm2-135m", "decode", 1, 64, 1.0, 0.8))  # fmt: skip
+    comparison = Comparison(steps)
+    assert comparison.median_error == pytest.approx(0.2)
+    assert comparison.groups == pytest.approx({"tiny models, decode": 0.2, "smollm2-135m, decode": 0.2})
+    assert comparison.as_dict()["steps"][0]["error"] == pytest.approx(0.1)
+
+
+def test_what_was_found_is_printed_with_its_errors_and_its_doubts():
+    step = StepCompared("tiny-llama", "decode", 1, 64, 1e-3, 1.2e-3)
+    rows = tuple(made_up_rows())
+    measured = Measured(made_up(CODE), rows, (), 60.0, 0.9, Comparison((step,), "no weights here"))
+    console = Console(width=200, file=StringIO())
+    print_measured(measured, console)
+    said = console.file.getvalue()
+    for words in ("A processor: fp32", "decode of 1 after 64", "+20.0%", "Without the model with real weights: no",
+                  "Other programs used 90% of a processor"):
+        assert words in said
+    assert set(measured.texts) == {*profile_texts(made_up(CODE)), "hardware_profiles/here-operators.csv"}
+    json.dumps(measured.as_dict(), allow_nan=False)
+
+
+def test_patience_comes_to_an_end():
+    watch = OtherPrograms(patience_s=0.0)
+    watch.begin()
+    assert not watch.disturbed()
+    assert watch.share >= 0
+
+
+@pytest.mark.slow
+def test_this_machine_for_real():
+    """Complete, and where nobody else computes, right within a factor of two."""
+    told = []
+    measured = measure("here", seconds=20, progress=lambda done, total, what: told.append((done, total, what)))
+    assert told
+    assert {row.operator for row in measured.rows} >= {"matmul", "attention_prefill", "attention_decode",
+                                                       "elementwise", "embedding", "sampling"}  # fmt: skip
+    assert len(measured.rows) == len(timings())
+    assert measured.comparison is not None
+    assert len(measured.comparison.steps) >= 4 * len(TINY)
+    assert set(measured.as_dict()) == {"name", "took_s", "others", "figures", "kernels", "comparison"}
+    if measured.others < 0.1:
+        assert measured.comparison.median_error < 1.0
