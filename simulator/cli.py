@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from simulator import terminal
+from simulator.cli_calibrate import calibrate_app
+from simulator.terminal import AsJson
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from rich.console import Console
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,7 +22,6 @@ app = typer.Typer(
     help="Where should a model run, and what should be bought? Simulates placements of LLM inference.",
 )
 
-calibrate_app = typer.Typer(no_args_is_help=True, help="Turn measured operators into device profiles.")
 app.add_typer(calibrate_app, name="calibrate")
 
 ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A YAML file; see scenarios/.")]
@@ -35,70 +32,11 @@ Overrides = Annotated[
 TIMELINES = "timelines"
 """Folder of the pictures of a study, in that of its other files."""
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-
 
 def main() -> None:
     """Entry point of the `placewright` command."""
-    with _told_plainly():
+    with terminal.told_plainly():
         app()
-
-
-@contextmanager
-def _told_plainly() -> Iterator[None]:
-    """A user's mistake becomes a message and exit code 2, never a traceback."""
-    from simulator.errors import SimulatorError
-
-    try:
-        yield
-    except SimulatorError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
-    except BrokenPipeError:
-        sys.stderr.close()
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-
-
-def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2, allow_nan=False))
-
-
-def _console() -> Console:
-    from simulator.report.table import console_for
-
-    return console_for(sys.stdout)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal's standard error; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextmanager
-def _progress_of_seconds(what: str) -> Iterator[Callable[[int, int, str], None] | None]:
-    """A bar that also says what is under way."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total, now: bar.update(
-            task, completed=done, total=total, description=f"{what}: {now:34.34}"
-        )
 
 
 @app.command()
@@ -124,19 +62,19 @@ def run(
     if out is not None:
         make_folder(out)
         make_folder(out / TIMELINES)
-    with _progress("Simulating") as progress:
+    with terminal.progress("Simulating") as progress:
         study = run_scenario(scenario, set_ or (), progress, workers)
     written = []
     if out is not None:
-        with _progress("Drawing") as progress:
+        with terminal.progress("Drawing") as progress:
             written = _write_study(study, out, progress)
     if as_json:
-        _print_json(study.as_dict())
+        terminal.print_json(study.as_dict())
         return
     from simulator.report.table import print_study
     from simulator.report.verdict import verdict
 
-    console = _console()
+    console = terminal.console()
     print_study(study, console)
     console.print()
     for sentence in verdict(study):
@@ -184,12 +122,12 @@ def verify(
 
     if every == (scenario is not None) or (every and set_):
         raise typer.BadParameter("name one SCENARIO, or say --all without --set")
-    with _progress("Verifying") as progress:
+    with terminal.progress("Verifying") as progress:
         rows = verify_scenario(scenario, set_ or (), progress) if scenario else verify_all(progress)
     if as_json:
-        _print_json({"rows": [row.as_dict() for row in rows]})
+        terminal.print_json({"rows": [row.as_dict() for row in rows]})
     else:
-        (print_all_verified if every else print_verified)(rows, _console())
+        (print_all_verified if every else print_verified)(rows, terminal.console())
     if any(row.status == "mismatch" for row in rows):
         raise SystemExit(1)
 
@@ -219,57 +157,16 @@ def generate(
     """Generate text token by token, with the clock of this machine and the simulated one of others beside."""
     from simulator.study import generate as loop
 
-    with _progress("Generating") as progress:
+    with terminal.progress("Generating") as progress:
         result = loop.generate(
             text, model, machine or loop.DEFAULT_MACHINES, engine, tokens, seed, precision, progress,
         )  # fmt: skip
     if as_json:
-        _print_json(result.as_dict())
+        terminal.print_json(result.as_dict())
         return
     from simulator.report.loop import print_loop
 
-    print_loop(result, _console())
-
-
-@calibrate_app.command()
-def measure(
-    name: Annotated[str, typer.Option(help="Id of the files that it writes.")] = "this-machine",
-    out: Annotated[
-        Path, typer.Option(help="Folder to write into. Runs look for profiles in the working folder.")
-    ] = Path("."),
-    seconds: Annotated[
-        float, typer.Option(min=10, max=170, help="About how long to measure; longer is more exact.")
-    ] = 100,
-    threads: Annotated[
-        int | None, typer.Option(min=1, max=4096, help="That PyTorch computes with; as it chooses.")
-    ] = None,
-    no_compare: Annotated[
-        bool, typer.Option("--no-compare", help="Do not try the profile on real steps of small models.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Measure this machine: write a profile that runs take, and compare real steps with simulated ones."""
-    from simulator.report.files import make_folder, write_atomically
-    from simulator.study.calibration import measure as calibration
-
-    calibration.check_name(name)
-    if not force:
-        calibration.refuse_existing(name, out)
-    with _progress_of_seconds("Measuring") as progress:
-        measured = calibration.measure(name, seconds, not no_compare, threads, progress)
-    for path, text in measured.texts.items():
-        make_folder((out / path).parent)
-        write_atomically(out / path, text)
-    if as_json:
-        _print_json(measured.as_dict())
-        return
-    from simulator.report.measured import print_measured
-
-    console = _console()
-    print_measured(measured, console)
-    for path in measured.texts:
-        console.print(f"wrote {out / path}", markup=False, highlight=False)
+    print_loop(result, terminal.console())
 
 
 @app.command()
@@ -280,14 +177,14 @@ def validate(
     """Predict published measurements and show the errors, whatever they are."""
     from simulator.study.validate import validate as score
 
-    with _progress("Predicting") as progress:
+    with terminal.progress("Predicting") as progress:
         board = score(folder, progress)
     if as_json:
-        _print_json(board.as_dict())
+        terminal.print_json(board.as_dict())
         return
     from simulator.report.scoreboard import print_scoreboard
 
-    print_scoreboard(board, _console())
+    print_scoreboard(board, terminal.console())
 
 
 @app.command()
@@ -342,11 +239,11 @@ def _show_scenario(scenario: Path, overrides: Sequence[str], as_json: bool) -> N
 
     rows = merged(scenario, overrides)
     if as_json:
-        _print_json([{"key": row.key, "value": row.value, "origin": row.origin} for row in rows])
+        terminal.print_json([{"key": row.key, "value": row.value, "origin": row.origin} for row in rows])
         return
     from simulator.report.listing import print_table
 
-    print_table(("key", "value", "from"), [(row.key, row.value, row.origin) for row in rows], _console())
+    print_table(("key", "value", "from"), [(row.key, row.value, row.origin) for row in rows], terminal.console())
 
 
 def _show_model(model: str, asked: dict[str, Any], figure: Path | None, as_json: bool) -> None:
@@ -358,11 +255,11 @@ def _show_model(model: str, asked: dict[str, Any], figure: Path | None, as_json:
     if figure is not None:
         _draw_model(question, figure)
     if as_json:
-        _print_json(sheet.as_dict())
+        terminal.print_json(sheet.as_dict())
         return
     from simulator.report.model_sheet import print_model
 
-    console = _console()
+    console = terminal.console()
     print_model(sheet, console)
     if figure is not None:
         console.print(f"wrote {figure}", markup=False, highlight=False)
@@ -402,11 +299,11 @@ def _list_files(kind: str, ids: Sequence[str], as_json: bool) -> None:
 
     entries = catalogued(kind_of(kind), ids)
     if as_json:
-        _print_json([each.as_dict() for each in entries])
+        terminal.print_json([each.as_dict() for each in entries])
         return
     from simulator.report.listing import print_catalogue
 
-    print_catalogue(entries, _console())
+    print_catalogue(entries, terminal.console())
 
 
 def _list_sources(kind: str, ids: Sequence[str], as_json: bool) -> None:
@@ -415,11 +312,11 @@ def _list_sources(kind: str, ids: Sequence[str], as_json: bool) -> None:
 
     figures = sourced(kind_of(kind), ids)
     if as_json:
-        _print_json([each.as_dict() for each in figures])
+        terminal.print_json([each.as_dict() for each in figures])
         return
     from simulator.report.listing import print_sources
 
-    print_sources(figures, _console())
+    print_sources(figures, terminal.console())
 
 
 @app.command()
@@ -431,7 +328,7 @@ def schema(
     """Print the JSON Schema of a kind of file, or of all, for editors that complete and check YAML."""
     from simulator.study.show import schema_of
 
-    _print_json(schema_of(kind))
+    terminal.print_json(schema_of(kind))
 
 
 init = typer.Typer(no_args_is_help=True, help="Write a profile of hardware that the catalogue lacks.")
@@ -495,11 +392,11 @@ def init_device(
         make_folder(path.parent)
         write_atomically(path, text)
     if as_json:
-        _print_json(draft.as_dict())
+        terminal.print_json(draft.as_dict())
         return
     from simulator.report.listing import print_draft
 
-    print_draft(draft, _console())
+    print_draft(draft, terminal.console())
 
 
 if __name__ == "__main__":

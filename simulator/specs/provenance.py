@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from simulator.errors import Problem, did_you_mean
 from simulator.specs.base import Affects, KeyPath, Spec, Uncertain, rule_broken
-from simulator.specs.quantities import UNKNOWN, Share, WholeNumber
+from simulator.specs.quantities import UNKNOWN, ErrorShare, WholeNumber
 from simulator.specs.yaml_file import Document, Loc, dotted
 
 SourceKind = Literal["measured", "datasheet", "published", "vendor-claim", "assumed"]
@@ -44,9 +44,9 @@ class Source(Spec):
     """When it was published or measured: YYYY, YYYY-MM or YYYY-MM-DD."""
     samples: Annotated[WholeNumber, Field(ge=1, le=10**15)] | None = None
     """How many measurements a fitted figure rests on."""
-    median_error: Share | None = None
+    median_error: ErrorShare | None = None
     """Median relative error of a fit against its samples."""
-    p90_error: Share | None = None
+    p90_error: ErrorShare | None = None
     """The error that nine samples in ten stay below."""
     note: str | None = None
     """What a reader should know before relying on it."""

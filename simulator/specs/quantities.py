@@ -191,6 +191,8 @@ RequestsPerSecond = Annotated[float, Quantity(units.PER_S, above=0, least=1e-6, 
 UsdPerKwh = Annotated[float, Quantity(units.USD_PER_KWH)]
 SharePerYear = Annotated[float, Quantity(units.SHARE_PER_YEAR)]
 
+ErrorShare = Annotated[float, Quantity(units.SHARE, most=1e6)]
+"""A relative error: 30 % is 0.3, and it may exceed 1."""
 Share = Annotated[float, Quantity(units.SHARE, better="high", most=1)]
 """Between 0 and 1, more is better for the owner; a file may say `95 %`."""
 PositiveShare = Annotated[float, Quantity(units.SHARE, better="high", above=0, most=1)]

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from simulator.errors import InputError, Problem
-from simulator.specs.catalogue import Catalogue
+from simulator.specs.catalogue import FOLDERS, Catalogue, default_roots
 from simulator.specs.hardware import Device, Efficiency
+from simulator.specs.provenance import Source
 from simulator.study.calibration.columns import read_columns
 from simulator.study.calibration.fit import FittedClass, Key, fit, keys_of, predict
 from simulator.study.calibration.profile_text import efficiency_line, rounded, with_numbers
@@ -32,8 +33,10 @@ class FittedDevice:
     classes: tuple[FittedClass, ...]
     unused: Mapping[str, int]
     """Rows that no number was fitted to, by reason."""
+    path: Path
+    """Of the device's file, in a folder of profiles."""
     text: str
-    """Of the device's file, the fitted numbers in it."""
+    """Of that file, the fitted numbers in it."""
 
     def as_dict(self) -> dict[str, Any]:
         classes = [{"class": each.key, "efficiency": efficiency_line(each.efficiency), "samples": each.samples,
@@ -43,14 +46,17 @@ class FittedDevice:
 
 def fit_device(
     tables: Sequence[str | Path], device: str, ref: str | None = None, date: str | None = None,
-    catalogue: Catalogue | None = None,
+    out: str | Path = ".",
 ) -> FittedDevice:  # fmt: skip
     """Fit the numbers of a device's kernels to tables that have rows of it.
 
     ref: where the measurements come from, for `sources`; the tables' names if not given. date: of them, as
-    `sources` has it. Raises InputError for a table that cannot be read, and where no row is of the device.
+    `sources` has it. out: a folder whose profile of the device, if it has one, is the one to change. Raises
+    InputError for a table that cannot be read, and where no row is of the device.
     """
-    catalogue = catalogue or Catalogue()
+    if date is not None:
+        _check_date(date)
+    catalogue = Catalogue((Path(out), *default_roots()))
     record = catalogue.device(device).record
     unused: Counter[str] = Counter()
     samples: list[Samples] = []
@@ -71,7 +77,16 @@ def fit_device(
     classes = fitted_classes(samples, {device: record})
     default_ref = ", ".join(dict.fromkeys(Path(table).name for table in tables))
     text = with_numbers(catalogue.path("devices", device), classes, ref or default_ref, date)
-    return FittedDevice(device, classes, dict(+unused), text)
+    path = Path(FOLDERS["devices"]) / f"{device}.yaml"
+    return FittedDevice(device, classes, dict(+unused), path, text)
+
+
+def _check_date(date: str) -> None:
+    try:
+        Source(kind="measured", ref="checked only", date=date)
+    except ValueError:
+        advice = "write a date as YYYY, YYYY-MM or YYYY-MM-DD"
+        raise InputError([Problem("command line", key="--date", value=date, advice=advice)]) from None
 
 
 def fitted_classes(samples: Sequence[Samples], devices: Mapping[str, Device]) -> tuple[FittedClass, ...]:

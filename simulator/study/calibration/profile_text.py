@@ -77,7 +77,7 @@ def _dated(date: str | None) -> list[str]:
 
 
 def _percent(share: float) -> str:
-    return f"{min(share, 1.0):.1%}"
+    return f"{share:.1%}"
 
 
 def _with_entries(text: str, section: str, entries: Mapping[str, str]) -> str:
