@@ -35,8 +35,8 @@ EXAMPLES: Mapping[KeyPath, str] = {
     "efficiency.*.chain_most": "4096",
     "efficiency.*.block": "64",
     "efficiency.*.split": "3 us",
-    "efficiency.*.regroup": "0.5",
-    "efficiency.*.cached": "2",
+    "efficiency.*.joint": "8",
+    "efficiency.*.cached": "18 GB/s",
     "transition.launch": "6 us",
     "transition.synchronize": "10 us",
 }

@@ -22,6 +22,7 @@ from simulator.graph.shape import Chunk, StepShape
 from simulator.graph.work import Formats, Work
 from simulator.report.measured import print_measured
 from simulator.specs.catalogue import Catalogue
+from simulator.specs.hardware import Device
 from simulator.specs.machine import load_machine
 from simulator.specs.model import load_model
 from simulator.study.calibration.columns import read_columns
@@ -272,7 +273,8 @@ def test_files_load_and_are_the_same_again(tmp_path, gpu):
     cpu = machine.nodes[0].cpu
     assert cpu is not None
     assert cpu.memory.bandwidth_bytes_per_s == BANDWIDTH
-    assert set(cpu.efficiency) == set(by_class(made_up_rows()))
+    own = catalogue.load("devices", "here", Device).record
+    assert set(own.efficiency) == set(by_class(made_up_rows()))
     assert [device for device, _ in machine.nodes[0].devices] == (["here-gpu"] if gpu else [])
     code = catalogue.engine("here").record.code
     assert code.operators == pytest.approx(CODE.operators)

@@ -59,8 +59,10 @@ def test_machines_are_priced_in_what_was_computed_unless_told(folder):
 
 
 def test_half_the_bytes_take_less_time():
-    fp32, bf16 = (generate("the", "tiny-llama", (T4,), count=2, precision=each) for each in ("fp32", "bf16"))
-    assert bf16.tokens[1].clock_s[T4] < fp32.tokens[1].clock_s[T4]
+    """On a device whose kernels have the same figures in all formats."""
+    machine = "gaudi-3-8"
+    fp32, bf16 = (generate("the", "tiny-llama", (machine,), count=2, precision=each) for each in ("fp32", "bf16"))
+    assert bf16.tokens[1].clock_s[machine] < fp32.tokens[1].clock_s[machine]
 
 
 def test_an_id_comes_before_a_folder_of_the_same_name(tmp_path, monkeypatch):

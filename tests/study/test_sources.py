@@ -36,8 +36,8 @@ def test_the_nearest_source_speaks_for_a_figure() -> None:
 
 def test_a_row_of_a_list_is_figures_too() -> None:
     figures = {each.key: each for each in sourced("links", ["nvlink-4"])}
-    assert figures["collective.0.latency"].value == "4.2 us"
-    assert figures["collective.0.latency"].kind == "measured"
+    assert figures["collective.engine.0.latency"].value == "4.23 us"
+    assert figures["collective.engine.0.latency"].kind == "measured"
 
 
 def test_what_is_unknown_is_of_no_kind_whatever_is_said_of_it() -> None:

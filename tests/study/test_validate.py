@@ -72,7 +72,7 @@ def test_every_row_is_predicted_or_has_a_reason(tmp_path: Path) -> None:
 def test_the_document_has_its_keys_and_no_others(tmp_path: Path) -> None:
     write(tmp_path / "closed_loop_serving.csv", [CLOSED])
     document = json.loads(json.dumps(validate(tmp_path).as_dict(), allow_nan=False))
-    assert set(document) == {"tables"}
+    assert set(document) == {"tables", "operators"}
     (table,) = document["tables"]
     assert set(table) == {"table", "rows", "predicted", "unsupported", "metrics"}
     for errors in table["metrics"].values():
