@@ -171,14 +171,25 @@ def generate(
 
 @app.command()
 def validate(
-    folder: Annotated[Path, typer.Argument(help="A folder of published measurements, or one table of it.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="A folder of published measurements, or one table of it.")
+    ] = None,
+    silicon: Annotated[
+        bool, typer.Option("--silicon", help="Instead: the kernels of NVIDIA's databases (extra `silicon`).")
+    ] = False,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="At most about so many rows of each table, for a quick look.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict published measurements and show the errors, whatever they are."""
     from simulator.study.validate import validate as score
+    from simulator.study.validate import validate_silicon
 
+    if silicon == (folder is not None):
+        raise typer.BadParameter("name a FOLDER or a table, or say --silicon")
     with terminal.progress("Predicting") as progress:
-        board = score(folder, progress)
+        board = score(folder, progress, rows) if folder else validate_silicon(progress, rows)
     if as_json:
         terminal.print_json(board.as_dict())
         return

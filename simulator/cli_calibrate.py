@@ -55,10 +55,14 @@ def measure(
 
 @calibrate_app.command()
 def fit(
-    tables: Annotated[
-        list[Path], typer.Argument(metavar="TABLE...", help="Measured kernels; docs/calibrate.md says how.")
-    ],
     device: Annotated[str, typer.Option(help="Id of the device that was measured; see `list devices`.")],
+    tables: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="TABLE...", help="Measured kernels; docs/calibrate.md says how."),
+    ] = None,
+    silicon: Annotated[
+        bool, typer.Option("--silicon", help="Take vLLM's tables of NVIDIA's databases (extra `silicon`).")
+    ] = False,
     ref: Annotated[
         str | None, typer.Option(help="Where the measurements come from, for the profile's sources.")
     ] = None,
@@ -74,8 +78,13 @@ def fit(
     """Fit a device's numbers to tables of measured kernels, and write them into its profile."""
     from simulator.report.files import make_folder, write_atomically
     from simulator.study.calibration.calibrate import fit_device
+    from simulator.study.calibration.silicon import SILICON_REF, silicon_tables
 
-    fitted = fit_device(tables, device, ref, date, out)
+    if silicon == bool(tables):
+        raise typer.BadParameter("name one TABLE or more, or say --silicon")
+    if silicon:
+        tables, ref = list(silicon_tables(device, ("vllm",))), ref or SILICON_REF
+    fitted = fit_device(tables or (), device, ref, date, out)
     path = out / fitted.path
     if not dry_run:
         make_folder(path.parent)

@@ -16,9 +16,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from typing import Protocol
 
 import networkx as nx
 
+from simulator.graph.work import Work
 from simulator.specs.hardware import Device, Host, Link, Machine, Node
 
 REFERENCE_MESSAGE_BYTES = 2**20
@@ -41,6 +43,22 @@ class Directed:
 
 
 @dataclass(frozen=True, slots=True)
+class Correction:
+    """How much longer a kernel takes than the formula says, by the seconds of its arithmetic alone; between two
+    of them in proportion to the logarithm, beyond the last as there."""
+
+    log_compute_s: tuple[float, ...]
+    factors: tuple[float, ...]
+
+
+class MeasuredTimes(Protocol):
+    """Measured kernels of a device, to correct the formula by."""
+
+    def correction(self, work: Work) -> Correction | None:
+        """Of one kernel for any number of rows; None where nothing like it was measured."""
+
+
+@dataclass(frozen=True, slots=True)
 class PlacedDevice:
     """A device of a machine: where it computes and whose host serves it."""
 
@@ -50,6 +68,8 @@ class PlacedDevice:
     memory: str
     node: str
     """Name of the machine's node; empty in a machine of one node."""
+    times: MeasuredTimes | None = None
+    """Measured kernels of it, if there are any."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 
@@ -30,7 +30,7 @@ from simulator.costs.transfers import (
     transition_s,
 )
 from simulator.errors import SimulatorError
-from simulator.graph.machine import Directed
+from simulator.graph.machine import Correction, Directed
 from simulator.graph.operator_traits import operator_traits
 from simulator.graph.shape import FEATURE_COUNT, Amount, StepShape, total
 from simulator.graph.work import Work
@@ -76,6 +76,8 @@ class _Kernel:
     """How long the device's cache takes to stream through once, from memory; infinite where it plays no
     part."""
     cached: float
+    correction: Correction | None = None
+    """By measured times, where there are some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,7 @@ class PricedTemplate:
         self._longest_chain_s = np.array([kernels[at].longest_chain_s for at in self._chained])
         has_least = [at for at, k in enumerate(kernels) if any(k.least.coefficients) and k.least.s_per_unit]
         self._least = np.array(has_least, dtype=np.intp)
+        self._corrected = [(at, k.correction) for at, k in enumerate(kernels) if k.correction]
         self._least_blend = self._blend[self._least]
 
     def _kernel_terms(self, lone_s: Floats) -> tuple[Floats, Floats, Floats]:
@@ -228,7 +231,18 @@ class PricedTemplate:
         if len(self._least):
             which = self._least
             memory_s[..., which] = with_least(memory_s[..., which], least_s[..., which], self._least_blend)
+        if self._corrected:
+            factors = self._factors(compute_s)
+            return compute_s * factors, memory_s * factors, overhead_s * factors
         return compute_s, memory_s, overhead_s
+
+    def _factors(self, compute_s: Floats) -> Floats:
+        """What measured times make of each kernel: a factor on all of its terms, and so on their norm."""
+        factors = np.ones_like(compute_s)
+        for at, correction in self._corrected:
+            log_s = np.log(np.maximum(compute_s[..., at], TINY_S))
+            factors[..., at] = np.interp(log_s, correction.log_compute_s, correction.factors)
+        return factors
 
     def durations(self, shapes: Sequence[StepShape]) -> Durations:
         """Price every class for a step with the given shape of each microbatch."""
@@ -439,7 +453,8 @@ class _Pricer:
         return _Form(picoseconds.coefficients, 1 / tick(1.0))
 
     def _kernels(self, task: Task) -> list[_Kernel]:
-        device = self.program.machine.devices[task.place].device
+        placed = self.program.machine.devices[task.place]
+        device, times = placed.device, placed.times
         is_slow = device.kind == "cpu"
         traits = operator_traits(self.program.model, task.layer, task.operator)
         own_s = own_code_s(self.code, task.operator, traits) if is_slow else 0.0
@@ -447,10 +462,11 @@ class _Pricer:
         of_attention = [work for work in task.works if work.operator_class.startswith("attention")]
         called = of_attention or task.works[:1]
         kernels = [
-            self._kernel(work, device, passes, own_s if work in called else 0.0)
+            replace(self._kernel(work, device, passes, own_s if work in called else 0.0),
+                    correction=times.correction(work) if times is not None else None)
             for work in task.works
             if is_needed(device, work)
-        ]
+        ]  # fmt: skip
         return kernels + self._visits(task.operator) * is_slow
 
     def _visits(self, operator: str) -> list[_Kernel]:

@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from simulator.specs.yaml_file import Loc
@@ -102,3 +102,18 @@ def is_file(path: Path) -> bool:
 def is_path(ref: str) -> bool:
     """Whether a reference names a file and not an id."""
     return ref.endswith((".json", ".yaml", ".yml"))
+
+
+def existing_file(name: str, info: ValidationInfo) -> str:
+    """The path of a file named in a file: looked up beside it, then in the working folder."""
+    context = context_of(info)
+    if context is None:
+        return name
+    found = [folder / name for folder in context.folders if is_file(folder / name)]
+    if not found:
+        raise rule_broken(f"no such file; looked in {', '.join(str(each) for each in context.folders)}")
+    return str(found[0])
+
+
+InputFile = Annotated[str, AfterValidator(existing_file)]
+"""A path as written, resolved to a file that exists."""

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, mod
 
 from simulator import units
 from simulator.errors import did_you_mean
-from simulator.specs.base import Spec, Uncertain, context_of, rule_broken
+from simulator.specs.base import InputFile, Spec, Uncertain, context_of, rule_broken
 from simulator.specs.provenance import Figure, Sources
 from simulator.specs.quantities import (
     UNKNOWN,
@@ -178,7 +178,7 @@ class Device(Spec):
     """One device, as a datasheet or a measurement describes it."""
 
     needs_sources: ClassVar = True
-    without_source: ClassVar = frozenset({"name", "kind", "generation"})
+    without_source: ClassVar = frozenset({"name", "kind", "generation", "tables"})
 
     name: str
     """As its maker calls it."""
@@ -198,6 +198,9 @@ class Device(Spec):
     """Of the device alone."""
     efficiency: dict[OperatorClass, Efficiency] = Field(default_factory=dict)
     """By operator class, optionally with a precision: `matmul.bf16`, `attention_decode`."""
+    tables: tuple[Literal["silicon"] | InputFile, ...] = ()
+    """Tables of measured kernels (docs/calibrate.md), looked for beside this file, or `silicon` for NVIDIA's
+    databases where they are installed: products of shapes near measured ones take the time measured."""
     transition: Transition | None = None
     """What copies in and out cost besides; absent: assumed figures of its kind."""
     sources: Sources = Field(default_factory=dict)

@@ -15,24 +15,9 @@ from pydantic import (
     model_validator,
 )
 
-from simulator.specs.base import Spec, context_of, is_file, is_path, rule_broken
+from simulator.specs.base import InputFile, Spec, existing_file, is_path, rule_broken
 from simulator.specs.provenance import Source
 from simulator.specs.quantities import MOST_TOKENS, Requests, RequestsPerSecond
-
-
-def existing_file(name: str, info: ValidationInfo) -> str:
-    """The path of a file named in a file: looked up beside it, then in the working folder."""
-    context = context_of(info)
-    if context is None:
-        return name
-    found = [folder / name for folder in context.folders if is_file(folder / name)]
-    if not found:
-        raise rule_broken(f"no such file; looked in {', '.join(str(each) for each in context.folders)}")
-    return str(found[0])
-
-
-InputFile = Annotated[str, AfterValidator(existing_file)]
-"""A path as written, resolved to a file that exists."""
 
 
 def id_or_file(ref: str, info: ValidationInfo) -> str:

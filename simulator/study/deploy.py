@@ -77,6 +77,10 @@ def deploy(
 ) -> Deployment | NotPlaceable:  # fmt: skip
     """Place a model; raises InputError for files that cannot be used."""
     graph = machine_graph(load_machine(machine_ref, catalogue, case))
+    if any(placed.device.tables for placed in graph.devices.values()):
+        from simulator.study.calibration.measured_times import with_measured_times  # imports scipy, a second
+
+        graph = with_measured_times(graph)
     engine = catalogue.engine(engine_id, case)
     placed = strategy.place(model, graph)
     if isinstance(placed, NotPlaceable):

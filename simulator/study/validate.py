@@ -24,6 +24,7 @@ from simulator.study.calibration.board import (
 )
 from simulator.study.calibration.columns import read_columns
 from simulator.study.calibration.judge import Judged, OperatorScore, scores
+from simulator.study.calibration.silicon import SILICON_TASKS, silicon_tables
 from simulator.study.measurements import READERS, Job, Outcome, Pair, Reading
 from simulator.study.measurements.collectives import reading_of
 from simulator.study.measurements.table import SUFFIXES, count_rows, read_table
@@ -100,6 +101,24 @@ def validate(
     return Scoreboard(tuple(tables), tuple(scores(judged)))
 
 
+SILICON_ROWS = 4000
+"""Of each kind of kernel and device, unless told otherwise: the databases have a hundred times as many."""
+
+
+def validate_silicon(
+    progress: Progress | None = None, rows: int | None = None, workers: int | None = None
+) -> Scoreboard:
+    """Predict the kernels of NVIDIA's databases by the shipped profiles, and on shapes left out; devices that no
+    profile was fitted to are predicted from their data sheet and class. Raises InputError where the package is
+    not installed."""
+    catalogue = Catalogue()
+    tables = [table for path in silicon_tables() if (table := kernel_table(path, catalogue)) is not None]
+    jobs = operator_jobs(tables, rows or SILICON_ROWS, SILICON_TASKS)
+    results = carry_out(carry_out_judging, jobs, is_small=False, progress=progress, workers=workers)
+    judged = [one for each in results for one in each]
+    return Scoreboard(tuple(_kernel_score(table) for table in tables), tuple(scores(judged)))
+
+
 def _kernels(path: Path, catalogue: Catalogue) -> KernelTable | None:
     """A table of kernels by its columns; one that a reader knows by its name, or as collectives, is none."""
     return None if path.stem in READERS or not _can_be_kernels(path) else kernel_table(path, catalogue)
@@ -115,7 +134,7 @@ def _can_be_kernels(path: Path) -> bool:
 def _kernel_score(table: KernelTable) -> TableScore:
     """How much of a table of kernels is predicted; the errors stand by device."""
     rows = table.mapped + sum(table.unmapped.values())
-    return TableScore(table.path.stem, rows, table.mapped, dict(sorted(table.unmapped.items())), {}, ())
+    return TableScore(table.name, rows, table.mapped, dict(sorted(table.unmapped.items())), {}, ())
 
 
 def tables_in(folder: Path) -> list[Path]:

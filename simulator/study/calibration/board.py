@@ -28,6 +28,13 @@ class KernelTable:
     unmapped: Mapping[str, int]
     devices: frozenset[str]
 
+    @property
+    def name(self) -> str:
+        """Of its file; in NVIDIA's databases all have the same, so the folders say which it is."""
+        if self.path.stem.endswith("_perf"):
+            return "/".join((*self.path.parts[-5:-1], self.path.stem.removesuffix("_perf")))
+        return self.path.stem
+
 
 @dataclass(frozen=True)
 class OperatorJob:
@@ -56,11 +63,19 @@ def kernel_table(path: Path, catalogue: Catalogue) -> KernelTable | None:
     return KernelTable(path, sum(map(len, known)), dict(+unmapped), frozenset(each.device for each in known))
 
 
-def operator_jobs(tables: Sequence[KernelTable], rows: int | None) -> list[OperatorJob]:
-    """Every device by every task."""
-    paths = tuple(table.path for table in tables)
+def operator_jobs(
+    tables: Sequence[KernelTable], rows: int | None, tasks: Sequence[Task] = TASKS
+) -> list[OperatorJob]:
+    """Every device by every task; tables of other devices are read only for a task that learns from them."""
     devices = sorted(frozenset().union(*(table.devices for table in tables)))
-    return [OperatorJob(paths, device, task, rows) for device in devices for task in TASKS]
+    return [
+        OperatorJob(
+            tuple(table.path for table in tables if task == "device left out" or device in table.devices),
+            device, task, rows,
+        )
+        for device in devices
+        for task in tasks
+    ]  # fmt: skip
 
 
 def carry_out_judging(job: OperatorJob, catalogue: Catalogue) -> list[Judged]:

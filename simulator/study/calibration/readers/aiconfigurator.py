@@ -14,7 +14,7 @@ import numpy as np
 from simulator.costs.operators import Floats, KernelLoad
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.hardware import Precision
-from simulator.study.calibration.columns import Columns
+from simulator.study.calibration.columns import Columns, Texts
 from simulator.study.calibration.readers.registry import PRECISIONS, by_value, device_id, reader
 from simulator.study.calibration.samples import (
     Heads,
@@ -42,13 +42,15 @@ def milliseconds(values: Floats) -> Floats:
     return values / 1000
 
 
+@reader("gemm_dtype", "m", "n", "k", "latency", "device")
 @reader("gemm_dtype", "m", "n", "k", "latency_ms", "system")
 def read_gemm(columns: Columns, catalogue: Catalogue) -> TableSamples:
     found = TableSamples()
     m, n, k = (columns.positive(name) for name in ("m", "n", "k"))
-    time_s = milliseconds(columns.positive("latency_ms"))
-    stacks = np.where(columns.texts("kernel_source", "") == "torch_flow", "trtllm", "vllm")
-    for (system, dtype, stack), rows in by_value(columns.texts("system"), columns.texts("gemm_dtype"), stacks):
+    time_s, systems = _times_and_systems(columns)
+    is_trtllm = (columns.texts("kernel_source", "") == "torch_flow") | (columns.texts("framework", "") == "TRTLLM")
+    stacks = np.where(is_trtllm, "trtllm", "vllm")
+    for (system, dtype, stack), rows in by_value(systems, columns.texts("gemm_dtype"), stacks):
         device = device_id(system, catalogue)
         if device is None:
             found.unmapped[f"device {system} is not in the catalogue"] += len(rows)
@@ -86,6 +88,14 @@ def _product(
     return (product, cast, find, clear)
 
 
+def _times_and_systems(columns: Columns) -> tuple[Floats, Texts]:
+    """Seconds and names of devices, as the database itself has them or as tables made of it do."""
+    is_own = columns.has("latency")
+    time_s = milliseconds(columns.positive("latency" if is_own else "latency_ms"))
+    return time_s, columns.texts("device" if is_own else "system")
+
+
+@reader("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "latency", "device")
 @reader("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "latency_ms", "system")
 def read_attention(columns: Columns, catalogue: Catalogue) -> TableSamples:
     """A row of one new token is a decode, in whichever table it stands."""
@@ -93,11 +103,11 @@ def read_attention(columns: Columns, catalogue: Catalogue) -> TableSamples:
     numbers = {name: columns.positive(name) for name in ("batch_size", "isl", "num_heads",
                                                          "num_key_value_heads", "head_dim")}  # fmt: skip
     numbers["step"] = columns.numbers("step", 0.0)
-    time_s = milliseconds(columns.positive("latency_ms"))
+    time_s, systems = _times_and_systems(columns)
     window = columns.numbers("window_size", 0.0)
     phase = np.where(numbers["isl"] > 1, "prefill", "decode")
     windowed = np.where(window > 0, "window", "")
-    keys = (columns.texts("system"), columns.texts("kv_cache_dtype", "bfloat16"), phase, windowed)
+    keys = (systems, columns.texts("kv_cache_dtype", "bfloat16"), phase, windowed)
     for (system, dtype, each, is_windowed), rows in by_value(*keys):
         device = device_id(system, catalogue)
         kv_cache = PRECISIONS.get(dtype)
