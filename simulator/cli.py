@@ -254,7 +254,8 @@ def _show_scenario(scenario: Path, overrides: Sequence[str], as_json: bool) -> N
         return
     from simulator.report.listing import print_table
 
-    print_table(("key", "value", "from"), [(row.key, row.value, row.origin) for row in rows], terminal.console())
+    cells = [(row.key, row.value, row.origin) for row in rows]
+    print_table(("key", "value", "from"), cells, terminal.console())
 
 
 def _show_model(model: str, asked: dict[str, Any], figure: Path | None, as_json: bool) -> None:

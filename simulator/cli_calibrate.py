@@ -70,7 +70,8 @@ def fit(
         str | None, typer.Option(help="When they were made: YYYY, YYYY-MM or YYYY-MM-DD.")
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="Folder whose profile to change. Runs look for profiles in the working folder.")
+        Path,
+        typer.Option(help="Folder whose profile to change. Runs look for profiles in the working folder."),
     ] = Path("."),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the numbers and write nothing.")] = False,
     as_json: AsJson = False,
@@ -95,4 +96,6 @@ def fit(
     from simulator.report.fitted import print_fitted
 
     print_fitted(fitted, terminal.console())
-    terminal.console().print(f"would write {path}" if dry_run else f"wrote {path}", markup=False, highlight=False)
+    terminal.console().print(
+        f"would write {path}" if dry_run else f"wrote {path}", markup=False, highlight=False
+    )

@@ -153,7 +153,8 @@ def _attention(bench: Bench, layer: int, attention: Attention) -> Operator:
     decode = Work(
         "attention_decode", as_is, seen.decode_span * per_pair,
         read(seen.decode_span * (2 * kv_count)) + bench.bytes(Amount.of(decode_tokens=queries))
-        + Amount.of(decode_tokens=once), scores=seen.decode_span * heads, block_bytes=read(Amount.of(decode_tokens=2 * kv_count)),
+        + Amount.of(decode_tokens=once), scores=seen.decode_span * heads,
+        block_bytes=read(Amount.of(decode_tokens=2 * kv_count)),
         joint_flops=Amount.of(decode_tokens=per_pair),
     )  # fmt: skip
     return Operator(

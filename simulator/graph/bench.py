@@ -80,8 +80,8 @@ class Bench:
         return (activations,) if own in (None, activations) else (own, activations)
 
     def attends_in(self) -> tuple[Precision, ...]:
-        """The formats attention may run in, best first: engines multiply by an fp8 cache as it lies, where the
-        device can, and widen any other."""
+        """The formats attention may run in, best first: engines multiply by an fp8 cache as it lies, where
+        the device can, and widen any other."""
         activations = self.formats.activations
         return ("fp8", activations) if self.formats.kv_cache == "fp8" else (activations,)
 

@@ -44,8 +44,8 @@ class Directed:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """How much longer a kernel takes than the formula says, by the seconds of its arithmetic alone; between two
-    of them in proportion to the logarithm, beyond the last as there."""
+    """How much longer a kernel takes than the formula says, by the seconds of its arithmetic alone; between
+    two of them in proportion to the logarithm, beyond the last as there."""
 
     log_compute_s: tuple[float, ...]
     factors: tuple[float, ...]

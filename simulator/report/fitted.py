@@ -23,7 +23,9 @@ def print_fitted(fitted: FittedDevice, console: Console) -> None:
     print_table(("class", "rows", "median error", "p90", fitted.device), rows, console)
     for each in fitted.classes:
         if each.median_error > FAR_OFF:
-            console.print(Text(f"{each.key}: half of its rows are more than {each.median_error:.0%} off; look for "
-                               "rows of another kernel, or times that hold more than the kernel"))  # fmt: skip
+            console.print(Text(
+                f"{each.key}: half of its rows are more than {each.median_error:.0%} off; look for rows of "
+                "another kernel, or times that hold more than the kernel"
+            ))  # fmt: skip
     for reason, count in fitted.unused.items():
         console.print(Text(f"{count:,} rows not used: {reason}"))

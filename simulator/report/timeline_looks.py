@@ -57,10 +57,14 @@ def is_plain(panel: Panel, bar: Bar) -> bool:
     return len(bar.busy_s) == 1 and not hatch_of(panel, bar)
 
 
+_WIDE_DIGIT = 0.3
+"""Digits are wider than letters are on average; of a letter's width."""
+
+
 def label_on(panel: Panel, bar: Bar) -> str | None:
     """What is written on a bar: the longest that fits; nothing where most of the bar is empty."""
     if not bar.is_dense:
         return None
     left, right = drawn_ends(panel, bar)
     room = right - left - (0 if is_plain(panel, bar) else _GROUND)
-    return next((text for text in bar.labels if len(text) * EM[SMALL] <= room), None)
+    return next((text for text in bar.labels if (len(text) + _WIDE_DIGIT) * EM[SMALL] <= room), None)

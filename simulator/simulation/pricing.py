@@ -485,8 +485,8 @@ class _Pricer:
         return work.moved_bytes + work.scores * self.code.score_bytes
 
     def _kernel(self, work: Work, device: Device, passes: float, code_s: float) -> _Kernel:
-        """One kernel; `passes` through memory and `code_s` of overhead are what the engine's own code makes of
-        it."""
+        """One kernel; `passes` through memory and `code_s` of overhead are what the engine's own code makes
+        of it."""
         rates = kernel_rates(device, work.operator_class, work.formats)
         flops = work.flops + work.block_flops * rates.pairs_in_block
         compute = _Form(flops.coefficients, 1 / rates.flops_per_s)
@@ -501,7 +501,7 @@ class _Pricer:
             least = _Form(Amount.of(one=1).coefficients, rates.chain_time_s(work.chain))
         joint = None
         if rates.joint and work.joint_flops:
-            # Half a block of keys: the amounts are whole, so the block is counted in and the half divided out.
+            # Half a block of keys: amounts are whole, so the block is counted in and the half divided out.
             more = work.flops * (2 * (rates.joint - 1)) + work.joint_flops * (rates.joint * rates.block)
             joint = _Form(more.coefficients, 0.5 / rates.flops_per_s)
         cached = rates.cached if work.is_warm and rates.cache_bytes else 1.0

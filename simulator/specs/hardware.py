@@ -145,11 +145,11 @@ class Efficiency(Spec):
     """Of attention in decode: what it takes to join the parts of sequences longer than a block."""
     joint: Annotated[WholeNumber, Field(ge=0, le=4096)] = 0
     """Of attention in decode, where a batch that has prompts too is one kernel: how many rows of queries that
-    works on at once, of which a decoding sequence fills one, each on half a block of keys more than there are; 0
-    where such a batch is two kernels."""
+    works on at once, of which a decoding sequence fills one, each on half a block of keys more than there
+    are; 0 where such a batch is two kernels."""
     cached_bytes_per_s: Annotated[BytesPerSecond | None, Field(alias="cached")] = None
-    """What each of the device's `units` reads and writes in a second of what the cache holds; absent: the cache
-    is no faster than the memory."""
+    """What each of the device's `units` reads and writes in a second of what the cache holds; absent: the
+    cache is no faster than the memory."""
 
 
 class Power(Spec):

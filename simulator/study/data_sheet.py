@@ -37,6 +37,7 @@ EXAMPLES: Mapping[KeyPath, str] = {
     "efficiency.*.split": "3 us",
     "efficiency.*.joint": "8",
     "efficiency.*.cached": "18 GB/s",
+    "tables": "[silicon]",
     "transition.launch": "6 us",
     "transition.synchronize": "10 us",
 }

@@ -1,7 +1,8 @@
 """`validate`: published measurements predicted by their own protocol, and how far off the predictions are.
 
-No simulation here is fitted to a row; kernels are judged on rows that nothing was fitted to. A table that no reader knows, and a row that cannot be simulated yet, are
-counted with the reason, so that the scoreboard says what it does not cover.
+No simulation here is fitted to a row; kernels are judged on rows that nothing was fitted to. A table that no
+reader knows, and a row that cannot be simulated yet, are counted with the reason, so that the scoreboard says
+what it does not cover.
 """
 
 from __future__ import annotations
@@ -108,9 +109,9 @@ SILICON_ROWS = 4000
 def validate_silicon(
     progress: Progress | None = None, rows: int | None = None, workers: int | None = None
 ) -> Scoreboard:
-    """Predict the kernels of NVIDIA's databases by the shipped profiles, and on shapes left out; devices that no
-    profile was fitted to are predicted from their data sheet and class. Raises InputError where the package is
-    not installed."""
+    """Predict the kernels of NVIDIA's databases by the shipped profiles, and on shapes left out; devices that
+    no profile was fitted to are predicted from their data sheet and class. Raises InputError where the
+    package is not installed."""
     catalogue = Catalogue()
     tables = [table for path in silicon_tables() if (table := kernel_table(path, catalogue)) is not None]
     jobs = operator_jobs(tables, rows or SILICON_ROWS, SILICON_TASKS)

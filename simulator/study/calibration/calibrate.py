@@ -39,8 +39,11 @@ class FittedDevice:
     """Of that file, the fitted numbers in it."""
 
     def as_dict(self) -> dict[str, Any]:
-        classes = [{"class": each.key, "efficiency": efficiency_line(each.efficiency), "samples": each.samples,
-                    "median_error": each.median_error, "p90_error": each.p90_error} for each in self.classes]  # fmt: skip
+        classes = [
+            {"class": each.key, "efficiency": efficiency_line(each.efficiency), "samples": each.samples,
+             "median_error": each.median_error, "p90_error": each.p90_error}
+            for each in self.classes
+        ]  # fmt: skip
         return {"device": self.device, "classes": classes, "unused": dict(self.unused)}
 
 
@@ -63,7 +66,9 @@ def fit_device(
     for path in map(Path, tables):
         columns = read_columns(path)
         if not recognises(columns):
-            advice = "no table of kernels is known that has these columns; see docs/calibrate.md for one to write"
+            advice = (
+                "no table of kernels is known that has these columns; see docs/calibrate.md for one to write"
+            )
             raise InputError([Problem(path, 1, advice=advice)])
         found = read_samples(columns, catalogue)
         unused.update(found.unmapped)
@@ -73,7 +78,9 @@ def fit_device(
     samples = _enough(samples, unused)
     if not samples:
         where = ", ".join(str(table) for table in tables)
-        raise InputError([Problem("command line", key="--device", value=device, advice=_nothing(where, unused))])
+        raise InputError(
+            [Problem("command line", key="--device", value=device, advice=_nothing(where, unused))]
+        )
     classes = fitted_classes(samples, {device: record})
     default_ref = ", ".join(dict.fromkeys(Path(table).name for table in tables))
     text = with_numbers(catalogue.path("devices", device), classes, ref or default_ref, date)
@@ -90,7 +97,8 @@ def _check_date(date: str) -> None:
 
 
 def fitted_classes(samples: Sequence[Samples], devices: Mapping[str, Device]) -> tuple[FittedClass, ...]:
-    """Numbers for every class and precision in samples of one device, with their errors on all of its rows."""
+    """Numbers for every class and precision in samples of one device, with their errors on all of its
+    rows."""
     numbers = {key: rounded(efficiency) for key, efficiency in fit(devices, samples).items()}
     return tuple(_scored(key, numbers, samples, devices) for key in sorted(numbers))
 

@@ -1,7 +1,7 @@
 """Fits the numbers of a profile's `efficiency` to measured kernels.
 
-Robust least squares on the logarithm of predicted over measured: an error of a factor counts alike at 3 us and at
-30 ms, and rows that nothing explains (a clock that fell, another kernel) pull little.
+Robust least squares on the logarithm of predicted over measured: an error of a factor counts alike at 3 us
+and at 30 ms, and rows that nothing explains (a clock that fell, another kernel) pull little.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ MOST_ROWS = 1200
 """Of one table and kind of kernel; more are thinned out evenly, which changes no number that matters."""
 
 MOST_OF_FEWEST = 8
-"""How many times as many rows a kind of kernel has at most as the one with the fewest that it is fitted with: what
-is measured in detail must not drown what is not."""
+"""How many times as many rows a kind of kernel has at most as the one with the fewest that it is fitted with:
+what is measured in detail must not drown what is not."""
 
 FEWEST_ROWS = 50
 """Kinds with fewer rows do not hold others back."""
@@ -72,8 +72,8 @@ NUMBERS: Mapping[OperatorClass, tuple[_Number, ...]] = {
     "embedding": (_MEMORY, _OVERHEAD, _CACHED),
     "sampling": (_MEMORY, _OVERHEAD),
 }
-"""What is fitted of each class; what is left out stays as it is by default. Kernels without arithmetic have no
-share of it to find."""
+"""What is fitted of each class; what is left out stays as it is by default. Kernels without arithmetic have
+no share of it to find."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ def _fit(
 
 
 def _free(key: Key, devices: Mapping[str, Device], samples: Sequence[Samples]) -> tuple[_Number, ...]:
-    """The numbers of a class that samples can tell: of a cache only where a device states one, of batches with
-    prompts only where some were measured."""
+    """The numbers of a class that samples can tell: of a cache only where a device states one, of batches
+    with prompts only where some were measured."""
     used = {each.device for each in samples if key in keys_of(each)}
     parts = [part for each in samples for part in each.parts if (part.operator_class, part.precision) == key]
     unknowable = set[str]()

@@ -1,7 +1,7 @@
 """How well operators are predicted, by each way there is of getting their numbers.
 
-Whatever is fitted is judged on rows it has not seen: shapes left out, a whole table left out, a whole device left
-out. The numbers that profiles ship with are shown as well, on all rows.
+Whatever is fitted is judged on rows it has not seen: shapes left out, a whole table left out, a whole device
+left out. The numbers that profiles ship with are shown as well, on all rows.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from simulator.study.calibration.samples import Samples
 FOLDS = 3
 
 Way = Literal["profile", "shapes left out", "table left out", "measured table", "device left out"]
-"""Where numbers come from. `profile`: as shipped. `shapes left out`: fitted to this device, three times, each time
-without a third of the shapes. `table left out`: fitted to this device's other tables. `measured table`: looked up
-among the other two thirds of a table's shapes. `device left out`: fitted to other devices."""
+"""Where numbers come from. `profile`: as shipped. `shapes left out`: fitted to this device, three times, each
+time without a third of the shapes. `table left out`: fitted to this device's other tables. `measured table`:
+looked up among the other two thirds of a table's shapes. `device left out`: fitted to other devices."""
 
 WAYS: tuple[Way, ...] = get_args(Way)
 
@@ -64,7 +64,8 @@ TASKS: tuple[Task, ...] = get_args(Task)
 
 
 def judge(device: str, samples: Sequence[Samples], task: Task, catalogue: Catalogue) -> list[Judged]:
-    """Predict every row of a device in the ways of a task; rows that a way has no numbers for are left out."""
+    """Predict every row of a device in the ways of a task; rows that a way has no numbers for are left
+    out."""
     mine = [each for each in samples if each.device == device]
     names = sorted({each.device for each in samples})
     devices = {name: catalogue.device(name).record for name in names}
@@ -147,8 +148,8 @@ def _without_table(mine: Sequence[Samples], devices: Mapping[str, Device]) -> Pr
 
 
 LEAST_COVER = 0.1
-"""Tables with fewer rows of a kernel than this share of those judged measured something else, and a few of it in
-passing."""
+"""Tables with fewer rows of a kernel than this share of those judged measured something else, and a few of it
+in passing."""
 
 
 def _rows_of(samples: Samples, among: Sequence[Samples]) -> int:
@@ -165,7 +166,9 @@ def _fitted_elsewhere(
     useful = [each for each in others if set(keys_of(each)) & wanted]
     numbers = fit(devices, useful) if useful else {}
     return [
-        (each, predict(each, devices[each.device], numbers)) for each in mine if set(keys_of(each)) <= set(numbers)
+        (each, predict(each, devices[each.device], numbers))
+        for each in mine
+        if set(keys_of(each)) <= set(numbers)
     ]
 
 
@@ -178,7 +181,8 @@ def _in_16_bits(samples: Samples) -> Samples:
 
 
 NVIDIA_GENERATIONS = ("turing", "ampere", "ada", "hopper", "blackwell")
-"""Their libraries are the same, so they lend to each other; other makers' GPUs neither lend to them nor take."""
+"""Their libraries are the same, so they lend to each other; other makers' GPUs neither lend to them nor
+take."""
 
 
 def lending(device: str, devices: Mapping[str, Device]) -> set[str]:

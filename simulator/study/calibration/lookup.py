@@ -1,8 +1,8 @@
 """Operator time from measured tables: the fitted formula, corrected by what neighbouring rows measured.
 
-The correction of a shape is the mean, weighted by distance, of how far the formula is off for the nearest measured
-shapes, all on logarithms: a table's own steps and jumps come in where there are rows, and far from any row the
-formula stands alone.
+The correction of a shape is the mean, weighted by distance, of how far the formula is off for the nearest
+measured shapes, all on logarithms: a table's own steps and jumps come in where there are rows, and far from
+any row the formula stands alone.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Lookup:
         return cls(KDTree(_places(samples)), np.log(samples.time_s / predicted_s))
 
     def corrected(self, samples: Samples, predicted_s: Floats) -> tuple[Floats, Floats]:
-        """Seconds of other shapes by the table, and the octaves to the nearest row of each; beyond the reach the
-        formula alone."""
+        """Seconds of other shapes by the table, and the octaves to the nearest row of each; beyond the reach
+        the formula alone."""
         count = min(NEIGHBOURS, len(self.corrections))
         found = self.places.query(_places(samples), k=count)
         distance, which = (np.asarray(each).reshape(len(samples), count) for each in found)
@@ -49,5 +49,6 @@ class Lookup:
 
 
 def _places(samples: Samples) -> Floats:
-    """Shapes as points: the logarithms of their sides, to base 2; a side of nothing lies an octave below 1."""
+    """Shapes as points: the logarithms of their sides, to base 2; a side of nothing lies an octave below
+    1."""
     return np.stack([np.log2(np.maximum(side, 0.5)) for side in samples.shape.values()], axis=1)

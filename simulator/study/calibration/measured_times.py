@@ -1,8 +1,9 @@
 """Operator time from measured tables in a run: products of shapes near measured ones take the time measured.
 
-A device whose file names `tables` has them read once. For a product of the work graph, whose sides are fixed but
-for the number of rows, the tables are asked for rows of 1, 2, 4 ... 32,768; what they say more or less than the
-formula is a factor on it, by the seconds of its arithmetic. Where no row is within reach the factor is 1.
+A device whose file names `tables` has them read once. For a product of the work graph, whose sides are fixed
+but for the number of rows, the tables are asked for rows of 1, 2, 4 ... 32,768; what they say more or less
+than the formula is a factor on it, by the seconds of its arithmetic. Where no row is within reach the factor
+is 1.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class TableTimes:
         load = KernelLoad.of(2 * ROWS * n * k, _moved_bytes(work, ROWS), chain=k)
         formula_s = kernel_s(load, rates)
         shape = {"m": ROWS, "n": np.full_like(ROWS, n), "k": np.full_like(ROWS, k)}
-        asked = Samples("", "", (Part("matmul", precision, load),), formula_s, shape, np.zeros(len(ROWS), np.int64))
+        asked = Samples(
+            "", "", (Part("matmul", precision, load),), formula_s, shape, np.zeros(len(ROWS), np.int64)
+        )
         corrected_s, octaves = lookup.corrected(asked, formula_s)
         factors = np.where(octaves <= REACH_OCTAVES, corrected_s / formula_s, 1.0)
         log_s = np.log(load.flops / rates.flops_per_s)
@@ -86,7 +89,9 @@ def with_measured_times(graph: MachineGraph) -> MachineGraph:
     """A machine whose devices know the tables that their files name; raises InputError for one that cannot be
     read, or that has no product of its device."""
     devices = {
-        name: replace(placed, times=_times(placed.device_id, placed.device)) if placed.device.tables else placed
+        name: replace(placed, times=_times(placed.device_id, placed.device))
+        if placed.device.tables
+        else placed
         for name, placed in graph.devices.items()
     }
     return replace(graph, devices=devices)
@@ -111,6 +116,7 @@ def _products(paths: tuple[Path, ...], device_id: str) -> tuple[Samples, ...]:
     for path in paths:
         columns = read_columns(path)
         if recognises(columns):
-            found += [each for each in read_samples(columns, Catalogue()).samples
-                      if each.device in (device_id, ANY_DEVICE) and set(each.shape) == {"m", "n", "k"}]  # fmt: skip
+            samples = read_samples(columns, Catalogue()).samples
+            mine = [each for each in samples if each.device in (device_id, ANY_DEVICE)]
+            found += [each for each in mine if set(each.shape) == {"m", "n", "k"}]
     return tuple(found)

@@ -1,4 +1,5 @@
-"""Writes fitted numbers into the text of a device's profile, leaving the rest of it as it is, comments too."""
+"""Writes fitted numbers into the text of a device's profile, leaving the rest of it as it is, comments
+too."""
 
 from __future__ import annotations
 
@@ -27,8 +28,10 @@ def with_numbers(path: Path, fitted: Sequence[FittedClass], ref: str, date: str 
 
 def efficiency_line(efficiency: Efficiency) -> str:
     """The numbers as a profile writes them, those left out that say nothing."""
-    parts = [f"compute: {_short(efficiency.compute)}", f"memory: {_short(efficiency.memory)}",
-             f"overhead: {_short(efficiency.overhead_s * 1e6)} us", f"blend: {_short(efficiency.blend)}"]  # fmt: skip
+    parts = [
+        f"compute: {_short(efficiency.compute)}", f"memory: {_short(efficiency.memory)}",
+        f"overhead: {_short(efficiency.overhead_s * 1e6)} us", f"blend: {_short(efficiency.blend)}",
+    ]  # fmt: skip
     if efficiency.chain_s:
         parts.append(f"chain: {_short(efficiency.chain_s * 1e9)} ns")
     if efficiency.chain_s and efficiency.chain_most is not None:

@@ -108,7 +108,9 @@ class Heads:
     width: Floats
 
 
-def prefill_load(batch: Floats, new: Floats, context: Floats, heads: Heads, kv_cache: Precision) -> KernelLoad:
+def prefill_load(
+    batch: Floats, new: Floats, context: Floats, heads: Heads, kv_cache: Precision
+) -> KernelLoad:
     """Of `batch` sequences with `new` tokens each on `context` cached ones, causal; 16-bit queries."""
     per_pair = 4 * heads.queries * heads.width
     pairs = batch * (new * context + new * (new + 1) / 2)

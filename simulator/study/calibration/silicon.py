@@ -1,4 +1,5 @@
-"""NVIDIA's databases of measured kernels, where the package that carries them is installed (extra `silicon`)."""
+"""NVIDIA's databases of measured kernels, where the package that carries them is installed (extra
+`silicon`)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Tables of measured kernels, recognised by their columns: one module for each kind of table.
 
-A module here that calls `@reader("a column", ...)` is found by itself; adding a kind of table touches one file.
+A module here that calls `@reader("a column", ...)` is found by itself; adding a kind of table touches one
+file.
 """
 
 import importlib

@@ -2,9 +2,10 @@
 
 Protocols, from the collectors beside the tables (ai-dynamo/aiconfigurator, collector/): products go round
 several sets of weights, so that small ones stay in the cache and large ones do not (6 sets under vLLM, under
-TensorRT-LLM as many as fill the L2 cache, 5 at most); fp8 brings activations to 8 bits in kernels of its own, by
-a stated scale under vLLM (one kernel), by a scale found first under TensorRT-LLM (three: clear, find, divide);
-attention runs on the same keys and values again and again, so that they stay in the cache if they fit.
+TensorRT-LLM as many as fill the L2 cache, 5 at most); fp8 brings activations to 8 bits in kernels of its own,
+by a stated scale under vLLM (one kernel), by a scale found first under TensorRT-LLM (three: clear, find,
+divide); attention runs on the same keys and values again and again, so that they stay in the cache if they
+fit.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ VLLM_COPIES = 6
 TRTLLM_MOST_COPIES = 5
 
 EAGER_FLOOR_S = 200e-6
-"""Block-scaled products were launched one by one, not in a graph: rows that a bare roofline puts below this time
-the host that launches (its floor is 60 to 350 us in these tables)."""
+"""Block-scaled products were launched one by one, not in a graph: rows that a bare roofline puts below this
+time the host that launches (its floor is 60 to 350 us in these tables)."""
 
 
 def milliseconds(values: Floats) -> Floats:
@@ -48,7 +49,9 @@ def read_gemm(columns: Columns, catalogue: Catalogue) -> TableSamples:
     found = TableSamples()
     m, n, k = (columns.positive(name) for name in ("m", "n", "k"))
     time_s, systems = _times_and_systems(columns)
-    is_trtllm = (columns.texts("kernel_source", "") == "torch_flow") | (columns.texts("framework", "") == "TRTLLM")
+    is_trtllm = (columns.texts("kernel_source", "") == "torch_flow") | (
+        columns.texts("framework", "") == "TRTLLM"
+    )
     stacks = np.where(is_trtllm, "trtllm", "vllm")
     for (system, dtype, stack), rows in by_value(systems, columns.texts("gemm_dtype"), stacks):
         device = device_id(system, catalogue)

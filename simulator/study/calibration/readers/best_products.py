@@ -1,4 +1,5 @@
-"""Products measured by others than serving stacks: LLMCompass's on an A100, and the best shapes of mamf-finder."""
+"""Products measured by others than serving stacks: LLMCompass's on an A100, and the best shapes of mamf-
+finder."""
 
 from __future__ import annotations
 
@@ -22,9 +23,8 @@ def read_llmcompass(columns: Columns, catalogue: Catalogue) -> TableSamples:
     for (system, operator), rows in by_value(columns.texts("device"), columns.texts("op")):
         device = device_id(system, catalogue)
         if device is None or not operator.startswith("matmul_"):
-            reason = (f"device {system} is not in the catalogue" if device is None
-                      else f"{operator}: the table states no time, and its unit of throughput is doubtful")  # fmt: skip
-            found.unmapped[reason] += len(rows)
+            reason = f"{operator}: the table states no time, and its unit of throughput is doubtful"
+            found.unmapped[f"device {system} is not in the catalogue" if device is None else reason] += len(rows)
             continue
         precision: Precision = PRECISIONS.get(operator.removeprefix("matmul_"), "fp16")
         load = matmul_load(m[rows], n[rows], k[rows], precision, precision)
@@ -38,12 +38,15 @@ def read_llmcompass(columns: Columns, catalogue: Catalogue) -> TableSamples:
 
 @reader("dtype", "accelerator", "measured_matmul_tflops", "best_shape_mnk")
 def read_best_shapes(columns: Columns, catalogue: Catalogue) -> TableSamples:
-    """Of stas00/ml-engineering: the product among thousands of shapes that came nearest to a device's peak."""
+    """Of stas00/ml-engineering: the product among thousands of shapes that came nearest to a device's
+    peak."""
     found = TableSamples()
     rate = columns.positive("measured_matmul_tflops") * 1e12
     sides = np.array([[float(side) for side in text.split("x")] for text in columns.texts("best_shape_mnk")])
     for (system, dtype), rows in by_value(columns.texts("accelerator"), columns.texts("dtype")):
-        device = device_id(system.removeprefix("NVIDIA ").removeprefix("AMD ").removeprefix("Intel "), catalogue)
+        device = device_id(
+            system.removeprefix("NVIDIA ").removeprefix("AMD ").removeprefix("Intel "), catalogue
+        )
         precision = PRECISIONS.get(dtype.lower())
         if device is None or precision is None:
             reason = f"device {system}" if device is None else f"number format {dtype}"
@@ -51,6 +54,7 @@ def read_best_shapes(columns: Columns, catalogue: Catalogue) -> TableSamples:
             continue
         m, n, k = sides[rows].T
         load = matmul_load(m, n, k, precision, "bf16")
-        found.samples.append(Samples(columns.path.stem, device, (Part("matmul", precision, load),),
-                                     load.flops / rate[rows], {"m": m, "n": n, "k": k}, groups((n, k))))  # fmt: skip
+        parts, shape = (Part("matmul", precision, load),), {"m": m, "n": n, "k": k}
+        time_s = load.flops / rate[rows]
+        found.samples.append(Samples(columns.path.stem, device, parts, time_s, shape, groups((n, k))))
     return found

@@ -1,8 +1,9 @@
-"""Profiles of one decoder layer: Vidur's, by number of tokens and tensor-parallel degree, and LLMServingSim's.
+"""Profiles of one decoder layer: Vidur's, by number of tokens and tensor-parallel degree, and
+LLMServingSim's.
 
 Vidur (microsoft/vidur) times the operators of a layer in 16 bits, in milliseconds rounded to a microsecond.
-LLMServingSim (casys-kaist/LLMServingSim) times those of a named model in vLLM; its norms add the open branch to the
-residual stream in the same kernel.
+LLMServingSim (casys-kaist/LLMServingSim) times those of a named model in vLLM; its norms add the open branch
+to the residual stream in the same kernel.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ def read_vidur(columns: Columns, catalogue: Catalogue) -> TableSamples:
     width = hidden / heads
     gated = np.char.lower(columns.texts("use_gated_mlp")) == "true"
     layer = _Layer(
-        columns.positive("num_tokens"), hidden, width * heads / ranks, width * np.maximum(kv_heads / ranks, 1),
+        columns.positive("num_tokens"), hidden, width * heads / ranks,
+        width * np.maximum(kv_heads / ranks, 1),
         columns.positive("n_expanded_embd") / ranks, np.where(gated, 2.0, 1.0),
     )  # fmt: skip
     for name, (operator_class, load_of) in VIDUR.items():
@@ -108,8 +110,18 @@ def read_vidur(columns: Columns, catalogue: Catalogue) -> TableSamples:
                 found.unmapped[f"device {system} is not in the catalogue"] += len(measured)
                 continue
             if len(measured):
-                found.samples.append(_vidur_samples(columns, name, operator_class, device,
-                                                    layer, load.at(measured), time_s[measured], measured))
+                found.samples.append(
+                    _vidur_samples(
+                        columns,
+                        name,
+                        operator_class,
+                        device,
+                        layer,
+                        load.at(measured),
+                        time_s[measured],
+                        measured,
+                    )
+                )
     found.unmapped = +found.unmapped
     return found
 
@@ -118,13 +130,19 @@ def _vidur_samples(
     columns: Columns, name: str, operator_class: OperatorClass, device: str, layer: _Layer, load: KernelLoad,
     time_s: Floats, rows: np.ndarray,
 ) -> Samples:  # fmt: skip
-    shape = {"tokens": layer.tokens[rows], "chain": load.chain, "per_token": load.moved_bytes / layer.tokens[rows]}
+    shape = {
+        "tokens": layer.tokens[rows],
+        "chain": load.chain,
+        "per_token": load.moved_bytes / layer.tokens[rows],
+    }
     if operator_class == "matmul":
         n = load.flops / (2 * layer.tokens[rows] * load.chain)
         shape = {"m": layer.tokens[rows], "n": n, "k": load.chain}
     precision: Precision = "fp16"
     group = groups((load.chain, np.round(load.flops / layer.tokens[rows]), layer.hidden[rows]))
-    return Samples(columns.path.stem, device, (Part(operator_class, precision, load),), time_s, shape, group, name)
+    return Samples(
+        columns.path.stem, device, (Part(operator_class, precision, load),), time_s, shape, group, name
+    )
 
 
 # -- LLMServingSim -------------------------------------------------------------------------------------------
@@ -232,7 +250,9 @@ def read_attention(columns: Columns, catalogue: Catalogue) -> TableSamples:
     names = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
     numbers = {name: columns.numbers(name) for name in names}
     time_s = microseconds(columns.positive("time_us"))
-    kind = np.where(numbers["prefill_chunk"] > 0, np.where(numbers["n_decode"] > 0, "mixed", "prefill"), "decode")
+    kind = np.where(
+        numbers["prefill_chunk"] > 0, np.where(numbers["n_decode"] > 0, "mixed", "prefill"), "decode"
+    )
     keys = [columns.texts(name) for name in ("gpu", "model", "dtype", "tp")]
     for (system, model, dtype, ranks, each), rows in by_value(*keys, kind):
         device, precision = device_id(system, catalogue), PRECISIONS.get(dtype)
@@ -244,7 +264,9 @@ def read_attention(columns: Columns, catalogue: Catalogue) -> TableSamples:
             continue
         new, context, batch, span = (numbers[name][rows] for name in names)
         heads = Heads(*(np.full_like(new, float(count)) for count in widths.heads))
-        prefill = Part("attention_prefill", precision, prefill_load(0 * new + 1, new, context, heads, precision))
+        prefill = Part(
+            "attention_prefill", precision, prefill_load(0 * new + 1, new, context, heads, precision)
+        )
         load = decode_load(batch, span, heads, precision, with_prompts=each == "mixed")
         decode = Part("attention_decode", precision, load)
         parts = {"prefill": (prefill,), "decode": (decode,), "mixed": (prefill, decode)}[each]

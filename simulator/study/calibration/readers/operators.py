@@ -1,4 +1,5 @@
-"""Tables in the program's own format (docs/calibrate.md): what `calibrate measure` writes, and anybody may."""
+"""Tables in the program's own format (docs/calibrate.md): what `calibrate measure` writes, and anybody
+may."""
 
 from __future__ import annotations
 
@@ -63,7 +64,11 @@ def read_operators(columns: Columns, catalogue: Catalogue) -> TableSamples:
 
 
 def _refuse_unknown(
-    columns: Columns, name: str, texts: np.ndarray, known: tuple[str, ...], asked: NDArray[np.bool_] | None = None
+    columns: Columns,
+    name: str,
+    texts: np.ndarray,
+    known: tuple[str, ...],
+    asked: NDArray[np.bool_] | None = None,
 ) -> None:
     wrong = ~np.isin(texts, known) if asked is None else ~np.isin(texts, known) & asked
     if wrong.any():
@@ -114,7 +119,7 @@ def _cells(columns: Columns, name: str, rows: Pick) -> Floats:
     if len(wrong):
         first = int(rows[wrong[0]])
         advice = "write a number above 0; this operator needs it"
-        raise InputError([Problem(columns.path, columns.line(first), None, name, f"{values[wrong[0]]:g}", advice)])
+        raise InputError(
+            [Problem(columns.path, columns.line(first), None, name, f"{values[wrong[0]]:g}", advice)]
+        )
     return values
-
-
