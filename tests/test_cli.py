@@ -208,6 +208,27 @@ def test_measuring_refuses_what_it_cannot_do_before_it_starts(placewright, tmp_p
     assert "--seconds" in err
 
 
+def test_fit_writes_a_profile_or_says_what_it_would(placewright, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [f"norm,bf16,{2 + size / 4e5},{size}" for size in range(100_000, 20_000_000, 500_000)]
+    Path("mine.csv").write_text("\n".join(["operator,precision,time_us,bytes", *rows]))
+    fit = ("calibrate", "fit", "mine.csv", "--device", "l4", "--ref", "my bench")
+    code, out, _ = placewright(*fit, "--dry-run")
+    assert code == 0
+    assert "norm.bf16" in out
+    assert "would write hardware_profiles/devices/l4.yaml" in out
+    assert not Path("hardware_profiles").exists()
+    code, out, _ = placewright(*fit, "--json")
+    assert code == 0
+    (found,) = json.loads(out)["classes"]
+    assert (found["class"], found["samples"]) == ("norm.bf16", 40)
+    assert 'ref: "my bench"' in Path("hardware_profiles/devices/l4.yaml").read_text()
+    for wrong in (("calibrate", "fit", "--device", "l4"), ("validate",), ("validate", "mine.csv", "--silicon")):
+        code, _, err = placewright(*wrong)
+        assert code == 2
+        assert "--silicon" in err
+
+
 def test_show_tells_where_each_value_comes_from(placewright):
     code, out, _ = placewright("show", CHAT, "--set", "seed=7")
     assert code == 0

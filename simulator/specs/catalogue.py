@@ -102,12 +102,13 @@ class Catalogue:
         name: str | None = kind if generation is None else f"{kind}-{generation}"
         if self._class_path(f"{name}") is None:
             name = kind
+        asker: Path | None = None
         while name is not None and name not in found:
             path = self._class_path(name)
             if path is None:
-                self.path("classes", name)
-                break
-            found[name] = self.load_path(path, DeviceClass, case).record
+                place, advice = asker or FOLDERS["classes"], self.advice("classes", name)
+                raise InputError([Problem(place, key="follows", value=name, advice=advice)])
+            found[name], asker = self.load_path(path, DeviceClass, case).record, path
             name = found[name].follows or (kind if name != kind else None)
         return tuple(found.items())
 

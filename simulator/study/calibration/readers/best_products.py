@@ -24,7 +24,8 @@ def read_llmcompass(columns: Columns, catalogue: Catalogue) -> TableSamples:
         device = device_id(system, catalogue)
         if device is None or not operator.startswith("matmul_"):
             reason = f"{operator}: the table states no time, and its unit of throughput is doubtful"
-            found.unmapped[f"device {system} is not in the catalogue" if device is None else reason] += len(rows)
+            missing = f"device {system} is not in the catalogue"
+            found.unmapped[missing if device is None else reason] += len(rows)
             continue
         precision: Precision = PRECISIONS.get(operator.removeprefix("matmul_"), "fp16")
         load = matmul_load(m[rows], n[rows], k[rows], precision, precision)

@@ -26,7 +26,8 @@ PRECISIONS: dict[str, Precision] = {
 DEVICES = {
     "a100": "a100-80-sxm", "a100-sxm": "a100-80-sxm", "a100-dgx": "a100-80-sxm", "a100-pcie": "a100-80-pcie",
     "a100-sxm4-80gb": "a100-80-sxm", "a100-sxm4-40gb": "a100-40-sxm", "h100": "h100-sxm",
-    "h100-dgx": "h100-sxm", "h100-80gb-hbm3": "h100-sxm", "h200": "h200-sxm", "gh200-sxm": "gh200", "b200": "b200-sxm",
+    "h100-dgx": "h100-sxm", "h100-80gb-hbm3": "h100-sxm",
+    "h200": "h200-sxm", "gh200-sxm": "gh200", "b200": "b200-sxm",
     "b300": "b300-sxm", "b300-sxm6-ac": "b300-sxm", "gb200-sxm": "gb200", "b60": "arc-pro-b60",
     "intel-r-arc-tm-pro-b60-graphics": "arc-pro-b60", "rtx4090": "rtx-4090", "rtx3090": "rtx-3090",
     "rtx5090": "rtx-5090", "rtxpro6000": "rtx-pro-6000", "rtx-pro-6000-server": "rtx-pro-6000",

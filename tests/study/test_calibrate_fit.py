@@ -1,0 +1,358 @@
+"""Measured kernels: read, fitted, written into a profile, looked up, judged."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as parquet  # type: ignore[import-untyped]
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.costs.operators import kernel_s, rates_of
+from simulator.errors import InputError
+from simulator.graph.attention import attention_operators
+from simulator.graph.bench import Bench
+from simulator.graph.shape import Amount, Chunk, StepShape
+from simulator.graph.share import Share
+from simulator.graph.work import Formats, Value
+from simulator.specs.catalogue import Catalogue
+from simulator.specs.hardware import Device, Efficiency, Memory
+from simulator.specs.load import load
+from simulator.study.calibration import silicon
+from simulator.study.calibration.calibrate import fit_device
+from simulator.study.calibration.columns import read_columns
+from simulator.study.calibration.fit import fit, predict
+from simulator.study.calibration.judge import judge, lending, scores
+from simulator.study.calibration.lookup import Lookup
+from simulator.study.calibration.measured_times import TableTimes, with_measured_times
+from simulator.study.calibration.profile_text import efficiency_line, rounded
+from simulator.study.calibration.readers import read_samples
+from simulator.study.calibration.samples import (
+    Heads,
+    Part,
+    Samples,
+    decode_load,
+    groups,
+    matmul_load,
+    prefill_load,
+)
+from simulator.study.validate import validate
+from tests import tiny
+
+PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "operators"
+needs_tables = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published tables are not beside the project")
+
+TRUE = Efficiency(
+    compute=0.7, memory=0.8, overhead_s=3e-6, blend=2.0, chain_s=1.5e-9, chain_most=2048, block=0, split_s=0.0
+)
+DEVICE = tiny.device(flops=300e12, bandwidth=2e12).model_copy(
+    update={"units": 100, "memory": Memory(capacity_bytes=80e9, bandwidth_bytes_per_s=2e12, cache_bytes=None)}
+)
+
+
+def products(device: str, efficiency: Efficiency = TRUE, noise: float = 0.0, table: str = "made-up") -> Samples:
+    """Products of many shapes that take exactly what the formula says, or nearly."""
+    sides = np.array([*itertools.product((1.0, 16, 256, 4096), (512.0, 2048, 8192), (256.0, 1024, 4096, 16384))])
+    m, n, k = sides.T
+    load = matmul_load(m, n, k, "bf16", "bf16")
+    time_s = kernel_s(load, rates_of(DEVICE, efficiency, 300e12))
+    time_s = time_s * np.exp(noise * np.random.default_rng(1).standard_normal(len(time_s)))
+    return Samples(table, device, (Part("matmul", "bf16", load),), time_s, {"m": m, "n": n, "k": k}, groups((n, k)))
+
+
+def write(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    rows = list(rows)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def own_rows(samples: Samples) -> list[dict[str, Any]]:
+    m, n, k = (samples.shape[side] for side in "mnk")
+    return [
+        {"operator": "matmul", "precision": "bf16", "time_us": t * 1e6, "m": a, "n": b, "k": c}
+        for a, b, c, t in zip(m, n, k, samples.time_s, strict=True)
+    ]
+
+
+# -- the fit -------------------------------------------------------------------------------------------------
+
+
+def test_a_fit_finds_the_numbers_that_made_the_times() -> None:
+    found = fit({"x": DEVICE}, [products("x")])["matmul", "bf16"]
+    assert found.compute == pytest.approx(0.7, rel=0.02)
+    assert found.memory == pytest.approx(0.8, rel=0.02)
+    assert found.overhead_s == pytest.approx(3e-6, rel=0.05)
+    assert found.chain_s == pytest.approx(1.5e-9, rel=0.1)
+
+
+def test_a_few_wild_rows_do_not_move_it() -> None:
+    """One row in ten takes ten times as long."""
+    samples = products("x")
+    time_s = samples.time_s.copy()
+    time_s[::10] *= 10
+    wild = Samples(samples.table, "x", samples.parts, time_s, samples.shape, samples.group)
+    found = fit({"x": DEVICE}, [wild])["matmul", "bf16"]
+    errors = np.abs(predict(samples, DEVICE, {("matmul", "bf16"): found}) / samples.time_s - 1)
+    assert np.median(errors) < 0.03
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    compute=st.floats(0.3, 0.95), memory=st.floats(0.4, 0.95), overhead_us=st.floats(1, 15), blend=st.floats(1.2, 5)
+)
+def test_any_numbers_are_found_again_as_times(
+    compute: float, memory: float, overhead_us: float, blend: float
+) -> None:
+    """The numbers may trade off against each other; what they predict may not."""
+    true = Efficiency(compute=compute, memory=memory, overhead_s=overhead_us * 1e-6, blend=blend)
+    samples = products("x", true)
+    found = fit({"x": DEVICE}, [samples])
+    errors = np.abs(predict(samples, DEVICE, found) / samples.time_s - 1)
+    assert np.quantile(errors, 0.9) < 0.05
+
+
+def test_the_same_rows_give_the_same_numbers() -> None:
+    samples = [products("x", noise=0.1)]
+    assert fit({"x": DEVICE}, samples) == fit({"x": DEVICE}, samples)
+
+
+# -- loads are counted as the work graph counts them ----------------------------------------------------------
+
+
+def test_loads_of_tables_are_those_of_the_work_graph() -> None:
+    """Projection, attention of prompts and of decode of the tiny model, 3 sequences of 40 new or cached tokens."""
+    formats = Formats("bf16", "bf16", "bf16")
+    bench, model = Bench.of(tiny.LLAMA, Share(), formats), tiny.LLAMA
+    operators = {each.name: each for each in attention_operators(bench, 0, "x", Value("y", Amount.of(tokens=24)))}
+    attention = tiny.ATTENTION
+    heads = Heads(*(np.array([float(n)]) for n in (attention.num_attention_heads, attention.num_key_value_heads,
+                                                   attention.head_dim)))  # fmt: skip
+    three, forty, none = np.array([3.0]), np.array([40.0]), np.array([0.0])
+    prompts = StepShape.of([Chunk(number, 0, 40, True) for number in range(3)])
+    decodes = StepShape.of([Chunk(number, 39, 1, True) for number in range(3)])
+    prefill, decode = operators["attention"].works
+    for work, shape, counted in (
+        (prefill, prompts, prefill_load(three, forty, none, heads, "bf16")),
+        (decode, decodes, decode_load(three, forty, heads, "bf16")),
+    ):
+        assert work.flops.at(shape) == counted.flops[0]
+        assert work.moved_bytes.at(shape) == counted.moved_bytes[0]
+        assert work.block_flops.at(shape) == counted.block_flops[0]
+        assert work.block_bytes.at(shape) == counted.block_bytes[0]
+        assert work.joint_flops.at(shape) == counted.joint_flops[0]
+    (product,) = operators["qkv_proj"].works
+    widths = attention.head_dim * (attention.num_attention_heads + 2 * attention.num_key_value_heads)
+    sides = (np.array([float(side)]) for side in (120, widths, model.hidden_size))
+    counted = matmul_load(*sides, "bf16", "bf16")
+    assert (product.flops.at(prompts), product.moved_bytes.at(prompts)) == (counted.flops[0], counted.moved_bytes[0])
+    assert product.chain == counted.chain[0]
+
+
+# -- the profile ---------------------------------------------------------------------------------------------
+
+
+def test_numbers_go_into_the_profile_and_the_rest_stays(tmp_path: Path) -> None:
+    table = write(tmp_path / "mine.csv", own_rows(products("l4")))
+    fitted = fit_device([table], "l4", ref="my bench", date="2026-11-20", out=tmp_path)
+    (products_of,) = fitted.classes
+    assert (products_of.key, products_of.samples) == ("matmul.bf16", 48)
+    before = Catalogue().path("devices", "l4").read_text()
+    kept = [line for line in before.splitlines() if line in fitted.text.splitlines()]
+    assert kept == before.splitlines()
+    target = tmp_path / fitted.path
+    target.parent.mkdir(parents=True)
+    target.write_text(fitted.text)
+    device = load(target, Device)
+    assert device.efficiency["matmul.bf16"] == products_of.efficiency
+    source = device.sources["efficiency.matmul.bf16"]
+    assert (source.kind, source.ref, source.date, source.samples) == ("measured", "my bench", "2026-11-20", 48)
+    again = fit_device([table], "l4", ref="my bench", date="2026-11-20", out=tmp_path)
+    assert again.text == fitted.text  # what was fitted before is replaced, not repeated
+
+
+def test_numbers_are_judged_as_they_are_written() -> None:
+    exact = TRUE.model_copy(update={"compute": 0.123456, "chain_most": 2047.6, "cached_bytes_per_s": 18.26e9})
+    assert rounded(exact).compute == 0.123
+    assert efficiency_line(rounded(exact)) == efficiency_line(exact)
+    assert "chain_most: 2048" in efficiency_line(exact)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"operator": "matmull", "precision": "bf16", "time_us": 1}], "did you mean 'matmul'"),
+        ([{"operator": "matmul", "precision": "bf17", "time_us": 1}], "precision = 'bf17': one of: "),
+        ([{"operator": "matmul", "precision": "bf16", "time_us": "x"}], "time_us = 'x': write a number"),
+        ([{"operator": "matmul", "precision": "bf16", "time_us": -1}], "write a number above 0"),
+        ([{"operator": "matmul", "precision": "bf16", "time_us": 1, "m": 1, "n": 2}], "k: no such column"),
+        ([{"operator": "matmul", "precision": "bf16", "time_us": 1, "m": 1, "n": 2, "k": ""}], ":2: k = "),
+        ([{"operator": "matmul", "precision": "bf16", "time_us": 1, "m": 1, "n": 2, "k": 3}], "fewer than 12 rows"),
+        ([{"operator": "copy", "precision": "", "time_us": 1}], "a figure of a link"),
+        ([{"a": 1}], "no table of kernels is known"),
+    ],
+)
+def test_a_table_that_cannot_be_used_says_why(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
+    table = write(tmp_path / "bad.csv", rows)
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        fit_device([table], "l4")
+
+
+def test_other_mistakes_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read as a CSV table"):
+        fit_device([tmp_path / "none.csv"], "l4")
+    table = write(tmp_path / "mine.csv", own_rows(products("l4")))
+    with pytest.raises(InputError, match="did you mean 'l40s'"):
+        fit_device([table], "l40ss")
+    with pytest.raises(InputError, match="--date = 'today'"):
+        fit_device([table], "l4", date="today")
+
+
+# -- tables as a source of times -------------------------------------------------------------------------------
+
+
+def test_a_lookup_gives_back_what_was_measured() -> None:
+    samples = products("x", noise=0.3)
+    formula_s = predict(samples, DEVICE, {("matmul", "bf16"): TRUE})
+    lookup = Lookup.of(samples, formula_s)
+    corrected_s, octaves = lookup.corrected(samples, formula_s)
+    assert octaves.max() == 0.0
+    assert corrected_s == pytest.approx(samples.time_s, rel=0.05)
+    assert np.abs(formula_s / samples.time_s - 1).max() > 0.3
+
+
+def test_far_from_every_row_the_formula_stands_alone() -> None:
+    samples = products("x", noise=0.3)
+    near, far = samples.at(samples.shape["n"] < 1000), samples.at(samples.shape["n"] > 8000)
+    lookup = Lookup.of(near, near.time_s * 0.5)
+    formula_s = far.time_s.copy()
+    corrected_s, octaves = lookup.corrected(far, formula_s)
+    assert octaves.min() > 3
+    assert corrected_s.tolist() == formula_s.tolist()
+
+
+def test_a_run_takes_the_times_of_a_table() -> None:
+    """A table in which every product takes twice what the formula says: so do the products of a step."""
+    device = DEVICE.model_copy(update={"efficiency": {"matmul.bf16": TRUE, "elementwise": TRUE}})
+    samples = products("x")
+    slow = Samples(samples.table, "x", samples.parts, samples.time_s * 2, samples.shape, samples.group)
+    (work,) = Bench.of(tiny.LLAMA, Share(), Formats("bf16", "bf16", "bf16")).matmul(
+        "p", None, "x", Amount.of(tokens=1),
+        Bench.of(tiny.LLAMA, Share(), Formats("bf16", "bf16", "bf16")).columns("p", Share().of(2048), 1024, False),
+        1024, Value("y", Amount.of(tokens=2048)),
+    ).works  # fmt: skip
+    correction = TableTimes(device, (slow,)).correction(work)
+    assert correction is not None
+    assert correction.factors[:13] == pytest.approx([2.0] * 13, rel=0.02)
+    assert TableTimes(device, (slow,)).correction(work.__class__("norm", ("bf16",), work.flops, work.moved_bytes)) is None
+
+
+def test_a_device_whose_tables_have_none_of_its_products_is_refused(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", [{"operator": "norm", "precision": "bf16", "time_us": 3, "bytes": 1e6}])
+    graph = tiny.machine(tiny.node(gpus=[DEVICE.model_copy(update={"tables": (str(table),)})]))
+    with pytest.raises(InputError, match="no row of these tables is a product on this device"):
+        with_measured_times(graph)
+
+
+# -- judging ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_out_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fit of the folds, and of other devices, is without the rows that it is judged on."""
+    from simulator.study.calibration import judge as module
+
+    seen: list[set[tuple[str, int]]] = []
+    real = module.fit
+
+    def watched(devices: Any, samples: Any) -> Any:
+        seen.append({(each.device, int(group)) for each in samples for group in each.group})
+        return real(devices, samples)
+
+    monkeypatch.setattr(module, "fit", watched)
+    samples = [products("a100-80-sxm"), products("h100-sxm", table="other")]
+    for fold, groups_seen in enumerate(seen_by(judge, "a100-80-sxm", samples, "folds", seen)):
+        assert {group % module.FOLDS for _, group in groups_seen} == set(range(module.FOLDS)) - {fold}
+    (others,) = seen_by(judge, "a100-80-sxm", samples, "device left out", seen)
+    assert {device for device, _ in others} == {"h100-sxm"}
+
+
+def seen_by(work: Any, device: str, samples: Any, task: str, seen: list[Any]) -> list[Any]:
+    seen.clear()
+    assert work(device, samples, task, Catalogue())
+    return list(seen)
+
+
+def test_devices_of_one_maker_lend_to_each_other() -> None:
+    devices = {name: Catalogue().device(name).record for name in ("a100-80-sxm", "l40s", "arc-pro-b60", "mi300x")}
+    assert lending("a100-80-sxm", devices) == {"l40s"}
+    assert lending("arc-pro-b60", devices) == {"mi300x"}
+
+
+def test_validate_knows_tables_of_kernels_by_their_columns(tmp_path: Path) -> None:
+    m, n, k = (products("x").shape[side] for side in "mnk")
+    columns = {
+        "system": ["h100_sxm"] * 48 + ["who_knows"] * 48, "kernel_source": [""] * 96, "gemm_dtype": ["bfloat16"] * 96,
+        "m": [*m, *m], "n": [*n, *n], "k": [*k, *k], "latency_ms": [0.1] * 96,
+    }  # fmt: skip
+    parquet.write_table(pa.table(columns), tmp_path / "any-name.parquet")
+    board = validate(tmp_path, workers=1)
+    (table,) = board.tables
+    assert (table.rows, table.predicted) == (96, 48)
+    assert table.unsupported == {"device who_knows is not in the catalogue": 48}
+    assert {score.way for score in board.operators} >= {"profile", "shapes left out", "measured table"}
+    assert {score.device for score in board.operators} == {"h100-sxm"}
+
+
+@needs_tables
+@pytest.mark.slow
+def test_published_kernels_are_predicted_as_the_docs_say() -> None:
+    """Fitted to published tables: a median within 8 % of products and attention of A100 and H100, also on shapes
+    left out, and within 5 % by the table."""
+    samples = [
+        each
+        for name in ("gemm_vllm", "gemm_trtllm", "attention_decode_vllm", "attention_prefill_vllm")
+        for each in read_samples(read_columns(PUBLISHED / f"{name}.parquet"), Catalogue()).samples
+        if each.device in ("a100-80-sxm", "h100-sxm")
+    ]
+    for device in ("a100-80-sxm", "h100-sxm"):
+        thinned = [each.at(np.arange(0, len(each), 4)) for each in samples if each.device == device]
+        found = scores([one for task in ("profile", "folds") for one in judge(device, thinned, task, Catalogue())])
+        for score in found:
+            most = {"profile": 0.09, "shapes left out": 0.095, "measured table": 0.06}[score.way]
+            assert score.errors.median_ape < most, score
+
+
+# -- NVIDIA's databases ------------------------------------------------------------------------------------------
+
+
+def test_the_databases_are_found_by_their_newest_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = own_rows(products("x"))
+    table = {"framework": ["VLLM"] * 48, "device": ["NVIDIA H200"] * 48, "kernel_source": [""] * 48,
+             "gemm_dtype": ["bfloat16"] * 48, **{side: [row[side] for row in rows] for side in "mnk"},
+             "latency": [row["time_us"] / 1000 for row in rows]}  # fmt: skip
+    for version in ("0.9.0", "0.24.0"):
+        folder = tmp_path / "h200_sxm" / "gemm" / "vllm" / version
+        folder.mkdir(parents=True)
+        parquet.write_table(pa.table(table), folder / "gemm_perf.parquet")
+    monkeypatch.setattr(silicon, "_data", lambda: tmp_path)
+    (found,) = silicon.silicon_tables("h200-sxm")
+    assert found.parent.name == "0.24.0"
+    (samples,) = read_samples(read_columns(found), Catalogue()).samples
+    assert (samples.device, len(samples)) == ("h200-sxm", 48)
+    with pytest.raises(InputError, match="have no table of this device; they have h200-sxm"):
+        silicon.silicon_tables("l4")
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(silicon, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"install placewright\[silicon\]"):
+        silicon.silicon_tables()
