@@ -19,7 +19,7 @@ from simulator.costs.operators import kernel_s, rates_of
 from simulator.errors import InputError
 from simulator.graph.attention import attention_operators
 from simulator.graph.bench import Bench
-from simulator.graph.shape import Amount, Chunk, StepShape
+from simulator.graph.shape import Amount, Chunk, StepShape, Traits
 from simulator.graph.share import Share
 from simulator.graph.work import Formats, Value
 from simulator.specs.catalogue import Catalogue
@@ -356,3 +356,12 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(silicon, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"install placewright\[silicon\]"):
         silicon.silicon_tables()
+
+
+@given(new=st.integers(2, 60), context=st.integers(0, 60), window=st.integers(1, 80))
+def test_a_window_is_counted_as_the_work_graph_counts_it(new: int, context: int, window: int) -> None:
+    shape = StepShape.of([Chunk(0, context, new, True)], Traits(window))
+    heads = Heads(*(np.array([float(n)]) for n in (1, 1, 1)))
+    load = prefill_load(np.array([1.0]), np.array([float(new)]), np.array([float(context)]), heads, "bf16", window)
+    assert load.flops[0] == 4 * shape.window_pairs
+    assert load.moved_bytes[0] == 2 * 2 * shape.window_span + 4 * new

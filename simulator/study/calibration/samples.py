@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -108,15 +108,28 @@ class Heads:
     width: Floats
 
 
+def seen_pairs(new: Floats, context: Floats, window: Floats) -> Floats:
+    """Pairs of each of `new` queries and the keys it sees after `context` cached ones, the last `window` at
+    most."""
+    short = np.clip(window - 1 - context, 0, new)
+    in_window = np.where(new > short, (new - short) * np.where(np.isfinite(window), window, 0.0), 0.0)
+    pairs: Floats = short * context + short * (short + 1) / 2 + in_window
+    return pairs
+
+
 def prefill_load(
-    batch: Floats, new: Floats, context: Floats, heads: Heads, kv_cache: Precision
-) -> KernelLoad:
-    """Of `batch` sequences with `new` tokens each on `context` cached ones, causal; 16-bit queries."""
+    batch: Floats, new: Floats, context: Floats, heads: Heads, kv_cache: Precision,
+    window: float | Floats = np.inf,
+) -> KernelLoad:  # fmt: skip
+    """Of `batch` sequences with `new` tokens each on `context` cached ones, causal, each query seeing the
+    last `window` keys; 16-bit queries."""
     per_pair = 4 * heads.queries * heads.width
-    pairs = batch * (new * context + new * (new + 1) / 2)
-    kv_bytes = ITEM_BYTES[kv_cache] * 2 * heads.keys * heads.width * batch * (context + new)
+    seen = np.broadcast_to(np.asarray(window, dtype=np.float64), np.shape(new))
+    pairs = batch * seen_pairs(new, context, seen)
+    span = np.minimum(context + new, new + seen - 1)
+    kv_bytes = ITEM_BYTES[kv_cache] * 2 * heads.keys * heads.width * batch * span
     moved = kv_bytes + 4 * heads.queries * heads.width * batch * new
-    return KernelLoad.of(per_pair * pairs, moved, chain=context + new, block_flops=per_pair * batch,
+    return KernelLoad.of(per_pair * pairs, moved, chain=span, block_flops=per_pair * batch,
                          used_bytes=moved)  # fmt: skip
 
 
@@ -136,8 +149,3 @@ def rows_load(rows: Floats, numbers: float | Floats, chain: float | Floats) -> K
     """Of a kernel that reads and writes `numbers` of 16 bits of each row together, `chain` in sequence."""
     moved = np.asarray(2.0 * rows * numbers, dtype=np.float64)
     return KernelLoad.of(np.zeros_like(moved), moved, chain=chain, used_bytes=moved)
-
-
-def sizes(samples: Sequence[Samples]) -> int:
-    """Rows of some samples together."""
-    return sum(len(each) for each in samples)

@@ -108,17 +108,16 @@ def read_attention(columns: Columns, catalogue: Catalogue) -> TableSamples:
     numbers["step"] = columns.numbers("step", 0.0)
     time_s, systems = _times_and_systems(columns)
     window = columns.numbers("window_size", 0.0)
+    numbers["window"] = np.where(window > 0, window, np.inf)
     phase = np.where(numbers["isl"] > 1, "prefill", "decode")
-    windowed = np.where(window > 0, "window", "")
-    keys = (systems, columns.texts("kv_cache_dtype", "bfloat16"), phase, windowed)
-    for (system, dtype, each, is_windowed), rows in by_value(*keys):
+    keys = (systems, columns.texts("kv_cache_dtype", "bfloat16"), phase)
+    for (system, dtype, each), rows in by_value(*keys):
         device = device_id(system, catalogue)
         kv_cache = PRECISIONS.get(dtype)
-        if device is None or kv_cache is None or is_windowed:
-            reason = f"device {system} is not in the catalogue" if device is None else (
-                f"number format {dtype} of the KV cache has no kernels here" if kv_cache is None
-                else "attention in a window is not read yet")  # fmt: skip
-            found.unmapped[reason] += len(rows)
+        if device is None or kv_cache is None:
+            reason = f"number format {dtype} of the KV cache has no kernels here"
+            missing = f"device {system} is not in the catalogue"
+            found.unmapped[missing if device is None else reason] += len(rows)
             continue
         found.samples.append(_attention(columns.path.stem, device, kv_cache, each, numbers, time_s, rows))
     return found
@@ -130,14 +129,16 @@ def _attention(
 ) -> Samples:  # fmt: skip
     mine = {name: values[rows] for name, values in numbers.items()}
     heads = Heads(mine["num_heads"], mine["num_key_value_heads"], mine["head_dim"])
-    batch, new, context = mine["batch_size"], mine["isl"], mine["step"]
+    batch, new, context, window = mine["batch_size"], mine["isl"], mine["step"], mine["window"]
     computes_in: Precision = "fp8" if kv_cache == "fp8" else "bf16"
     shape = {"batch": batch, "heads": heads.queries, "kv_heads": heads.keys, "head_dim": heads.width}
     if phase == "prefill":
-        part = Part("attention_prefill", computes_in, prefill_load(batch, new, 0 * batch, heads, kv_cache))
-        shape["span"] = new
+        load = prefill_load(batch, new, 0 * batch, heads, kv_cache, window)
+        part = Part("attention_prefill", computes_in, load)
+        shape["span"], shape["window"] = new, np.minimum(window, new)
     else:
-        part = Part("attention_decode", computes_in, decode_load(batch, new + context, heads, kv_cache))
-        shape["span"] = new + context
+        span = np.minimum(new + context, window)
+        part = Part("attention_decode", computes_in, decode_load(batch, span, heads, kv_cache))
+        shape["span"] = span
     group = groups((batch, heads.queries, heads.keys, heads.width))
     return Samples(table, device, (part,), time_s[rows], shape, group)
