@@ -50,6 +50,8 @@ class Samples:
         """What it is judged with: operators of layers together, else products or attention."""
         if self.main.operator_class.startswith("attention"):
             return "attention"
+        if self.main.operator_class == "grouped_matmul":
+            return "experts"
         return "layer operators" if self.label else "GEMM"
 
     @property

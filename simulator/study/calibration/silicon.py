@@ -17,7 +17,7 @@ SILICON_REF = "ai-dynamo/aiconfigurator, tables of the installed package aiconfi
 SILICON_TASKS: tuple[Task, ...] = ("profile", "folds")
 STACKS = ("vllm", "trtllm")
 """Whose tables are read: of each the newest version."""
-TABLES = ("gemm/{stack}", "attention/{stack}")
+TABLES = ("gemm/{stack}", "attention/{stack}", "moe/{stack}")
 
 
 def silicon_tables(device: str | None = None, stacks: tuple[str, ...] = STACKS) -> tuple[Path, ...]:
