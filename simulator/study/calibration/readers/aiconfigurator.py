@@ -16,7 +16,14 @@ from simulator.costs.operators import Floats, KernelLoad
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.hardware import Precision
 from simulator.study.calibration.columns import Columns, Texts
-from simulator.study.calibration.readers.registry import PRECISIONS, by_value, device_id, reader
+from simulator.study.calibration.readers.registry import (
+    NotMapped,
+    by_value,
+    counted,
+    known_device,
+    known_format,
+    reader,
+)
 from simulator.study.calibration.samples import (
     Heads,
     Part,
@@ -54,20 +61,15 @@ def read_gemm(columns: Columns, catalogue: Catalogue) -> TableSamples:
     )
     stacks = np.where(is_trtllm, "trtllm", "vllm")
     for (system, dtype, stack), rows in by_value(systems, columns.texts("gemm_dtype"), stacks):
-        device = device_id(system, catalogue)
-        if device is None:
-            found.unmapped[f"device {system} is not in the catalogue"] += len(rows)
-            continue
-        precision: Precision | None = PRECISIONS.get(dtype)
-        if precision is None:
-            reason = "block-scaled: launched eagerly, so that they time the host" if "block" in dtype else ""
-            found.unmapped[reason or f"number format {dtype} has no kernels of its own here"] += len(rows)
-            continue
-        cache = catalogue.device(device).record.memory.cache_bytes
-        parts = _product(m[rows], n[rows], k[rows], precision, stack, cache)
-        shape = {"m": m[rows], "n": n[rows], "k": k[rows]}
-        found.samples.append(Samples(columns.path.stem, device, parts, time_s[rows], shape,
-                                     groups((n[rows], k[rows]))))  # fmt: skip
+        with counted(found, len(rows)):
+            device = known_device(system, catalogue)
+            if "block" in dtype:
+                raise NotMapped("block-scaled: launched eagerly, so that they time the host")
+            cache = catalogue.device(device).record.memory.cache_bytes
+            parts = _product(m[rows], n[rows], k[rows], known_format(dtype), stack, cache)
+            shape = {"m": m[rows], "n": n[rows], "k": k[rows]}
+            group = groups((n[rows], k[rows]))
+            found.samples.append(Samples(columns.path.stem, device, parts, time_s[rows], shape, group))
     return found
 
 
@@ -112,14 +114,9 @@ def read_attention(columns: Columns, catalogue: Catalogue) -> TableSamples:
     phase = np.where(numbers["isl"] > 1, "prefill", "decode")
     keys = (systems, columns.texts("kv_cache_dtype", "bfloat16"), phase)
     for (system, dtype, each), rows in by_value(*keys):
-        device = device_id(system, catalogue)
-        kv_cache = PRECISIONS.get(dtype)
-        if device is None or kv_cache is None:
-            reason = f"number format {dtype} of the KV cache has no kernels here"
-            missing = f"device {system} is not in the catalogue"
-            found.unmapped[missing if device is None else reason] += len(rows)
-            continue
-        found.samples.append(_attention(columns.path.stem, device, kv_cache, each, numbers, time_s, rows))
+        with counted(found, len(rows)):
+            device, kv_cache = known_device(system, catalogue), known_format(dtype, " of the KV cache")
+            found.samples.append(_attention(columns.path.stem, device, kv_cache, each, numbers, time_s, rows))
     return found
 
 

@@ -21,7 +21,15 @@ from simulator.specs.hardware import Precision
 from simulator.specs.model import load_model
 from simulator.study.calibration.columns import Columns
 from simulator.study.calibration.readers.aiconfigurator import milliseconds
-from simulator.study.calibration.readers.registry import PRECISIONS, by_value, device_id, reader
+from simulator.study.calibration.readers.registry import (
+    NotMapped,
+    by_value,
+    counted,
+    device_id,
+    known_device,
+    known_format,
+    reader,
+)
 from simulator.study.calibration.samples import (
     Heads,
     Part,
@@ -160,22 +168,25 @@ class _Widths:
     heads: tuple[int, int, int]
 
 
-def _widths(name: str, ranks: int, catalogue: Catalogue) -> _Widths | None:
-    """Of a model as Hugging Face names it; None if the catalogue has none such or it is built otherwise."""
+def _widths(name: str, ranks: int, catalogue: Catalogue) -> _Widths:
+    """Of a model as Hugging Face names it; raises NotMapped if the catalogue has none such, or it is built
+    otherwise."""
     wanted = name.rpartition("/")[2].lower()
     if catalogue.find("models", wanted) is None:
-        return None
+        raise NotMapped(f"model {name} is not in the catalogue")
     model: Architecture = load_model(wanted, catalogue)
     attention, mlp = model.layers[0].attention, model.layers[0].mlp
     if not isinstance(attention, Attention) or not isinstance(mlp, Mlp) or not mlp.gated:
-        return None
+        raise NotMapped(f"model {name} is no plain gated decoder")
     heads, keys = attention.num_attention_heads // ranks, max(attention.num_key_value_heads // ranks, 1)
     width = attention.head_dim
     return _Widths(model.hidden_size, heads * width, keys * width, mlp.intermediate_size // ranks,
                    model.vocab_size // ranks, (heads, keys, width))  # fmt: skip
 
 
-def _dense(layer: str, rows: Floats, it: _Widths, precision: Precision) -> Part | None:
+def _dense(layer: str, rows: Floats, it: _Widths, precision: Precision) -> Part:
+    """The kernel of a named layer; raises NotMapped for one that is no operator here."""
+
     def product(n: int, k: int) -> Part:
         load = matmul_load(rows, np.full_like(rows, n), np.full_like(rows, k), precision, precision)
         return Part("matmul", precision, load)
@@ -204,7 +215,7 @@ def _dense(layer: str, rows: Floats, it: _Widths, precision: Precision) -> Part 
             return by_rows("embedding", 2 * it.hidden, 0)
         case "sampler":
             return by_rows("sampling", it.vocabulary, 0)
-    return None
+    raise NotMapped(f"{layer} is no operator here")
 
 
 @reader("gpu", "model", "dtype", "tp", "layer", "tokens", "time_us")
@@ -217,60 +228,60 @@ def read_per_sequence(columns: Columns, catalogue: Catalogue) -> TableSamples:
     return _by_layer(columns, "sequences", catalogue)
 
 
-def _by_layer(columns: Columns, counted: str, catalogue: Catalogue) -> TableSamples:
+def _by_layer(columns: Columns, counts: str, catalogue: Catalogue) -> TableSamples:
     found = TableSamples()
-    rows_of, time_s = columns.positive(counted), microseconds(columns.positive("time_us"))
+    rows_of, time_s = columns.positive(counts), microseconds(columns.positive("time_us"))
     keys = [columns.texts(name) for name in ("gpu", "model", "dtype", "tp", "layer")]
     for (system, model, dtype, ranks, layer), rows in by_value(*keys):
-        device, precision = device_id(system, catalogue), PRECISIONS.get(dtype)
-        widths = _widths(model, int(float(ranks)), catalogue)
-        if device is None or precision is None or widths is None:
-            reason = (f"device {system}" if device is None else f"model {model}" if widths is None
-                      else f"number format {dtype}")  # fmt: skip
-            found.unmapped[f"{reason} is not in the catalogue"] += len(rows)
-            continue
-        part = _dense(layer, rows_of[rows], widths, precision)
-        if part is None:
-            found.unmapped[f"{layer} is no operator here"] += len(rows)
-            continue
-        shape = {"tokens": rows_of[rows]}
-        if part.operator_class == "matmul":
-            n = part.load.flops / (2 * rows_of[rows] * part.load.chain)
-            shape = {"m": rows_of[rows], "n": n, "k": part.load.chain}
-        # One layer of one model: runs of rows of similar size are left out together.
-        group = np.asarray(np.floor(np.log2(rows_of[rows])), dtype=np.int64)
-        found.samples.append(Samples(columns.path.stem, device, (part,), time_s[rows], shape, group, layer))
+        with counted(found, len(rows)):
+            device, precision = known_device(system, catalogue), known_format(dtype)
+            part = _dense(layer, rows_of[rows], _widths(model, int(float(ranks)), catalogue), precision)
+            shape = {"tokens": rows_of[rows]}
+            if part.operator_class == "matmul":
+                n = part.load.flops / (2 * rows_of[rows] * part.load.chain)
+                shape = {"m": rows_of[rows], "n": n, "k": part.load.chain}
+            # One layer of one model: runs of rows of similar size are left out together.
+            group = np.asarray(np.floor(np.log2(rows_of[rows])), dtype=np.int64)
+            found.samples.append(
+                Samples(columns.path.stem, device, (part,), time_s[rows], shape, group, layer)
+            )
     return found
+
+
+ATTENTION_COLUMNS = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
 
 
 @reader("gpu", "model", "dtype", "tp", "prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us")
 def read_attention(columns: Columns, catalogue: Catalogue) -> TableSamples:
     """One chunk of a prompt, some decodes, or both in one batch."""
     found = TableSamples()
-    names = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
-    numbers = {name: columns.numbers(name) for name in names}
+    numbers = {name: columns.numbers(name) for name in ATTENTION_COLUMNS}
     time_s = microseconds(columns.positive("time_us"))
     kind = np.where(
         numbers["prefill_chunk"] > 0, np.where(numbers["n_decode"] > 0, "mixed", "prefill"), "decode"
     )
     keys = [columns.texts(name) for name in ("gpu", "model", "dtype", "tp")]
     for (system, model, dtype, ranks, each), rows in by_value(*keys, kind):
-        device, precision = device_id(system, catalogue), PRECISIONS.get(dtype)
-        widths = _widths(model, int(float(ranks)), catalogue)
-        if device is None or precision is None or widths is None:
-            reason = (f"device {system}" if device is None else f"model {model}" if widths is None
-                      else f"number format {dtype}")  # fmt: skip
-            found.unmapped[f"{reason} is not in the catalogue"] += len(rows)
-            continue
-        new, context, batch, span = (numbers[name][rows] for name in names)
-        heads = Heads(*(np.full_like(new, float(count)) for count in widths.heads))
-        prefill = Part(
-            "attention_prefill", precision, prefill_load(0 * new + 1, new, context, heads, precision)
-        )
-        load = decode_load(batch, span, heads, precision, with_prompts=each == "mixed")
-        decode = Part("attention_decode", precision, load)
-        parts = {"prefill": (prefill,), "decode": (decode,), "mixed": (prefill, decode)}[each]
-        shape = dict(zip(("new", "context", "batch", "span"), (new, context, batch, span), strict=True))
-        found.samples.append(Samples(columns.path.stem, device, parts, time_s[rows], shape,
-                                     groups((context, span)), each))  # fmt: skip
+        with counted(found, len(rows)):
+            device, precision = known_device(system, catalogue), known_format(dtype)
+            widths = _widths(model, int(float(ranks)), catalogue)
+            mine = {name: values[rows] for name, values in numbers.items()}
+            parts = _attention(each, mine, widths, precision)
+            group = groups((mine["kv_prefill"], mine["kv_decode"]))
+            found.samples.append(
+                Samples(columns.path.stem, device, parts, time_s[rows], mine, group, each)
+            )
     return found
+
+
+def _attention(
+    kind: str, numbers: dict[str, Floats], widths: _Widths, precision: Precision
+) -> tuple[Part, ...]:
+    """The kernels of a chunk of a prompt, of some decodes, or of both."""
+    new, context, batch, span = (numbers[name] for name in ATTENTION_COLUMNS)
+    heads = Heads(*(np.full_like(new, float(count)) for count in widths.heads))
+    load = prefill_load(0 * new + 1, new, context, heads, precision)
+    prefill = Part("attention_prefill", precision, load)
+    load = decode_load(batch, span, heads, precision, with_prompts=kind == "mixed")
+    decode = Part("attention_decode", precision, load)
+    return {"prefill": (prefill,), "decode": (decode,), "mixed": (prefill, decode)}[kind]

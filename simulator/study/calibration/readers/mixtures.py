@@ -15,7 +15,13 @@ from simulator.specs.catalogue import Catalogue
 from simulator.specs.hardware import ITEM_BYTES, Precision
 from simulator.study.calibration.columns import Columns
 from simulator.study.calibration.readers.aiconfigurator import milliseconds
-from simulator.study.calibration.readers.registry import PRECISIONS, by_value, device_id, reader
+from simulator.study.calibration.readers.registry import (
+    by_value,
+    counted,
+    known_device,
+    known_format,
+    reader,
+)
 from simulator.study.calibration.samples import Part, Samples, TableSamples, groups
 
 GATED_UPS = 2
@@ -34,18 +40,14 @@ def read_mixtures(columns: Columns, catalogue: Catalogue) -> TableSamples:
     even = columns.texts("distribution") == "balanced"
     whole = numbers["moe_ep_size"] == 1
     for (system, dtype), rows in by_value(columns.texts("device"), columns.texts("moe_dtype")):
-        device, precision = device_id(system, catalogue), PRECISIONS.get(dtype)
-        if device is None or precision is None:
-            reason = f"number format {dtype} has no kernels of its own here"
-            missing = f"device {system} is not in the catalogue"
-            found.unmapped[missing if device is None else reason] += len(rows)
-            continue
-        kept = rows[even[rows] & whole[rows]]
-        found.unmapped["experts chosen unevenly: which are read is not said"] += int((~even[rows]).sum())
-        found.unmapped["experts on several devices"] += int((even[rows] & ~whole[rows]).sum())
-        if len(kept):
-            mine = {name: values[kept] for name, values in numbers.items()}
-            found.samples.append(_samples(columns.path.stem, device, precision, mine, time_s[kept]))
+        with counted(found, len(rows)):
+            device, precision = known_device(system, catalogue), known_format(dtype)
+            kept = rows[even[rows] & whole[rows]]
+            found.unmapped["experts chosen unevenly: which are read is not said"] += int((~even[rows]).sum())
+            found.unmapped["experts on several devices"] += int((even[rows] & ~whole[rows]).sum())
+            if len(kept):
+                mine = {name: values[kept] for name, values in numbers.items()}
+                found.samples.append(_samples(columns.path.stem, device, precision, mine, time_s[kept]))
     found.unmapped = +found.unmapped
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +72,34 @@ def device_id(name: str, catalogue: Catalogue) -> str | None:
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-").removeprefix("nvidia-")
     wanted = DEVICES.get(plain, plain)
     return wanted if catalogue.find("devices", wanted) is not None else None
+
+
+class NotMapped(Exception):
+    """Why some rows are no kernels of the cost model."""
+
+
+@contextmanager
+def counted(found: TableSamples, rows: int) -> Iterator[None]:
+    """Count rows by the reason, where what is done with them raises NotMapped."""
+    try:
+        yield
+    except NotMapped as reason:
+        found.unmapped[str(reason)] += rows
+
+
+def known_device(name: str, catalogue: Catalogue) -> str:
+    """As `device_id`; raises NotMapped where there is none."""
+    found = device_id(name, catalogue)
+    if found is None:
+        raise NotMapped(f"device {name} is not in the catalogue")
+    return found
+
+
+def known_format(name: str, of: str = "") -> Precision:
+    """The number format of a published name; raises NotMapped for one that has no kernels here."""
+    if name not in PRECISIONS:
+        raise NotMapped(f"number format {name}{of} has no kernels of its own here")
+    return PRECISIONS[name]
 
 
 def by_value(*columns: Texts) -> Iterator[tuple[tuple[str, ...], NDArray[np.intp]]]:
