@@ -365,3 +365,65 @@ def test_a_window_is_counted_as_the_work_graph_counts_it(new: int, context: int,
     load = prefill_load(np.array([1.0]), np.array([float(new)]), np.array([float(context)]), heads, "bf16", window)
     assert load.flops[0] == 4 * shape.window_pairs
     assert load.moved_bytes[0] == 2 * 2 * shape.window_span + 4 * new
+
+
+# -- published tables, a row or two of each --------------------------------------------------------------------
+
+
+def samples_of(path: Path, table: dict[str, list[Any]]) -> tuple[list[Samples], dict[str, int]]:
+    parquet.write_table(pa.table(table), path)
+    found = read_samples(read_columns(path), Catalogue())
+    return found.samples, dict(found.unmapped)
+
+
+def test_experts_are_two_grouped_products_of_the_active_ones(tmp_path: Path) -> None:
+    """4 tokens choose 2 of 8 experts each, evenly: all 8 are read. 64 to 2 x 32 and back, half of it by rank."""
+    found, unmapped = samples_of(tmp_path / "moe_perf.parquet", {
+        "moe_dtype": ["bfloat16"] * 3, "num_tokens": [4] * 3, "hidden_size": [64] * 3, "inter_size": [32] * 3,
+        "topk": [2] * 3, "num_experts": [8] * 3, "moe_tp_size": [2] * 3, "moe_ep_size": [1, 1, 4],
+        "distribution": ["balanced", "power_law_1.2", "balanced"], "latency": [0.5] * 3,
+        "device": ["NVIDIA L40S"] * 3,
+    })  # fmt: skip
+    (samples,) = found
+    up, down = samples.parts
+    assert (samples.device, samples.what, samples.time_s.tolist()) == ("l40s", "experts", [0.5e-3])
+    assert up.load.flops.tolist() == [2 * 8 * 64 * 2 * 16]
+    assert up.load.moved_bytes.tolist() == [2 * 8 * 64 * 32 + 2 * 8 * (64 + 32)]
+    assert down.load.flops.tolist() == [2 * 8 * 16 * 64]
+    assert sum(unmapped.values()) == 2
+
+
+def test_an_fp8_product_is_as_many_kernels_as_its_stack_launches(tmp_path: Path) -> None:
+    table = {"system": ["h100_sxm"] * 3, "gemm_dtype": ["fp8", "fp8", "fp8_block"], "m": [8] * 3, "n": [64] * 3,
+             "k": [32] * 3, "latency_ms": [0.01] * 3, "kernel_source": ["vllm_x", "torch_flow", "vllm_x"]}  # fmt: skip
+    found, unmapped = samples_of(tmp_path / "g.parquet", table)
+    by_count = sorted(found, key=lambda each: len(each.parts))
+    assert [[part.operator_class for part in each.parts] for each in by_count] == [
+        ["matmul", "quantise"], ["matmul", "quantise", "quantise", "quantise"],
+    ]  # fmt: skip
+    assert by_count[0].parts[1].load.moved_bytes.tolist() == [3 * 8 * 32]
+    assert list(unmapped.values()) == [1]
+
+
+def test_a_prompt_of_one_token_is_a_decode(tmp_path: Path) -> None:
+    table = {"system": ["l40s"] * 2, "batch_size": [2, 2], "isl": [1, 16], "step": [0, 0], "num_heads": [8, 8],
+             "num_key_value_heads": [2, 2], "head_dim": [64, 64], "kv_cache_dtype": ["bfloat16"] * 2,
+             "latency_ms": [0.01] * 2}  # fmt: skip
+    found, _ = samples_of(tmp_path / "a.parquet", table)
+    assert [each.main.operator_class for each in found] == ["attention_decode", "attention_prefill"]
+    assert found[1].main.load.flops.tolist() == [4 * 8 * 64 * 2 * 16 * 17 / 2]
+
+
+def test_products_without_a_time_are_timed_by_their_rate(tmp_path: Path) -> None:
+    compass = write(tmp_path / "c.csv", [
+        {"device": "A100", "op": "matmul_fp16", "M": 64, "K": 128, "N": 256, "latency_ms": "", "throughput": 2,
+         "unit": "TFLOPS"},
+        {"device": "A100", "op": "gelu", "M": 64, "K": "", "N": "", "latency_ms": "", "throughput": 2, "unit": "?"},
+    ])  # fmt: skip
+    found = read_samples(read_columns(compass), Catalogue())
+    assert found.samples[0].time_s.tolist() == [pytest.approx(2 * 64 * 128 * 256 / 2e12)]
+    assert sum(found.unmapped.values()) == 1
+    best = write(tmp_path / "b.csv", [{"dtype": "BF16", "accelerator": "NVIDIA B200 SXM", "best_shape_mnk":
+                                       "1024x2048x512", "measured_matmul_tflops": 1000}])  # fmt: skip
+    (samples,) = read_samples(read_columns(best), Catalogue()).samples
+    assert (samples.device, samples.time_s.tolist()) == ("b200-sxm", [pytest.approx(2 * 1024 * 2048 * 512 / 1e15)])
