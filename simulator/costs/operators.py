@@ -142,7 +142,7 @@ def kernel_s(load: KernelLoad, rates: KernelRates) -> Floats:
     memory_s = load.moved_bytes / rates.bytes_per_s
     chain = load.chain if rates.chain_most is None else np.minimum(load.chain, rates.chain_most)
     least_s = chain * rates.chain_s + load.block_bytes * rates.block / rates.bytes_per_s
-    overhead_s = rates.overhead_s + rates.split_s * (memory_s > least_s)
+    overhead_s = rates.overhead_s + rates.split_s * ((least_s > 0) & (memory_s > least_s))
     if rates.joint:
         overhead_s = overhead_s * (1 - load.beside_prompts)
         padded = rates.joint * (load.flops + load.joint_flops * rates.block / 2)
@@ -175,10 +175,12 @@ def efficiency_keys(operator_class: OperatorClass, precision: Precision) -> tupl
 
 
 def efficiency_of(device: Device, operator_class: OperatorClass, precision: Precision) -> Efficiency:
-    """A device's figures for a class, its own or those that its kind and generation lend it."""
-    for key in efficiency_keys(operator_class, precision):
-        if key in device.efficiency:
-            return device.efficiency[key]
+    """A device's figures for a class: its own, else those that its generation lends it, else its kind."""
+    keys = efficiency_keys(operator_class, precision)
+    for figures in (device.efficiency, *device.lent):
+        for key in keys:
+            if key in figures:
+                return figures[key]
     raise AssertionError(f"a device read from the catalogue has figures for {operator_class}")
 
 

@@ -216,7 +216,7 @@ class PricedTemplate:
             mean_s = least_s[..., self._chained] / np.maximum(lone_s[..., self._chains_at], 1.0)
             least_s[..., self._chained] = np.minimum(mean_s, self._longest_chain_s)
         if self._splits:
-            overhead_s = overhead_s + self._split_s * (memory_s > least_s)
+            overhead_s = overhead_s + self._split_s * ((least_s > 0) & (memory_s > least_s))
         if len(self._warm) or len(self._least):
             memory_s = memory_s.copy()
         if len(self._joint):

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from simulator.specs.base import Spec
-from simulator.specs.hardware import BROADER_CLASS, Device, Efficiency, OperatorClass
-from simulator.specs.provenance import Source, Sources
+from simulator.specs.hardware import Device, Efficiency, OperatorClass
+from simulator.specs.provenance import Source, Sources, covers
 
 
 class DeviceClass(Spec):
@@ -33,28 +33,20 @@ class DeviceClass(Spec):
 def with_defaults(device: Device, classes: Sequence[tuple[str, DeviceClass]]) -> Device:
     """`device` with what the classes lend it, the nearest first; each figure lent is `assumed`.
 
-    A figure that the device states for a class, or for a broader one, is never replaced by a lent one:
-    `elementwise` of its own counts before a class's `norm`, `matmul` before a class's `matmul.bf16`.
+    Whatever the device states of a class, of its twin format or of a broader class counts before anything
+    lent, and what a nearer class lends before a farther one.
     """
-    own = device.efficiency
-    efficiency, sources = dict(own), dict(device.sources)
+    sources = dict(device.sources)
     for class_id, lender in classes:
-        for key, figures in lender.efficiency.items():
-            if key in efficiency or _is_covered(key, own):
-                continue
-            efficiency[key] = figures
-            sources[f"efficiency.{key}"] = _lent(class_id, key, lender)
-    return device.model_copy(update={"efficiency": efficiency, "sources": sources})
-
-
-def _is_covered(key: str, own: dict[str, Efficiency]) -> bool:
-    name = key.partition(".")[0]
-    broader = BROADER_CLASS.get(name)
-    return name in own or (broader is not None and broader in own)
+        for key in lender.efficiency:
+            if key not in device.efficiency:
+                sources.setdefault(f"efficiency.{key}", _lent(class_id, key, lender))
+    copied = device.model_copy(update={"sources": sources})
+    return copied.with_lent(tuple(lender.efficiency for _, lender in classes))
 
 
 def _lent(class_id: str, key: str, lender: DeviceClass) -> Source:
-    covering = [path for path in lender.sources if f"efficiency.{key}".startswith(path)]
+    covering = [path for path in lender.sources if covers(path, f"efficiency.{key}")]
     source = lender.sources[max(covering, key=len)] if covering else None
     ref = f"class {class_id}" if source is None else f"class {class_id}: {source.ref}"
     return Source(kind="assumed", ref=ref, date=None if source is None else source.date)

@@ -1,9 +1,10 @@
 """What one device, link or host file may say, and the machine made of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo, model_validator
 
 from simulator import units
 from simulator.errors import did_you_mean
@@ -205,6 +206,20 @@ class Device(Spec):
     """What copies in and out cost besides; absent: assumed figures of its kind."""
     sources: Sources = Field(default_factory=dict)
     """Where each figure comes from: measured, datasheet, published, vendor-claim or assumed."""
+
+    _lent: tuple[Mapping[str, Efficiency], ...] = PrivateAttr(default=())
+
+    @property
+    def lent(self) -> tuple[Mapping[str, Efficiency], ...]:
+        """What classes lend a device that was read from a catalogue, the nearest class first; a figure of the
+        device's own counts before any of these."""
+        return self._lent
+
+    def with_lent(self, lent: tuple[Mapping[str, Efficiency], ...]) -> Self:
+        """The same device with other figures lent to it."""
+        copied = self.model_copy()
+        copied._lent = lent
+        return copied
 
     @model_validator(mode="after")
     def _bandwidth_is_known(self) -> Self:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from simulator.costs.operators import efficiency_of
 from simulator.errors import InputError
+from simulator.graph.work import OperatorClass
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.device_class import DeviceClass, with_defaults
-from simulator.specs.hardware import Efficiency
+from simulator.specs.hardware import Efficiency, Precision
 from simulator.specs.provenance import Source
 from tests import tiny
 
@@ -24,21 +27,44 @@ def lender(**efficiency: Efficiency) -> DeviceClass:
     return DeviceClass(name="some", kind="gpu", efficiency=figures, sources=sources)
 
 
-def lent(own: dict[str, Efficiency], *classes: DeviceClass) -> dict[str, Efficiency]:
+def found(own: dict[str, Efficiency], asked: str, *classes: DeviceClass) -> Efficiency:
     device = tiny.device().model_copy(update={"efficiency": own})
-    return with_defaults(device, [(f"class-{number}", each) for number, each in enumerate(classes)]).efficiency
+    whole = with_defaults(device, [(f"class-{number}", each) for number, each in enumerate(classes)])
+    operator_class, _, precision = asked.partition(".")
+    return efficiency_of(whole, cast(OperatorClass, operator_class), cast(Precision, precision))
 
 
 def test_the_nearest_class_lends_first() -> None:
-    assert lent({}, lender(matmul=FIRST), lender(matmul=SECOND, norm=SECOND)) == {"matmul": FIRST, "norm": SECOND}
+    near, far = lender(matmul=FIRST), lender(matmul__bf16=SECOND, norm=SECOND)
+    assert found({}, "matmul.bf16", near, far) == FIRST
+    assert found({}, "norm.bf16", near, far) == SECOND
 
 
-def test_a_device_keeps_what_it_states_also_of_a_broader_class() -> None:
-    classes = lender(matmul__fp8=FIRST, grouped_matmul=FIRST, norm=FIRST, embedding=FIRST)
-    assert lent({"matmul": OWN, "elementwise": OWN}, classes) == {
-        "matmul": OWN, "elementwise": OWN, "embedding": FIRST,
-    }  # fmt: skip
-    assert lent({"matmul.bf16": OWN}, classes)["matmul.fp8"] == FIRST  # of one format only
+@pytest.mark.parametrize(
+    ("own", "asked"),
+    [
+        ("matmul", "matmul.fp8"),
+        ("matmul", "grouped_matmul.bf16"),
+        ("matmul.fp16", "matmul.bf16"),
+        ("matmul.bf16", "matmul.fp16"),
+        ("elementwise.bf16", "norm.bf16"),
+        ("elementwise.fp16", "norm.bf16"),
+        ("attention_decode.fp16", "attention_decode.bf16"),
+    ],
+)
+def test_a_device_keeps_what_it_states_also_of_a_broader_class_or_the_twin_format(own: str, asked: str) -> None:
+    lent = lender(matmul=FIRST, matmul__bf16=FIRST, matmul__fp16=FIRST, matmul__fp8=FIRST, grouped_matmul=FIRST,
+                  norm=FIRST, norm__bf16=FIRST, attention_decode__bf16=FIRST)  # fmt: skip
+    assert found({own: OWN}, asked, lent) == OWN
+
+
+def test_what_a_device_says_of_one_format_says_nothing_of_another() -> None:
+    assert found({"matmul.bf16": OWN}, "matmul.fp8", lender(matmul__fp8=FIRST)) == FIRST
+
+
+def test_products_of_an_a40_are_those_measured_on_it_in_both_16_bit_formats() -> None:
+    a40 = Catalogue().device("a40").record
+    assert efficiency_of(a40, "matmul", "bf16") == efficiency_of(a40, "matmul", "fp16") == a40.efficiency["matmul.fp16"]
 
 
 def test_what_is_lent_is_assumed_and_says_from_whom() -> None:

@@ -343,7 +343,7 @@ def test_the_databases_are_found_by_their_newest_version(tmp_path: Path, monkeyp
         folder = tmp_path / "h200_sxm" / "gemm" / "vllm" / version
         folder.mkdir(parents=True)
         parquet.write_table(pa.table(table), folder / "gemm_perf.parquet")
-    monkeypatch.setattr(silicon, "_data", lambda: tmp_path)
+    monkeypatch.setattr(silicon, "_data", lambda place="": tmp_path)
     (found,) = silicon.silicon_tables("h200-sxm")
     assert found.parent.name == "0.24.0"
     (samples,) = read_samples(read_columns(found), Catalogue()).samples

@@ -150,14 +150,26 @@ def _fit(
 def _free(key: Key, devices: Mapping[str, Device], samples: Sequence[Samples]) -> tuple[_Number, ...]:
     """The numbers of a class that samples can tell: of a cache only where a device states one, of batches
     with prompts only where some were measured."""
-    used = {each.device for each in samples if key in keys_of(each)}
     parts = [part for each in samples for part in each.parts if (part.operator_class, part.precision) == key]
     unknowable = set[str]()
-    if not any(devices[name].memory.cache_bytes and devices[name].units for name in used):
+    if not any(_tells_of_cache(each, key, devices[each.device]) for each in samples):
         unknowable.add("cached_bytes_per_s")
+    if not any(part.load.chain.any() for part in parts):
+        unknowable |= {"chain_s", "chain_most"}
+    if not any(part.load.block_bytes.any() or part.load.block_flops.any() for part in parts):
+        unknowable |= {"block", "split_s"}
     if not any(part.load.beside_prompts.any() for part in parts):
         unknowable.add("joint")
     return tuple(number for number in NUMBERS[key[0]] if number.name not in unknowable)
+
+
+def _tells_of_cache(samples: Samples, key: Key, device: Device) -> bool:
+    """Whether a device has a cache, and rows that it holds and rows that it does not."""
+    cache = device.memory.cache_bytes
+    if not cache or not device.units:
+        return False
+    loads = [part.load for part in samples.parts if (part.operator_class, part.precision) == key]
+    return any((load.used_bytes < cache / 2).any() and (load.used_bytes > cache).any() for load in loads)
 
 
 def _thinned(samples: Samples, most: int) -> Samples:

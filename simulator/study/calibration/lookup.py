@@ -7,6 +7,7 @@ any row the formula stands alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,14 @@ class Lookup:
     @classmethod
     def of(cls, samples: Samples, predicted_s: Floats) -> Lookup:
         """A table of `samples`, for which the formula gives `predicted_s`."""
-        return cls(KDTree(_places(samples)), np.log(samples.time_s / predicted_s))
+        return cls.of_all([(samples, predicted_s)])
+
+    @classmethod
+    def of_all(cls, tables: Sequence[tuple[Samples, Floats]]) -> Lookup:
+        """Of several kinds of rows with the same sides, as the products of a layer."""
+        places = np.concatenate([_places(samples) for samples, _ in tables])
+        corrections = [np.log(samples.time_s / predicted_s) for samples, predicted_s in tables]
+        return cls(KDTree(places), np.concatenate(corrections))
 
     def corrected(self, samples: Samples, predicted_s: Floats) -> tuple[Floats, Floats]:
         """Seconds of other shapes by the table, and the octaves to the nearest row of each; beyond the reach

@@ -42,13 +42,12 @@ class TableTimes:
 
     @cached_property
     def _lookups(self) -> dict[Precision, Lookup]:
-        """By number format; of several tables the first that has one."""
-        found: dict[Precision, Lookup] = {}
+        """By number format, of all products that the tables have."""
+        found: dict[Precision, list[tuple[Samples, Floats]]] = {}
         for each in self.samples:
-            if each.main.precision not in found:
-                formula_s = predict(each, self.device, profile_numbers(each, self.device))
-                found[each.main.precision] = Lookup.of(each, formula_s)
-        return found
+            formula_s = predict(each, self.device, profile_numbers(each, self.device))
+            found.setdefault(each.main.precision, []).append((each, formula_s))
+        return {precision: Lookup.of_all(tables) for precision, tables in found.items()}
 
     def correction(self, work: Work) -> Correction | None:
         """Of a product by a matrix; other kernels are left to the formula."""
@@ -98,13 +97,16 @@ def with_measured_times(graph: MachineGraph) -> MachineGraph:
 
 
 def _times(device_id: str, device: Device) -> TableTimes:
+    place = f"hardware_profiles/devices/{device_id}.yaml"
+    if device.kind == "cpu":
+        advice = "a host computes with a share of several sockets, which no table is of; fit the device to it"
+        raise InputError([Problem(place, key="tables", advice=advice)])
     paths: list[Path] = []
     for table in device.tables:
-        paths += silicon_tables(device_id, ("vllm",)) if table == "silicon" else [Path(table)]
+        paths += silicon_tables(device_id, ("vllm",), place) if table == "silicon" else [Path(table)]
     samples = _products(tuple(paths), device_id)
     if not samples:
-        place, value = f"hardware_profiles/devices/{device_id}.yaml", ", ".join(device.tables)
-        advice = "no row of these tables is a product on this device"
+        value, advice = ", ".join(device.tables), "no row of these tables is a product on this device"
         raise InputError([Problem(place, key="tables", value=value, advice=advice)])
     return TableTimes(device, samples)
 

@@ -76,9 +76,14 @@ class TableSamples:
 
 
 def groups(columns: Iterable[Floats]) -> NDArray[np.int64]:
-    """A number for each distinct row of some columns."""
-    _, numbers = np.unique(np.stack(list(columns), axis=1), axis=0, return_inverse=True)
-    return np.asarray(numbers, dtype=np.int64).reshape(-1)
+    """A number for each row by some columns, the same for the same values in whatever table."""
+    mixed = None
+    for column in columns:
+        values = np.round(np.asarray(column, dtype=np.float64) * 16).astype(np.uint64)
+        mixed = values if mixed is None else mixed * np.uint64(0x9E3779B97F4A7C15) + values
+        mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+    assert mixed is not None, "rows are told apart by at least one column"
+    return (mixed >> np.uint64(16)).astype(np.int64)
 
 
 # -- the loads of measured kernels, counted as the work graph counts them ------------------------------------

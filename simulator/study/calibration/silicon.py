@@ -20,20 +20,24 @@ STACKS = ("vllm", "trtllm")
 TABLES = ("gemm/{stack}", "attention/{stack}", "moe/{stack}")
 
 
-def silicon_tables(device: str | None = None, stacks: tuple[str, ...] = STACKS) -> tuple[Path, ...]:
-    """The newest tables of products and of attention, of one device of the catalogue or of all that it has.
+def silicon_tables(
+    device: str | None = None, stacks: tuple[str, ...] = STACKS, place: str = "command line"
+) -> tuple[Path, ...]:
+    """The newest tables of products, attention and experts, of one device of the catalogue or of all that it
+    has.
 
-    Raises InputError where the package is not installed, and where it has no table of the device.
+    place: where they were asked for, for messages. Raises InputError where the package is not installed, and
+    where it has no table of the device.
     """
     found = [
         table
-        for system in sorted(path for path in _data().iterdir() if path.is_dir())
+        for system in sorted(path for path in _data(place).iterdir() if path.is_dir())
         if _is_asked_for(system.name, device)
         for table in _of_system(system, stacks)
     ]
     if not found:
         advice = f"the databases have no table of this device; they have {', '.join(silicon_devices())}"
-        raise InputError([Problem("command line", key="--device", value=device, advice=advice)])
+        raise InputError([Problem(place, value=device, advice=advice)])
     return tuple(found)
 
 
@@ -49,12 +53,12 @@ def _is_asked_for(system: str, device: str | None) -> bool:
     return found is not None and device in (None, found)
 
 
-def _data() -> Path:
+def _data(place: str = "command line") -> Path:
     """The folder of the databases, found without importing the package."""
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         advice = "needs the package aiconfigurator-core: install placewright[silicon]"
-        raise InputError([Problem("command line", key="--silicon", advice=advice)])
+        raise InputError([Problem(place, key="silicon", advice=advice)])
     return Path(next(iter(spec.submodule_search_locations))) / "systems" / "data"
 
 

@@ -147,7 +147,7 @@ def _vidur_samples(
         n = load.flops / (2 * layer.tokens[rows] * load.chain)
         shape = {"m": layer.tokens[rows], "n": n, "k": load.chain}
     precision: Precision = "fp16"
-    group = groups((load.chain, np.round(load.flops / layer.tokens[rows]), layer.hidden[rows]))
+    group = groups((shape["n"], shape["k"]) if "n" in shape else (load.chain, layer.hidden[rows]))
     return Samples(
         columns.path.stem, device, (Part(operator_class, precision, load),), time_s, shape, group, name
     )

@@ -58,7 +58,7 @@ def read_operators(columns: Columns, catalogue: Catalogue) -> TableSamples:
         formats = cast(tuple[Precision, Precision, Precision], (precision, of_weights, of_cache))
         load, shape = _load(operator, columns, rows, formats)
         part = Part(cast(OperatorClass, operator), formats[0], load)
-        group = groups(tuple(shape.values()))
+        group = groups((shape["n"], shape["k"]) if "n" in shape else shape.values())
         found.samples.append(Samples(columns.path.stem, device, (part,), time_s[rows], shape, group))
     return found
 
