@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from simulator import terminal
 from simulator.terminal import AsJson
+
+if TYPE_CHECKING:
+    from simulator.study.calibration.calibrate import FittedDevice
+    from simulator.study.calibration.calibrate_link import FittedLink
 
 calibrate_app = typer.Typer(no_args_is_help=True, help="Turn measured operators into device profiles.")
 
@@ -55,10 +59,16 @@ def measure(
 
 @calibrate_app.command()
 def fit(
-    device: Annotated[str, typer.Option(help="Id of the device that was measured; see `list devices`.")],
     tables: Annotated[
         list[Path] | None,
         typer.Argument(metavar="TABLE...", help="Measured kernels; docs/calibrate.md says how."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Id of the device that was measured; see `list devices`.")
+    ] = None,
+    link: Annotated[
+        str | None,
+        typer.Option(help="Fit this link to the table's collectives, and its copies to and from the device."),
     ] = None,
     silicon: Annotated[
         bool, typer.Option("--silicon", help="Take vLLM's tables of NVIDIA's databases (extra `silicon`).")
@@ -76,16 +86,10 @@ def fit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the numbers and write nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fit a device's numbers to tables of measured kernels, and write them into its profile."""
+    """Fit a device's or a link's numbers to measured tables, and write them into its profile."""
     from simulator.report.files import make_folder, write_atomically
-    from simulator.study.calibration.calibrate import fit_device
-    from simulator.study.calibration.silicon import SILICON_REF, silicon_tables
 
-    if silicon == bool(tables):
-        raise typer.BadParameter("name one TABLE or more, or say --silicon")
-    if silicon:
-        tables, ref = list(silicon_tables(device, ("vllm",))), ref or SILICON_REF
-    fitted = fit_device(tables or (), device, ref, date, out)
+    fitted = _fitted(tables or [], device, link, silicon, ref, date, out)
     path = out / fitted.path
     if not dry_run:
         make_folder(path.parent)
@@ -99,3 +103,24 @@ def fit(
     terminal.console().print(
         f"would write {path}" if dry_run else f"wrote {path}", markup=False, highlight=False
     )
+
+
+def _fitted(
+    tables: list[Path], device: str | None, link: str | None, silicon: bool, ref: str | None,
+    date: str | None, out: Path,
+) -> FittedDevice | FittedLink:  # fmt: skip
+    from simulator.study.calibration.calibrate import fit_device
+    from simulator.study.calibration.calibrate_link import fit_link
+    from simulator.study.calibration.silicon import SILICON_REF, silicon_tables
+
+    if silicon == bool(tables):
+        raise typer.BadParameter("name one TABLE or more, or say --silicon")
+    if silicon and link is not None:
+        raise typer.BadParameter("--silicon has tables of devices; name a TABLE of the link")
+    if link is not None:
+        return fit_link(tables, link, device, ref, date, out)
+    if device is None:
+        raise typer.BadParameter("say what was measured: --device or --link")
+    if silicon:
+        tables, ref = list(silicon_tables(device, ("vllm",))), ref or SILICON_REF
+    return fit_device(tables, device, ref, date, out)

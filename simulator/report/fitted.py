@@ -7,14 +7,22 @@ from rich.text import Text
 
 from simulator.report.listing import print_table
 from simulator.study.calibration.calibrate import FittedDevice
-from simulator.study.calibration.profile_text import efficiency_line
+from simulator.study.calibration.calibrate_link import FittedLink, way_line
+from simulator.study.calibration.profile_text import efficiency_line, short
 
 FAR_OFF = 0.15
 """A median error above which a class is said to follow the formula badly."""
 
 
-def print_fitted(fitted: FittedDevice, console: Console) -> None:
-    """The numbers of each class with their errors, and which rows were of no use."""
+def print_fitted(fitted: FittedDevice | FittedLink, console: Console) -> None:
+    """The numbers with their errors, and which rows were of no use."""
+    if isinstance(fitted, FittedLink):
+        _print_link(fitted, console)
+    else:
+        _print_device(fitted, console)
+
+
+def _print_device(fitted: FittedDevice, console: Console) -> None:
     rows = [
         (each.key, f"{each.samples:,}", f"{each.median_error:.1%}", f"{each.p90_error:.1%}",
          efficiency_line(each.efficiency).strip("{}"))
@@ -29,3 +37,26 @@ def print_fitted(fitted: FittedDevice, console: Console) -> None:
             ))  # fmt: skip
     for reason, count in fitted.unused.items():
         console.print(Text(f"{count:,} rows not used: {reason}"))
+
+
+def _print_link(fitted: FittedLink, console: Console) -> None:
+    rows = []
+    if fitted.collectives is not None:
+        found = fitted.collectives
+        score = (f"{found.samples:,}", f"{found.median_error:.1%}", f"{found.p90_error:.1%}")
+        for by, ways in (("engine", found.collectives.engine), ("library", found.collectives.library)):
+            rows += [(f"collective.{by}", *score, way_line(way).strip("{}")) for way in ways]
+    if fitted.copies is not None:
+        copies = fitted.copies
+        numbers = {"latency": f"{short(copies.latency_s * 1e6)} us", "efficiency": short(copies.efficiency)}
+        if copies.pageable_efficiency is not None:
+            numbers["pageable_efficiency"] = short(copies.pageable_efficiency)
+        text = ", ".join(f"{name}: {value}" for name, value in numbers.items())
+        score = (f"{copies.samples:,}", f"{copies.median_error:.1%}", f"{copies.p90_error:.1%}")
+        rows.append(("copies", *score, text))
+    print_table(("figures", "rows", "median error", "p90", fitted.link), rows, console)
+    if fitted.copies is not None and fitted.copies.synchronize_s is not None:
+        wait = f"{short(fitted.copies.synchronize_s * 1e6)} us"
+        console.print(Text(f"A copy to the host ends {wait} later: the device's `transition.synchronize`."))
+    if fitted.unused:
+        console.print(Text(f"{fitted.unused:,} rows not used: kernels, which tell of a device"))

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, Valida
 
 from simulator import units
 from simulator.errors import did_you_mean
-from simulator.specs.base import InputFile, Spec, Uncertain, context_of, rule_broken
+from simulator.specs.base import Spec, Uncertain, context_of, existing_file, rule_broken
 from simulator.specs.provenance import Figure, Sources
 from simulator.specs.quantities import (
     UNKNOWN,
@@ -108,6 +108,11 @@ class HostMemory(Memory):
     0.75 to 0.85 in STREAM)."""
 
 
+def _table(name: str, info: ValidationInfo) -> str:
+    """`silicon`, or the path of a table of operators."""
+    return name if name == "silicon" else existing_file(name, info)
+
+
 class Transition(Spec):
     """What a copy between a device's memory and another costs beyond latency and bandwidth of its way."""
 
@@ -199,7 +204,7 @@ class Device(Spec):
     """Of the device alone."""
     efficiency: dict[OperatorClass, Efficiency] = Field(default_factory=dict)
     """By operator class, optionally with a precision: `matmul.bf16`, `attention_decode`."""
-    tables: tuple[Literal["silicon"] | InputFile, ...] = ()
+    tables: tuple[Annotated[str, AfterValidator(_table)], ...] = ()
     """Tables of measured kernels (docs/calibrate.md), looked for beside this file, or `silicon` for NVIDIA's
     databases where they are installed: products of shapes near measured ones take the time measured."""
     transition: Transition | None = None

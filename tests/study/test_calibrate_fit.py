@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,11 +29,11 @@ from simulator.specs.load import load
 from simulator.study.calibration import silicon
 from simulator.study.calibration.calibrate import fit_device
 from simulator.study.calibration.columns import read_columns
-from simulator.study.calibration.fit import fit, predict
+from simulator.study.calibration.fit import FittedClass, fit, predict
 from simulator.study.calibration.judge import judge, lending, scores
 from simulator.study.calibration.lookup import Lookup
 from simulator.study.calibration.measured_times import TableTimes, with_measured_times
-from simulator.study.calibration.profile_text import efficiency_line, rounded
+from simulator.study.calibration.profile_text import efficiency_line, rounded, with_numbers
 from simulator.study.calibration.readers import read_samples
 from simulator.study.calibration.samples import (
     Heads,
@@ -180,6 +181,54 @@ def test_numbers_go_into_the_profile_and_the_rest_stays(tmp_path: Path) -> None:
     assert again.text == fitted.text  # what was fitted before is replaced, not repeated
 
 
+PROFILE = """\
+name: Mine
+kind: gpu
+memory: {capacity: 24 GB, bandwidth: 300 GB/s, efficiency: 0.8}
+flops: {bf16: 121 TFLOP/s}
+power: {idle: 10 W, busy: 70 W}
+"""
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ("efficiency:\n      norm: {compute: 1, memory: 0.7, overhead: 2 us}   # kept\n", "      matmul.bf16: {"),
+        ("efficiency: {}\n", "  matmul.bf16: {"),
+        ("efficiency:\n", "  matmul.bf16: {"),
+        ("", "  matmul.bf16: {"),
+    ],
+)
+def test_numbers_fit_in_however_a_section_is_written(tmp_path: Path, section: str, expected: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(PROFILE + section)
+    fitted = FittedClass("matmul", "bf16", rounded(TRUE), 48, 0.01, 0.02)
+    text = with_numbers(path, [fitted], "my bench", None)
+    assert f"\n{expected}" in text
+    found = yaml.safe_load(text)
+    assert set(found["efficiency"]) == {"matmul.bf16"} | ({"norm"} if "norm" in section else set())
+    assert found["sources"]["efficiency.matmul.bf16"]["samples"] == 48
+    assert "# kept" in text or "norm" not in section
+
+
+@pytest.mark.parametrize("text", ["efficiency: {norm: {compute: 1}}\n", "{name: Mine}\n"])
+def test_a_profile_that_cannot_be_changed_in_its_place_says_so(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"lines `key: value`"):
+        with_numbers(path, [FittedClass("matmul", "bf16", rounded(TRUE), 48, 0.01, 0.02)], "my bench", None)
+
+
+def test_a_table_that_is_not_there_is_named_once(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    text = Catalogue().path("devices", "l4").read_text()
+    path.write_text(text.replace("kind: gpu\n", "kind: gpu\ntables: [none.csv]\n"))
+    with pytest.raises(InputError) as caught:
+        load(path, Device)
+    assert [problem.key for problem in caught.value.problems] == ["tables.0"]
+    assert "no such file; looked in" in str(caught.value)
+
+
 def test_numbers_are_judged_as_they_are_written() -> None:
     exact = TRUE.model_copy(update={"compute": 0.123456, "chain_most": 2047.6, "cached_bytes_per_s": 18.26e9})
     assert rounded(exact).compute == 0.123
@@ -195,7 +244,7 @@ def test_numbers_are_judged_as_they_are_written() -> None:
         ([{"operator": "matmul", "precision": "bf16", "time_us": "x"}], "time_us = 'x': write a number"),
         ([{"operator": "matmul", "precision": "bf16", "time_us": -1}], "write a number above 0"),
         ([{"operator": "matmul", "precision": "bf16", "time_us": 1, "m": 1, "n": 2}], "k: no such column"),
-        ([{"operator": "matmul", "precision": "bf16", "time_us": 1, "m": 1, "n": 2, "k": ""}], ":2: k = "),
+        ([{"operator": "matmul", "precision": "bf16", "time_us": 1, "m": 1, "n": 2, "k": ""}], ":2: k: is blank; write a number from 1"),
         ([{"operator": "matmul", "precision": "bf16", "time_us": 1, "m": 1, "n": 2, "k": 3}], "fewer than 12 rows"),
         ([{"operator": "copy", "precision": "", "time_us": 1}], "a figure of a link"),
         ([{"a": 1}], "no table of kernels is known"),

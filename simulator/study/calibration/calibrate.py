@@ -57,8 +57,7 @@ def fit_device(
     `sources` has it. out: a folder whose profile of the device, if it has one, is the one to change. Raises
     InputError for a table that cannot be read, and where no row is of the device.
     """
-    if date is not None:
-        _check_date(date)
+    check_date(date)
     catalogue = Catalogue((Path(out), *default_roots()))
     record = catalogue.device(device).record
     unused: Counter[str] = Counter()
@@ -88,7 +87,8 @@ def fit_device(
     return FittedDevice(device, classes, dict(+unused), path, text)
 
 
-def _check_date(date: str) -> None:
+def check_date(date: str | None) -> None:
+    """Raises InputError where `sources` could not say when measurements were made like this."""
     try:
         Source(kind="measured", ref="checked only", date=date)
     except ValueError:

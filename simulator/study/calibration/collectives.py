@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NoReturn, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from simulator.costs.transfers import collective_s
-from simulator.errors import InputError, Problem
 from simulator.specs.hardware import ALGORITHMS, Algorithm, Collective, Collectives, Link
 from simulator.study.calibration.columns import Columns, Floats, Texts
 
@@ -99,6 +98,7 @@ class Fit:
     samples: int
     median_error: float
     p90_error: float
+    note: str = ""
 
 
 # -- the documented table -----------------------------------------------------------------------------------
@@ -106,26 +106,16 @@ class Fit:
 
 def read_collectives(columns: Columns) -> CollectiveRows:
     """The rows of a table of operators whose `operator` is `collective`; raises InputError."""
-    chosen = columns.texts("operator") == "collective"
-    algorithm, by = columns.texts("algorithm"), columns.texts("by")
-    ranks, nbytes = columns.numbers("ranks", 0.0), columns.numbers("bytes", 0.0)
-    time_us = columns.numbers("time_us", 0.0)
-    for number in np.flatnonzero(chosen).tolist():
-        if algorithm[number] not in ALGORITHMS:
-            _refuse(columns, number, "algorithm", algorithm[number], f"one of: {', '.join(ALGORITHMS)}")
-        if by[number] not in BY:
-            _refuse(columns, number, "by", by[number], f"one of: {', '.join(BY)}")
-        if ranks[number] < 2 or not ranks[number].is_integer():
-            _refuse(columns, number, "ranks", f"{ranks[number]:g}", "write a whole number from 2")
-        for name, value in (("bytes", nbytes[number]), ("time_us", time_us[number])):
-            if not 0 < value < math.inf:
-                _refuse(columns, number, name, f"{value:g}", "write a number above 0")
-    every = CollectiveRows(algorithm, by, ranks.astype(np.int64), nbytes, microseconds(time_us))
-    return every.where(chosen)
-
-
-def _refuse(columns: Columns, number: int, key: str, value: str, advice: str) -> NoReturn:
-    raise InputError([Problem(columns.path, columns.line(number), None, key, str(value), advice)])
+    chosen = np.flatnonzero(columns.texts("operator") == "collective")
+    algorithm, by = columns.texts("algorithm")[chosen], columns.texts("by")[chosen]
+    for number, what, who in zip(chosen.tolist(), algorithm.tolist(), by.tolist(), strict=True):
+        if what not in ALGORITHMS:
+            columns.refuse("algorithm", number, what, f"one of: {', '.join(ALGORITHMS)}")
+        if who not in BY:
+            columns.refuse("by", number, who, f"one of: {', '.join(BY)}")
+    ranks = columns.whole("ranks", least=2, rows=chosen)
+    nbytes, time_us = columns.positive("bytes", chosen), columns.positive("time_us", chosen)
+    return CollectiveRows(algorithm, by, ranks, nbytes, microseconds(time_us))
 
 
 def microseconds(values: Floats) -> Floats:

@@ -6,15 +6,12 @@ sums: what the device states of its launch is taken as given, the rest of a smal
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from simulator.errors import InputError, Problem
 from simulator.specs.hardware import Transition
 from simulator.study.calibration.collectives import FEWEST_ROWS, NOISE, microseconds
 from simulator.study.calibration.columns import Columns, Floats, Texts
@@ -53,27 +50,20 @@ class CopyFit:
     samples: int
     median_error: float
     p90_error: float
+    note: str = ""
 
 
 def read_copies(columns: Columns) -> CopyRows:
     """The rows of a table of operators whose `operator` is `copy`; raises InputError."""
-    chosen = columns.texts("operator") == "copy"
-    direction, pinned = columns.texts("direction"), columns.texts("pinned")
-    nbytes, time_us = columns.numbers("bytes", 0.0), columns.numbers("time_us", 0.0)
-    for number in np.flatnonzero(chosen).tolist():
-        if direction[number] not in (TO_DEVICE, TO_HOST):
-            _refuse(columns, number, "direction", direction[number], f"one of: {TO_DEVICE}, {TO_HOST}")
-        if pinned[number].lower() not in ("true", "false"):
-            _refuse(columns, number, "pinned", pinned[number], "write true or false")
-        for name, value in (("bytes", nbytes[number]), ("time_us", time_us[number])):
-            if not 0 < value < math.inf:
-                _refuse(columns, number, name, f"{value:g}", "write a number above 0")
-    is_pinned = np.array([text.lower() == "true" for text in pinned.tolist()], dtype=bool)
-    return CopyRows(direction, is_pinned, nbytes, microseconds(time_us)).where(chosen)
-
-
-def _refuse(columns: Columns, number: int, key: str, value: str, advice: str) -> NoReturn:
-    raise InputError([Problem(columns.path, columns.line(number), None, key, str(value), advice)])
+    chosen = np.flatnonzero(columns.texts("operator") == "copy")
+    direction, pinned = columns.texts("direction")[chosen], columns.texts("pinned")[chosen]
+    for number, to, is_pinned in zip(chosen.tolist(), direction.tolist(), pinned.tolist(), strict=True):
+        if to not in (TO_DEVICE, TO_HOST):
+            columns.refuse("direction", number, to, f"one of: {TO_DEVICE}, {TO_HOST}")
+        if is_pinned.lower() not in ("true", "false"):
+            columns.refuse("pinned", number, is_pinned, "write true or false")
+    nbytes, time_us = columns.positive("bytes", chosen), columns.positive("time_us", chosen)
+    return CopyRows(direction, np.char.lower(pinned) == "true", nbytes, microseconds(time_us))
 
 
 def fit_copies(rows: CopyRows, bytes_per_s: float, transition: Transition) -> CopyFit | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.costs.transfers import COLLECTIVE_DEFAULTS, copy_latency_s
+from simulator.costs.transfers import copy_latency_s
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.hardware import Algorithm, Collective, Collectives, Link
 from simulator.study.calibration.collectives import (
@@ -37,8 +37,10 @@ class Judged:
 
     rows: CollectiveRows
     shipped_s: Floats
-    left_out_s: Floats | None
-    """By figures fitted without the table; None where nothing is there to fit them to."""
+    told: NDArray[np.bool_]
+    """Which rows other measurements tell of."""
+    left_out_s: Floats
+    """Of those rows, by figures fitted without the table."""
 
 
 def judge(
@@ -66,9 +68,17 @@ def _judge(table: Published, name: str, left_out: Link | None, catalogue: Catalo
     link = catalogue.link(system.link).record
     copied_s = _copied_s(rows, system, catalogue)
     shipped_s = _timed(predicted_s(link, rows), copied_s, is_launched, version, name)
-    if left_out is None:
-        return Judged(rows, shipped_s, None)
-    return Judged(rows, shipped_s, _timed(predicted_s(left_out, rows), copied_s, is_launched, version, None))
+    told = _told(rows, left_out)
+    if left_out is None or not told.any():
+        return Judged(rows, shipped_s, told, np.zeros(0))
+    some, its_version = rows.where(told), version[told]
+    left_out_s = _timed(predicted_s(left_out, some), copied_s[told], is_launched[told], its_version, None)
+    return Judged(rows, shipped_s, told, left_out_s)
+
+
+def _told(rows: CollectiveRows, link: Link | None) -> NDArray[np.bool_]:
+    ways = () if link is None else link.collective.library
+    return np.isin(rows.algorithm, sorted({algorithm for way in ways for algorithm in way.algorithms}))
 
 
 def _timed(
@@ -132,24 +142,23 @@ def fitted_without(
                 (same if is_same else others).append(sample)
     if not any(len(sample.rows) for sample in (*same, *others)):
         return None
-    chosen_ways = _composed(same, others, COLLECTIVE_DEFAULTS[link.kind])
-    return link.model_copy(update={"collective": chosen_ways})
+    return link.model_copy(update={"collective": _composed(same, others)})
 
 
-def _composed(same: Sequence[Sample], others: Sequence[Sample], defaults: Collectives) -> Collectives:
-    """By groups of algorithms: what fits the same system, else the others, else the shipped defaults."""
+def _composed(same: Sequence[Sample], others: Sequence[Sample]) -> Collectives:
+    """By groups of algorithms: what fits the same system, else the others; of no rows nothing, as the shipped
+    defaults know the rows that are left out."""
     of_same, of_others = (fit_collectives(each) if each else None for each in (same, others))
     found = [fit.collectives if fit else Collectives() for fit in (of_same, of_others)]
     library: list[Collective] = []
     for algorithms in TOGETHER:
-        candidates = [_ways_of(each.library, algorithms) for each in (*found, defaults)]
+        candidates = [_ways_of(each.library, algorithms) for each in found]
         if not _covers(same, algorithms, "library"):
             candidates = candidates[1:]
         library += next((ways for ways in candidates if ways), ())
     if _covers(same, ("all_reduce",), "engine"):
         return Collectives(engine=found[0].engine, library=tuple(library))
-    tells = any(len(sample.rows.of(("all_reduce",), "engine")) for sample in others)
-    return Collectives(engine=found[1].engine if tells else defaults.engine, library=tuple(library))
+    return Collectives(engine=found[1].engine if library else (), library=tuple(library))
 
 
 def _ways_of(ways: Sequence[Collective], algorithms: tuple[Algorithm, ...]) -> tuple[Collective, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+from simulator.graph.operator_traits import NORMS
 from simulator.specs.architecture import (
     Alibi,
     Architecture,
@@ -33,7 +34,6 @@ PLAIN = Architecture(
     layers=(LayerSpec(ATTENTION, MLP),), norm="layer", norm_eps=1e-5,
 )  # fmt: skip
 """Layer norms, no positions, no gate, as many keys as queries; small, so that little but calls takes time."""
-NORMS = ("embed_norm", "attn_norm", "mlp_norm", "attn_post_norm", "mlp_post_norm", "final_norm")
 NORMS_A_LAYER = 2
 
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
+from simulator.errors import InputError, Problem
 from simulator.specs.hardware import Efficiency
 from simulator.specs.yaml_file import read_text
 from simulator.study.calibration.fit import PLAIN, FittedClass
@@ -19,35 +20,74 @@ INDENT = "  "
 
 def with_numbers(path: Path, fitted: Sequence[FittedClass], ref: str, date: str | None) -> str:
     """The text of the profile in a file with the fitted classes in `efficiency` and where they come from in
-    `sources`; what it says of those classes is replaced, all else stays."""
+    `sources`; what it says of those classes is replaced, all else stays. Raises InputError where the file is
+    written in a way that cannot be changed in its place."""
     numbers = {each.key: efficiency_line(each.efficiency) for each in fitted}
     sources = {f"efficiency.{each.key}": source_line(each, ref, date) for each in fitted}
-    text = _with_entries(read_text(path), "efficiency", numbers)
-    return _with_entries(text, "sources", sources)
+    return with_entries(path, {"efficiency": numbers, "sources": sources})
+
+
+def with_entries(
+    path: Path, sections: Mapping[str, Mapping[str, str]], top: Mapping[str, str] | None = None
+) -> str:
+    """The text of a profile with entries, as YAML, at its `top` and in some of the mappings there; raises
+    InputError where the file is written in a way that cannot be changed in its place."""
+    text = read_text(path)
+    expected = {**yaml.safe_load(text), **_read(top or {})}
+    _refuse_flow(path, text)
+    text = _with_top(text, top or {})
+    for section, entries in sections.items():
+        _refuse_flow(path, text, section)
+        text = _with_entries(text, section, entries)
+        if entries:
+            expected[section] = {**(expected.get(section) or {}), **_read(entries)}
+    if _reread(text) != expected:
+        advice = "nothing can be put into a file written like this; write mappings as lines `key: value`"
+        raise InputError([Problem(path, advice=advice)])
+    return text
+
+
+def _read(entries: Mapping[str, str]) -> dict[str, Any]:
+    return {key: yaml.safe_load(value) for key, value in entries.items()}
+
+
+def _reread(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+
+
+def _refuse_flow(path: Path, text: str, section: str | None = None) -> None:
+    """Nothing can be put into the braces of a section, or of the whole file."""
+    found = _root(text) if section is None else _section(text, section)
+    if found is not None and found.flow_style and found.value:
+        advice = "write it as lines `key: value` without braces, so that numbers can be put there"
+        raise InputError([Problem(path, found.start_mark.line + 1, None, section, "{...}", advice)])
 
 
 def efficiency_line(efficiency: Efficiency) -> str:
     """The numbers as a profile writes them, those left out that say nothing."""
     parts = [
-        f"compute: {_short(efficiency.compute)}", f"memory: {_short(efficiency.memory)}",
-        f"overhead: {_short(efficiency.overhead_s * 1e6)} us", f"blend: {_short(efficiency.blend)}",
+        f"compute: {short(efficiency.compute)}", f"memory: {short(efficiency.memory)}",
+        f"overhead: {short(efficiency.overhead_s * 1e6)} us", f"blend: {short(efficiency.blend)}",
     ]  # fmt: skip
     if efficiency.chain_s:
-        parts.append(f"chain: {_short(efficiency.chain_s * 1e9)} ns")
+        parts.append(f"chain: {short(efficiency.chain_s * 1e9)} ns")
     if efficiency.chain_s and efficiency.chain_most is not None:
         parts.append(f"chain_most: {round(efficiency.chain_most)}")
     if round(efficiency.block):
         parts.append(f"block: {round(efficiency.block)}")
     if efficiency.split_s:
-        parts.append(f"split: {_short(efficiency.split_s * 1e6)} us")
+        parts.append(f"split: {short(efficiency.split_s * 1e6)} us")
     if round(efficiency.joint):
         parts.append(f"joint: {round(efficiency.joint)}")
     if efficiency.cached_bytes_per_s:
-        parts.append(f"cached: {_short(efficiency.cached_bytes_per_s / 1e9)} GB/s")
+        parts.append(f"cached: {short(efficiency.cached_bytes_per_s / 1e9)} GB/s")
     return "{" + ", ".join(parts) + "}"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Three significant digits, never in powers of ten."""
     return f"{float(f'{value:.3g}'):.10f}".rstrip("0").rstrip(".") or "0"
 
@@ -64,7 +104,20 @@ def rounded(efficiency: Efficiency) -> Efficiency:
     return PLAIN.model_copy(update=values)
 
 
-def source_line(fitted: FittedClass, ref: str, date: str | None) -> str:
+class Scored(Protocol):
+    """Numbers that were fitted, and how far the rows they were fitted to are from them."""
+
+    @property
+    def samples(self) -> int: ...
+    @property
+    def median_error(self) -> float: ...
+    @property
+    def p90_error(self) -> float: ...
+    @property
+    def note(self) -> str: ...
+
+
+def source_line(fitted: Scored, ref: str, date: str | None) -> str:
     """Where numbers come from, as `sources` has it."""
     fields = ["kind: measured", f"ref: {json.dumps(ref, ensure_ascii=False)}", *_dated(date),
               f"samples: {fitted.samples}", f"median_error: {_percent(fitted.median_error)}",
@@ -83,37 +136,61 @@ def _percent(share: float) -> str:
     return f"{share:.1%}"
 
 
+def _with_top(text: str, entries: Mapping[str, str]) -> str:
+    """`text` with entries of its own: each where it was, a new one before `sources`."""
+    for key, value in entries.items():
+        lines = text.splitlines()
+        old = {name.value: (name.start_mark.line, _last_line(node)) for name, node in _root(text).value}
+        start, _ = old.get("sources", (len(lines), 0))
+        first, last = old.get(key, (start, start - 1))
+        entry = f"{key}: {value}".replace(": \n", ":\n")
+        text = "\n".join([*lines[:first], entry, *lines[last + 1 :]]) + "\n"
+    return text
+
+
 def _with_entries(text: str, section: str, entries: Mapping[str, str]) -> str:
     """`text` with lines `key: value` in one of its mappings, in place of those with the same keys."""
     if not entries:
         return text
     lines = text.splitlines()
     at = _section(text, section)
-    if at is None:
-        before_sources = next((n for n, line in enumerate(lines) if line.startswith("sources:")), len(lines))
-        new = [f"{section}:", *_written(entries)]
-        return "\n".join([*lines[:before_sources], *new, *lines[before_sources:]]) + "\n"
+    if at is None or not at.value:
+        return _with_section(lines, section, entries)
     old = {key.value: (key.start_mark.line, _last_line(value)) for key, value in at.value}
     replaced = [key for key in old if key in entries]
     kept = set(range(len(lines))) - {n for key in replaced for n in range(old[key][0], old[key][1] + 1)}
-    end = max((last for _, last in old.values()), default=at.start_mark.line)
-    new = _written(entries)
+    end = max(last for _, last in old.values())
+    new = _written(entries, " " * at.value[0][0].start_mark.column)
     before = [lines[n] for n in range(end + 1) if n in kept]
     return "\n".join([*before, *new, *lines[end + 1 :]]) + "\n"
 
 
-def _written(entries: Mapping[str, str]) -> list[str]:
-    return [f"{INDENT}{key}: {value}" for key, value in entries.items()]
+def _with_section(lines: Sequence[str], section: str, entries: Mapping[str, str]) -> str:
+    """Lines with a section that they lack, or have with nothing in it."""
+    new = [f"{section}:", *_written(entries, INDENT)]
+    is_there = [n for n, line in enumerate(lines) if line.startswith(f"{section}:")]
+    if is_there:
+        return "\n".join([*lines[: is_there[0]], *new, *lines[is_there[0] + 1 :]]) + "\n"
+    at = next((n for n, line in enumerate(lines) if line.startswith("sources:")), len(lines))
+    return "\n".join([*lines[:at], *new, *lines[at:]]) + "\n"
+
+
+def _written(entries: Mapping[str, str], indent: str) -> list[str]:
+    return [f"{indent}{key}: {value}" for key, value in entries.items()]
 
 
 def _section(text: str, name: str) -> yaml.MappingNode | None:
-    """A mapping at the top of a document, written as a block; None where there is none."""
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    assert isinstance(root, yaml.MappingNode), "a profile that has been read is a mapping"
-    for key, value in root.value:
+    """A mapping at the top of a document; None where there is none, or nothing in it."""
+    for key, value in _root(text).value:
         if key.value == name and isinstance(value, yaml.MappingNode):
             return value
     return None
+
+
+def _root(text: str) -> yaml.MappingNode:
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert isinstance(root, yaml.MappingNode), "a profile that has been read is a mapping"
+    return root
 
 
 def _last_line(node: yaml.Node) -> int:

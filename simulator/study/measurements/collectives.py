@@ -37,8 +37,7 @@ class CollectiveTable:
                 unsupported[judged] += count_of(table, name)
                 continue
             pairs += _pairs(judged.rows, judged.shipped_s, "")
-            if judged.left_out_s is not None:
-                pairs += _pairs(judged.rows, judged.left_out_s, "_left_out")
+            pairs += _pairs(judged.rows.where(judged.told), judged.left_out_s, "_left_out")
             for across, what in ((False, "send_recv"), (True, "send_recv_across_nodes")):
                 pairs += _pairs(*copies(table, name, across, catalogue), "", what)
         return Outcome(tuple(pairs), dict(unsupported))

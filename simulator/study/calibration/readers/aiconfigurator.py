@@ -54,7 +54,7 @@ def milliseconds(values: Floats) -> Floats:
 @reader("gemm_dtype", "m", "n", "k", "latency_ms", "system")
 def read_gemm(columns: Columns, catalogue: Catalogue) -> TableSamples:
     found = TableSamples()
-    m, n, k = (columns.positive(name) for name in ("m", "n", "k"))
+    m, n, k = (columns.counts(name) for name in ("m", "n", "k"))
     time_s, systems = _times_and_systems(columns)
     is_trtllm = (columns.texts("kernel_source", "") == "torch_flow") | (
         columns.texts("framework", "") == "TRTLLM"
@@ -105,11 +105,11 @@ def _times_and_systems(columns: Columns) -> tuple[Floats, Texts]:
 def read_attention(columns: Columns, catalogue: Catalogue) -> TableSamples:
     """A row of one new token is a decode, in whichever table it stands."""
     found = TableSamples()
-    numbers = {name: columns.positive(name) for name in ("batch_size", "isl", "num_heads",
-                                                         "num_key_value_heads", "head_dim")}  # fmt: skip
-    numbers["step"] = columns.numbers("step", 0.0)
+    numbers = {name: columns.counts(name) for name in ("batch_size", "isl", "num_heads",
+                                                       "num_key_value_heads", "head_dim")}  # fmt: skip
+    numbers["step"] = columns.counts("step", 0.0, least=0)
     time_s, systems = _times_and_systems(columns)
-    window = columns.numbers("window_size", 0.0)
+    window = columns.counts("window_size", 0.0, least=-1)
     numbers["window"] = np.where(window > 0, window, np.inf)
     phase = np.where(numbers["isl"] > 1, "prefill", "decode")
     keys = (systems, columns.texts("kv_cache_dtype", "bfloat16"), phase)

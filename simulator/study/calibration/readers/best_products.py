@@ -3,6 +3,8 @@ finder."""
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from simulator.specs.catalogue import Catalogue
@@ -23,20 +25,20 @@ from simulator.study.calibration.samples import Part, Samples, TableSamples, gro
 def read_llmcompass(columns: Columns, catalogue: Catalogue) -> TableSamples:
     """Of PrincetonUniversity/LLMCompass; only its products state a time, or how fast they were."""
     found = TableSamples()
-    time_s = milliseconds(columns.numbers("latency_ms", 0.0))
-    m, n, k = (columns.numbers(name, 0.0) for name in ("M", "N", "K"))
-    rate = columns.numbers("throughput", 0.0) * 1e12
+    time_s = milliseconds(columns.numbers("latency_ms", 0.0, least=0))
     for (system, operator), rows in by_value(columns.texts("device"), columns.texts("op")):
         with counted(found, len(rows)):
             device = known_device(system, catalogue)
             if not operator.startswith("matmul_"):
                 raise NotMapped(f"{operator}: no time is stated, and the unit of throughput is doubtful")
             precision = known_format(operator.removeprefix("matmul_"))
-            load = matmul_load(m[rows], n[rows], k[rows], precision, precision)
-            by_rate = load.flops / np.where(rate[rows] > 0, rate[rows], 1.0)
-            measured = np.where(time_s[rows] > 0, time_s[rows], by_rate)
-            parts, shape = (Part("matmul", precision, load),), {"m": m[rows], "n": n[rows], "k": k[rows]}
-            group = groups((n[rows], k[rows]))
+            m, n, k = (columns.counts(name, rows=rows) for name in ("M", "N", "K"))
+            load = matmul_load(m, n, k, precision, precision)
+            measured, untimed = time_s[rows], time_s[rows] == 0
+            rate = columns.positive("throughput", rows[untimed]) * 1e12
+            measured[untimed] = load.flops[untimed] / rate
+            parts, shape = (Part("matmul", precision, load),), {"m": m, "n": n, "k": k}
+            group = groups((n, k))
             found.samples.append(Samples(columns.path.stem, device, parts, measured, shape, group))
     return found
 
@@ -47,7 +49,8 @@ def read_best_shapes(columns: Columns, catalogue: Catalogue) -> TableSamples:
     peak."""
     found = TableSamples()
     rate = columns.positive("measured_matmul_tflops") * 1e12
-    sides = np.array([[float(side) for side in text.split("x")] for text in columns.texts("best_shape_mnk")])
+    texts = columns.texts("best_shape_mnk").tolist()
+    sides = np.array([_sides(columns, *each) for each in enumerate(texts)], dtype=np.float64)
     for (system, dtype), rows in by_value(columns.texts("accelerator"), columns.texts("dtype")):
         with counted(found, len(rows)):
             name = system.removeprefix("AMD ").removeprefix("Intel ")
@@ -58,3 +61,12 @@ def read_best_shapes(columns: Columns, catalogue: Catalogue) -> TableSamples:
             time_s = load.flops / rate[rows]
             found.samples.append(Samples(columns.path.stem, device, parts, time_s, shape, groups((n, k))))
     return found
+
+
+def _sides(columns: Columns, number: int, text: str) -> tuple[int, int, int]:
+    """M, N and K of a row, such as `1024x2048x512`."""
+    found = re.fullmatch(r"([1-9]\d{0,8}) *x *([1-9]\d{0,8}) *x *([1-9]\d{0,8})", text)
+    if found is None:
+        columns.refuse("best_shape_mnk", number, text, "write M, N and K as in 1024x2048x512")
+    m, n, k = (int(side) for side in found.groups())
+    return m, n, k

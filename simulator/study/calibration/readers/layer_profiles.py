@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.costs.operators import Floats, KernelLoad
 from simulator.graph.work import OperatorClass
@@ -95,19 +96,19 @@ VIDUR: dict[str, _Kernel] = {
 def read_vidur(columns: Columns, catalogue: Catalogue) -> TableSamples:
     """Every operator of every row is a measurement; rows of one shape, repeated, keep their repetitions."""
     found = TableSamples()
-    ranks = columns.positive("num_tensor_parallel_workers")
-    heads, kv_heads = columns.positive("n_head"), columns.positive("n_kv_head")
-    hidden = columns.positive("n_embd")
+    ranks = columns.counts("num_tensor_parallel_workers")
+    heads, kv_heads = columns.counts("n_head"), columns.counts("n_kv_head")
+    hidden = columns.counts("n_embd")
     width = hidden / heads
     gated = np.char.lower(columns.texts("use_gated_mlp")) == "true"
     layer = _Layer(
-        columns.positive("num_tokens"), hidden, width * heads / ranks,
+        columns.counts("num_tokens"), hidden, width * heads / ranks,
         width * np.maximum(kv_heads / ranks, 1),
-        columns.positive("n_expanded_embd") / ranks, np.where(gated, 2.0, 1.0),
+        columns.counts("n_expanded_embd") / ranks, np.where(gated, 2.0, 1.0),
     )  # fmt: skip
     for name, (operator_class, load_of) in VIDUR.items():
         column = f"{name}_ms_median"
-        time_s = milliseconds(columns.numbers(column, 0.0))
+        time_s = milliseconds(columns.numbers(column, 0.0, least=0))
         load = load_of(layer)
         for (system,), rows in by_value(columns.texts("gpu")):
             device = device_id(system, catalogue)
@@ -168,9 +169,13 @@ class _Widths:
     heads: tuple[int, int, int]
 
 
-def _widths(name: str, ranks: int, catalogue: Catalogue) -> _Widths:
-    """Of a model as Hugging Face names it; raises NotMapped if the catalogue has none such, or it is built
-    otherwise."""
+def _widths(
+    name: str, columns: Columns, tp: NDArray[np.int64], rows: NDArray[np.intp], catalogue: Catalogue
+) -> _Widths:
+    """Of a model as Hugging Face names it, for rows of one degree; raises NotMapped if the catalogue has none
+    such, or it is built otherwise."""
+    first = int(rows[0])
+    ranks = int(tp[first])
     wanted = name.rpartition("/")[2].lower()
     if catalogue.find("models", wanted) is None:
         raise NotMapped(f"model {name} is not in the catalogue")
@@ -178,6 +183,9 @@ def _widths(name: str, ranks: int, catalogue: Catalogue) -> _Widths:
     attention, mlp = model.layers[0].attention, model.layers[0].mlp
     if not isinstance(attention, Attention) or not isinstance(mlp, Mlp) or not mlp.gated:
         raise NotMapped(f"model {name} is no plain gated decoder")
+    if attention.num_attention_heads % ranks:
+        advice = f"write a number that divides the {attention.num_attention_heads} heads of {name}"
+        columns.refuse("tp", first, str(ranks), advice)
     heads, keys = attention.num_attention_heads // ranks, max(attention.num_key_value_heads // ranks, 1)
     width = attention.head_dim
     return _Widths(model.hidden_size, heads * width, keys * width, mlp.intermediate_size // ranks,
@@ -230,12 +238,14 @@ def read_per_sequence(columns: Columns, catalogue: Catalogue) -> TableSamples:
 
 def _by_layer(columns: Columns, counts: str, catalogue: Catalogue) -> TableSamples:
     found = TableSamples()
-    rows_of, time_s = columns.positive(counts), microseconds(columns.positive("time_us"))
+    rows_of, time_s = columns.counts(counts), microseconds(columns.positive("time_us"))
+    ranks = columns.whole("tp")
     keys = [columns.texts(name) for name in ("gpu", "model", "dtype", "tp", "layer")]
-    for (system, model, dtype, ranks, layer), rows in by_value(*keys):
+    for (system, model, dtype, _, layer), rows in by_value(*keys):
         with counted(found, len(rows)):
             device, precision = known_device(system, catalogue), known_format(dtype)
-            part = _dense(layer, rows_of[rows], _widths(model, int(float(ranks)), catalogue), precision)
+            widths = _widths(model, columns, ranks, rows, catalogue)
+            part = _dense(layer, rows_of[rows], widths, precision)
             shape = {"tokens": rows_of[rows]}
             if part.operator_class == "matmul":
                 n = part.load.flops / (2 * rows_of[rows] * part.load.chain)
@@ -255,16 +265,20 @@ ATTENTION_COLUMNS = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
 def read_attention(columns: Columns, catalogue: Catalogue) -> TableSamples:
     """One chunk of a prompt, some decodes, or both in one batch."""
     found = TableSamples()
-    numbers = {name: columns.numbers(name) for name in ATTENTION_COLUMNS}
+    numbers = {name: columns.counts(name, least=0) for name in ATTENTION_COLUMNS}
+    idle = np.flatnonzero((numbers["prefill_chunk"] == 0) & (numbers["n_decode"] == 0))
+    if len(idle):
+        columns.refuse("n_decode", int(idle[0]), "0", "as prefill_chunk is; write one of them above 0")
+    ranks = columns.whole("tp")
     time_s = microseconds(columns.positive("time_us"))
     kind = np.where(
         numbers["prefill_chunk"] > 0, np.where(numbers["n_decode"] > 0, "mixed", "prefill"), "decode"
     )
     keys = [columns.texts(name) for name in ("gpu", "model", "dtype", "tp")]
-    for (system, model, dtype, ranks, each), rows in by_value(*keys, kind):
+    for (system, model, dtype, _, each), rows in by_value(*keys, kind):
         with counted(found, len(rows)):
             device, precision = known_device(system, catalogue), known_format(dtype)
-            widths = _widths(model, int(float(ranks)), catalogue)
+            widths = _widths(model, columns, ranks, rows, catalogue)
             mine = {name: values[rows] for name, values in numbers.items()}
             parts = _attention(each, mine, widths, precision)
             group = groups((mine["kv_prefill"], mine["kv_decode"]))

@@ -35,7 +35,7 @@ def read_mixtures(columns: Columns, catalogue: Catalogue) -> TableSamples:
     the tables do not say."""
     found = TableSamples()
     names = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
-    numbers = {name: columns.positive(name) for name in names}
+    numbers = {name: columns.counts(name) for name in names}
     time_s = milliseconds(columns.positive("latency"))
     even = columns.texts("distribution") == "balanced"
     whole = numbers["moe_ep_size"] == 1

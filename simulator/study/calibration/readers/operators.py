@@ -82,7 +82,7 @@ def _or_else(columns: Columns, name: str, others: np.ndarray) -> np.ndarray:
     """A column of formats, where it is blank that of `others`."""
     texts = columns.texts(name, "")
     filled = np.where(texts == "", others, texts)
-    _refuse_unknown(columns, name, filled, (*PRECISIONS, ""))
+    _refuse_unknown(columns, name, filled, PRECISIONS, filled != "")
     return filled
 
 
@@ -92,34 +92,21 @@ def _load(
     """What the kernels of some rows do, and their shape."""
 
     def picked(*names: str) -> list[Floats]:
-        return [_cells(columns, name, rows) for name in names]
+        return [columns.counts(name, rows=rows) for name in names]
 
     precision, weights, kv_cache = formats
     match operator:
         case "matmul":
             m, n, k = picked("m", "n", "k")
-            copies = columns.numbers("copies", 1.0)[rows]
+            copies = columns.counts("copies", 1.0, rows=rows)
             return matmul_load(m, n, k, weights, precision, copies), {"m": m, "n": n, "k": k}
         case "attention_prefill" | "attention_decode":
             batch, new, queries, keys, width = picked("batch", "new", "heads", "kv_heads", "head_dim")
-            context = columns.numbers("context", 0.0)[rows]
+            context = columns.counts("context", 0.0, least=0, rows=rows)
             heads = Heads(queries, keys, width)
             shape = {"batch": batch, "new": new, "context": context, "heads": queries, "kv_heads": keys}
             if operator == "attention_prefill":
                 return prefill_load(batch, new, context, heads, kv_cache), shape
             return decode_load(batch, context + new, heads, kv_cache), shape
-    (moved,) = picked("bytes")
+    moved = columns.positive("bytes", rows)
     return KernelLoad.of(0 * moved, moved, used_bytes=moved), {"bytes": moved}
-
-
-def _cells(columns: Columns, name: str, rows: Pick) -> Floats:
-    """The cells of some rows, each above 0; raises InputError naming the first that is not."""
-    values = columns.numbers(name, 0.0)[rows] if columns.has(name) else columns.numbers(name)
-    wrong = np.flatnonzero(~(values > 0))
-    if len(wrong):
-        first = int(rows[wrong[0]])
-        advice = "write a number above 0; this operator needs it"
-        raise InputError(
-            [Problem(columns.path, columns.line(first), None, name, f"{values[wrong[0]]:g}", advice)]
-        )
-    return values
