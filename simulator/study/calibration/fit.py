@@ -164,12 +164,12 @@ def _free(key: Key, devices: Mapping[str, Device], samples: Sequence[Samples]) -
 
 
 def _tells_of_cache(samples: Samples, key: Key, device: Device) -> bool:
-    """Whether a device has a cache, and rows that it holds and rows that it does not."""
+    """Whether a device has a cache, and rows that it holds."""
     cache = device.memory.cache_bytes
     if not cache or not device.units:
         return False
     loads = [part.load for part in samples.parts if (part.operator_class, part.precision) == key]
-    return any((load.used_bytes < cache / 2).any() and (load.used_bytes > cache).any() for load in loads)
+    return any((load.used_bytes < cache / 2).any() for load in loads)
 
 
 def _thinned(samples: Samples, most: int) -> Samples:

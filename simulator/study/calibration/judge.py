@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.costs.operators import Floats, efficiency_of
 from simulator.results.accuracy import Accuracy, accuracy_of
@@ -123,11 +124,13 @@ def _by_folds(mine: Sequence[Samples], devices: Mapping[str, Device]) -> tuple[P
     """Each row by what was made of the folds that it is not in: by the formula, and by a table beside it."""
     formula = [(each, np.full(len(each), np.nan)) for each in mine]
     table = [(each, np.full(len(each), np.nan)) for each in mine]
+    folds = _folds(mine)
     for fold in range(FOLDS):
-        kept = [each.at(each.group % FOLDS != fold) for each in mine]
+        kept = [each.at(its_folds != fold) for each, its_folds in zip(mine, folds, strict=True)]
         numbers = fit(devices, [each for each in kept if len(each)])
-        for (each, formula_s), (_, table_s), seen in zip(formula, table, kept, strict=True):
-            rows = np.flatnonzero(each.group % FOLDS == fold)
+        of_samples = zip(formula, table, kept, folds, strict=True)
+        for (each, formula_s), (_, table_s), seen, its_folds in of_samples:
+            rows = np.flatnonzero(its_folds == fold)
             if not len(rows) or not len(seen) or not set(keys_of(each)) <= set(numbers):
                 continue
             left_out, device = each.at(rows), devices[each.device]
@@ -135,6 +138,17 @@ def _by_folds(mine: Sequence[Samples], devices: Mapping[str, Device]) -> tuple[P
             lookup = Lookup.of(seen, predict(seen, device, numbers))
             table_s[rows] = lookup.corrected(left_out, formula_s[rows])[0]
     return formula, table
+
+
+def _folds(mine: Sequence[Samples]) -> list[NDArray[np.intp]]:
+    """The fold of each row of some samples: a shape of one kind of kernel is in one, in whatever table, and
+    each has about as many shapes."""
+    kinds = [(each.main.operator_class, each.main.precision) for each in mine]
+    groups: dict[Key, list[NDArray[np.int64]]] = {}
+    for kind, each in zip(kinds, mine, strict=True):
+        groups.setdefault(kind, []).append(each.group)
+    shapes = {kind: np.unique(np.concatenate(found)) for kind, found in groups.items()}
+    return [np.searchsorted(shapes[kind], each.group) % FOLDS for kind, each in zip(kinds, mine, strict=True)]
 
 
 def _without_table(mine: Sequence[Samples], devices: Mapping[str, Device]) -> Predicted:
