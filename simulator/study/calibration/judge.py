@@ -127,17 +127,39 @@ def _by_folds(mine: Sequence[Samples], devices: Mapping[str, Device]) -> tuple[P
     folds = _folds(mine)
     for fold in range(FOLDS):
         kept = [each.at(its_folds != fold) for each, its_folds in zip(mine, folds, strict=True)]
-        numbers = fit(devices, [each for each in kept if len(each)])
-        of_samples = zip(formula, table, kept, folds, strict=True)
-        for (each, formula_s), (_, table_s), seen, its_folds in of_samples:
+        kept = [each for each in kept if len(each)]
+        numbers = fit(devices, kept)
+        lookups = _lookups(kept, devices, numbers)
+        for (each, formula_s), (_, table_s), its_folds in zip(formula, table, folds, strict=True):
             rows = np.flatnonzero(its_folds == fold)
-            if not len(rows) or not len(seen) or not set(keys_of(each)) <= set(numbers):
+            lookup = lookups.get(_table_of(each))
+            if not len(rows) or lookup is None:
                 continue
-            left_out, device = each.at(rows), devices[each.device]
-            formula_s[rows] = predict(left_out, device, numbers)
-            lookup = Lookup.of(seen, predict(seen, device, numbers))
+            left_out = each.at(rows)
+            formula_s[rows] = predict(left_out, devices[each.device], numbers)
             table_s[rows] = lookup.corrected(left_out, formula_s[rows])[0]
     return formula, table
+
+
+_TableKey = tuple[str, str, tuple[Key, ...], tuple[str, ...]]
+
+
+def _table_of(samples: Samples) -> _TableKey:
+    """What rows have in common that are looked up together, as the products of a layer: file, device, kernels
+    and sides."""
+    return samples.table, samples.device, keys_of(samples), tuple(samples.shape)
+
+
+def _lookups(
+    samples: Sequence[Samples], devices: Mapping[str, Device], numbers: Mapping[Key, Efficiency]
+) -> dict[_TableKey, Lookup]:
+    """Of the kernels that there are numbers for."""
+    found: dict[_TableKey, list[tuple[Samples, Floats]]] = {}
+    for each in samples:
+        if set(keys_of(each)) <= set(numbers):
+            formula_s = predict(each, devices[each.device], numbers)
+            found.setdefault(_table_of(each), []).append((each, formula_s))
+    return {key: Lookup.of_all(tables) for key, tables in found.items()}
 
 
 def _folds(mine: Sequence[Samples]) -> list[NDArray[np.intp]]:
