@@ -23,7 +23,6 @@ from simulator.study.calibration.board import (
     kernel_table,
     operator_jobs,
 )
-from simulator.study.calibration.columns import read_columns
 from simulator.study.calibration.judge import Judged, OperatorScore, scores
 from simulator.study.calibration.silicon import SILICON_TASKS, silicon_tables
 from simulator.study.measurements import READERS, Job, Outcome, Pair, Reading
@@ -122,14 +121,7 @@ def validate_silicon(
 
 def _kernels(path: Path, catalogue: Catalogue) -> KernelTable | None:
     """A table of kernels by its columns; one that a reader knows by its name, or as collectives, is none."""
-    return None if path.stem in READERS or not _can_be_kernels(path) else kernel_table(path, catalogue)
-
-
-def _can_be_kernels(path: Path) -> bool:
-    try:
-        return bool(read_columns(path).names)
-    except InputError:
-        return False
+    return None if path.stem in READERS else kernel_table(path, catalogue)
 
 
 def _kernel_score(table: KernelTable) -> TableScore:

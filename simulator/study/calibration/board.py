@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from simulator.specs.catalogue import Catalogue
-from simulator.study.calibration.columns import SUFFIXES, read_columns
+from simulator.study.calibration.columns import SUFFIXES, names_of, read_columns
 from simulator.study.calibration.judge import TASKS, Judged, Task, judge
 from simulator.study.calibration.readers import read_samples, recognises
 from simulator.study.calibration.readers.operators import ANY_DEVICE
@@ -51,12 +51,9 @@ class OperatorJob:
 def kernel_table(path: Path, catalogue: Catalogue) -> KernelTable | None:
     """What a table of kernels holds; None for any other table. Raises InputError for a cell that cannot be
     read."""
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in SUFFIXES or not recognises(names_of(path)):
         return None
-    columns = read_columns(path)
-    if not recognises(columns):
-        return None
-    found = read_samples(columns, catalogue)
+    found = read_samples(read_columns(path), catalogue)
     known = [each for each in found.samples if each.device != ANY_DEVICE]
     unmapped = Counter(found.unmapped)
     unmapped["no column says of which device"] += sum(map(len, found.samples)) - sum(map(len, known))

@@ -64,7 +64,7 @@ def fit_device(
     samples: list[Samples] = []
     for path in map(Path, tables):
         columns = read_columns(path)
-        if not recognises(columns):
+        if not recognises(columns.names):
             advice = (
                 "no table of kernels is known that has these columns; see docs/calibrate.md for one to write"
             )

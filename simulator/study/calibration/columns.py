@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from csv import Error as BadCsv
+from csv import reader as csv_rows
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -175,6 +177,6 @@ def names_of(path: Path) -> tuple[str, ...]:
         if path.suffix == ".parquet":
             return tuple(str(name).strip() for name in parquet.read_schema(path).names)
         with path.open(encoding="utf-8", errors="replace", newline="") as file:
-            return tuple(name.strip() for name in file.readline().rstrip("\r\n").split(","))
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError):
+            return tuple(name.strip() for name in next(csv_rows(file), []))
+    except (BadCsv, pyarrow.ArrowException, OSError, UnicodeDecodeError):
         return ()

@@ -117,7 +117,7 @@ def _products(paths: tuple[Path, ...], device_id: str) -> tuple[Samples, ...]:
     found: list[Samples] = []
     for path in paths:
         columns = read_columns(path)
-        if recognises(columns):
+        if recognises(columns.names):
             samples = read_samples(columns, Catalogue()).samples
             mine = [each for each in samples if each.device in (device_id, ANY_DEVICE)]
             found += [each for each in mine if set(each.shape) == {"m", "n", "k"}]

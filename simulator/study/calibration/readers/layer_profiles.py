@@ -119,39 +119,25 @@ def read_vidur(columns: Columns, catalogue: Catalogue) -> TableSamples:
                 found.unmapped[f"device {system} is not in the catalogue"] += len(measured)
                 continue
             if len(measured):
+                part = Part(operator_class, "fp16", load.at(measured))
+                shape, group = _vidur_shape(part, layer.tokens[measured], layer.hidden[measured])
                 found.samples.append(
-                    _vidur_samples(
-                        columns,
-                        name,
-                        operator_class,
-                        device,
-                        layer,
-                        load.at(measured),
-                        time_s[measured],
-                        measured,
-                    )
+                    Samples(columns.path.stem, device, (part,), time_s[measured], shape, group, name)
                 )
     found.unmapped = +found.unmapped
     return found
 
 
-def _vidur_samples(
-    columns: Columns, name: str, operator_class: OperatorClass, device: str, layer: _Layer, load: KernelLoad,
-    time_s: Floats, rows: np.ndarray,
-) -> Samples:  # fmt: skip
-    shape = {
-        "tokens": layer.tokens[rows],
-        "chain": load.chain,
-        "per_token": load.moved_bytes / layer.tokens[rows],
-    }
-    if operator_class == "matmul":
-        n = load.flops / (2 * layer.tokens[rows] * load.chain)
-        shape = {"m": layer.tokens[rows], "n": n, "k": load.chain}
-    precision: Precision = "fp16"
-    group = groups((shape["n"], shape["k"]) if "n" in shape else (load.chain, layer.hidden[rows]))
-    return Samples(
-        columns.path.stem, device, (Part(operator_class, precision, load),), time_s, shape, group, name
-    )
+def _vidur_shape(
+    part: Part, tokens: Floats, hidden: Floats
+) -> tuple[dict[str, Floats], NDArray[np.int64]]:
+    """What rows are looked up by, and which of them are left out together."""
+    load = part.load
+    if part.operator_class == "matmul":
+        sides = {"m": tokens, "n": load.flops / (2 * tokens * load.chain), "k": load.chain}
+        return sides, groups((sides["n"], sides["k"]))
+    shape = {"tokens": tokens, "chain": load.chain, "per_token": load.moved_bytes / tokens}
+    return shape, groups((load.chain, hidden))
 
 
 # -- LLMServingSim -------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -54,9 +54,9 @@ def _reader_of(names: frozenset[str]) -> Reader | None:
     return max(found, key=lambda each: each[0])[1] if found else None
 
 
-def recognises(columns: Columns) -> bool:
-    """Whether there is a reader for a table."""
-    return _reader_of(frozenset(columns.names)) is not None
+def recognises(names: Sequence[str]) -> bool:
+    """Whether there is a reader for a table with columns of these names."""
+    return _reader_of(frozenset(names)) is not None
 
 
 def read_samples(columns: Columns, catalogue: Catalogue) -> TableSamples:
