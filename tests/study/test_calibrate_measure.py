@@ -199,6 +199,7 @@ CODE = OwnCodeFigures(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_our_own_code_takes_is_found_again(tmp_path):
     """From the times that a machine with known own code would take, its figures come back."""
     figures = made_up()
@@ -221,6 +222,7 @@ def test_what_our_own_code_takes_is_found_again(tmp_path):
         assert found.passes[key] == pytest.approx(expected, rel=0.1, abs=0.05), key
 
 
+@pytest.mark.slow
 def test_a_machine_without_own_code_is_found_to_have_none(tmp_path):
     figures, none = made_up(), OwnCodeFigures()
 

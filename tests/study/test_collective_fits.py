@@ -304,6 +304,7 @@ def test_copies_are_found_again() -> None:
 # -- the published tables -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not OPERATORS.is_dir(), reason="the measured data are not at ../shared/data")
 @pytest.mark.parametrize(
     ("name", "rows", "small", "large"),

@@ -100,6 +100,7 @@ def test_roles_are_those_of_hugging_face(name):
     assert found == expected
 
 
+@pytest.mark.slow
 @every_model
 def test_every_model_can_be_shown(name):
     shown = sheet(name)
