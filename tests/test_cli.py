@@ -126,6 +126,7 @@ def test_a_fault_of_the_plan_is_a_row_in_json_too(placewright, monkeypatch):
     assert "Error" in row["mismatches"][0]
 
 
+@pytest.mark.slow
 def test_verify_refuses_to_say_ok_of_nothing(placewright):
     """Models too large to be carried out, and requests that are all rejected."""
     code, out, err = placewright("verify", CHAT, "--set", "workload.requests=2")

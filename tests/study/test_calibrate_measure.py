@@ -68,6 +68,8 @@ from simulator.study.calibration.timed_kernels import (
 )
 from simulator.study.run import run_scenario
 
+pytestmark = pytest.mark.slow
+
 PEAK, BANDWIDTH = 2e11, 5e10
 FP32 = Formats("fp32", "fp32", "fp32")
 
@@ -199,7 +201,6 @@ CODE = OwnCodeFigures(
 )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_what_our_own_code_takes_is_found_again(tmp_path):
     """From the times that a machine with known own code would take, its figures come back."""
     figures = made_up()
@@ -222,7 +223,6 @@ def test_what_our_own_code_takes_is_found_again(tmp_path):
         assert found.passes[key] == pytest.approx(expected, rel=0.1, abs=0.05), key
 
 
-@pytest.mark.slow
 def test_a_machine_without_own_code_is_found_to_have_none(tmp_path):
     figures, none = made_up(), OwnCodeFigures()
 
@@ -352,7 +352,6 @@ def test_patience_comes_to_an_end():
     assert watch.share >= 0
 
 
-@pytest.mark.slow
 def test_this_machine_for_real():
     """Complete, and where nobody else computes, right within a factor of two."""
     told = []

@@ -71,6 +71,7 @@ def test_ranks_may_keep_what_each_has_whole_on_one_drive() -> None:
 ENCODERS = ["tiny-bert", "tiny-roberta"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ENCODERS)
 def test_encoders_are_carried_out_in_every_way_that_needs_no_cache(model: str):
     rows = verified("tiny-encoders.yaml", f"model={model}")
