@@ -17,7 +17,7 @@ test: $(DEV) $(SMOLLM2) lint  ## everything CI runs
 	@$(BIN)/python -m pytest -q -n 2
 	@$(BIN)/placewright verify --all
 
-check: $(DEV) lint  ## what to run after every change; under a minute
+check: $(DEV) lint  ## what to run after every change; about a minute
 	@$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 pictures: $(DEV)  ## draw the pictures and figures of docs/strategies.md again, after a change that shows in them
