@@ -7,7 +7,7 @@ from rich.text import Text
 
 from simulator.report.listing import print_table
 from simulator.study.calibration.calibrate import FittedDevice
-from simulator.study.calibration.calibrate_link import FittedLink, way_line
+from simulator.study.calibration.calibrate_link import FittedLink, copy_figures, way_line
 from simulator.study.calibration.profile_text import efficiency_line, short
 
 FAR_OFF = 0.15
@@ -48,10 +48,7 @@ def _print_link(fitted: FittedLink, console: Console) -> None:
             rows += [(f"collective.{by}", *score, way_line(way).strip("{}")) for way in ways]
     if fitted.copies is not None:
         copies = fitted.copies
-        numbers = {"latency": f"{short(copies.latency_s * 1e6)} us", "efficiency": short(copies.efficiency)}
-        if copies.pageable_efficiency is not None:
-            numbers["pageable_efficiency"] = short(copies.pageable_efficiency)
-        text = ", ".join(f"{name}: {value}" for name, value in numbers.items())
+        text = ", ".join(f"{name}: {value}" for name, value in copy_figures(copies).items())
         score = (f"{copies.samples:,}", f"{copies.median_error:.1%}", f"{copies.p90_error:.1%}")
         rows.append(("copies", *score, text))
     print_table(("figures", "rows", "median error", "p90", fitted.link), rows, console)

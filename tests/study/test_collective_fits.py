@@ -402,6 +402,23 @@ def test_copies_go_into_a_links_profile(tmp_path: Path) -> None:
     assert after.collective == Catalogue().link("pcie-gen4-x16").record.collective
 
 
+def test_pinned_copies_alone_leave_a_profile_that_loads(tmp_path: Path) -> None:
+    """The profile says of memory that is not pinned more than pinned memory is found to reach."""
+    folder = tmp_path / "hardware_profiles" / "links"
+    folder.mkdir(parents=True)
+    text = Catalogue().path("links", "pcie-gen3-x16").read_text()
+    kept = [line for line in text.splitlines() if "pageable_efficiency" not in line]
+    at = next(n for n, line in enumerate(kept) if line.startswith("sources:"))
+    kept[at:at + 1] = ["pageable_efficiency: 0.5", "sources:",
+                       "  pageable_efficiency: {kind: assumed, ref: made up}"]  # fmt: skip
+    (folder / "pcie-gen3-x16.yaml").write_text("\n".join(kept) + "\n")
+    pinned = [row for row in copy_table(6e-6, 4e-6, 7e-6) if row["pinned"] == "true"]
+    slow = [row | {"time_us": row["time_us"] * 4} for row in pinned]
+    fitted = fit_link([write(tmp_path / "mine.csv", slow)], "pcie-gen3-x16", "a40", out=tmp_path)
+    after = written(fitted, tmp_path)
+    assert after.pageable_efficiency == after.efficiency < 0.5
+
+
 def test_what_cannot_be_fitted_to_a_link_says_why(tmp_path: Path) -> None:
     copies = write(tmp_path / "copies.csv", copy_table(6e-6, 4e-6, 7e-6))
     with pytest.raises(InputError, match="name the device that the copies are to and from"):

@@ -98,7 +98,6 @@ class Fit:
     samples: int
     median_error: float
     p90_error: float
-    note: str = ""
 
 
 # -- the documented table -----------------------------------------------------------------------------------

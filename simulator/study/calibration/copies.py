@@ -50,7 +50,6 @@ class CopyFit:
     samples: int
     median_error: float
     p90_error: float
-    note: str = ""
 
 
 def read_copies(columns: Columns) -> CopyRows:

@@ -23,7 +23,7 @@ def with_numbers(path: Path, fitted: Sequence[FittedClass], ref: str, date: str 
     `sources`; what it says of those classes is replaced, all else stays. Raises InputError where the file is
     written in a way that cannot be changed in its place."""
     numbers = {each.key: efficiency_line(each.efficiency) for each in fitted}
-    sources = {f"efficiency.{each.key}": source_line(each, ref, date) for each in fitted}
+    sources = {f"efficiency.{each.key}": source_line(each, ref, date, each.note) for each in fitted}
     return with_entries(path, {"efficiency": numbers, "sources": sources})
 
 
@@ -113,17 +113,15 @@ class Scored(Protocol):
     def median_error(self) -> float: ...
     @property
     def p90_error(self) -> float: ...
-    @property
-    def note(self) -> str: ...
 
 
-def source_line(fitted: Scored, ref: str, date: str | None) -> str:
+def source_line(fitted: Scored, ref: str, date: str | None, note: str = "") -> str:
     """Where numbers come from, as `sources` has it."""
     fields = ["kind: measured", f"ref: {json.dumps(ref, ensure_ascii=False)}", *_dated(date),
               f"samples: {fitted.samples}", f"median_error: {_percent(fitted.median_error)}",
               f"p90_error: {_percent(fitted.p90_error)}"]  # fmt: skip
-    if fitted.note:
-        fields.append(f"note: {json.dumps(fitted.note, ensure_ascii=False)}")
+    if note:
+        fields.append(f"note: {json.dumps(note, ensure_ascii=False)}")
     return "{" + ", ".join(fields) + "}"
 
 
