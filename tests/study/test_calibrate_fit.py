@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +44,7 @@ from simulator.study.calibration.samples import (
 )
 from simulator.study.validate import validate
 from tests import tiny
+from tests.tables import write
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "operators"
 needs_tables = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published tables are not beside the project")
@@ -66,15 +65,6 @@ def products(device: str, efficiency: Efficiency = TRUE, noise: float = 0.0, tab
     time_s = kernel_s(load, rates_of(DEVICE, efficiency, 300e12))
     time_s = time_s * np.exp(noise * np.random.default_rng(1).standard_normal(len(time_s)))
     return Samples(table, device, (Part("matmul", "bf16", load),), time_s, {"m": m, "n": n, "k": k}, groups((n, k)))
-
-
-def write(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
-    rows = list(rows)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
 
 
 def own_rows(samples: Samples) -> list[dict[str, Any]]:

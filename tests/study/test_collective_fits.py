@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from simulator.study.calibration.published_collectives import (
 from simulator.study.measurements.collectives import reading_of
 from simulator.study.validate import TableScore, validate
 from tests import tiny
+from tests.tables import write
 
 OPERATORS = Path(__file__).parents[3] / "shared" / "data" / "operators"
 BANDWIDTH = 100e9
@@ -63,14 +63,6 @@ VIDUR: dict[str, Any] = {
     "node_type": "h100_dgx", "time_ms_median": "0.304", "rank": "0", "num_workers": "8", "size_bytes": "67108864",
     "collective": "all_reduce", "devices_per_node": "8", "max_devices_per_node": "8",
 }  # fmt: skip
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
 
 
 def only(path: Path) -> TableScore:

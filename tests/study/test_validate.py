@@ -1,6 +1,5 @@
 """The scoreboard: tables found and read, protocols mimicked, errors told honestly."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from simulator.study.measurements.deployments import model_id
 from simulator.study.measurements.table import read_table
 from simulator.study.measurements.vllm_serving_requests import ServedRun
 from simulator.study.validate import NO_READER, Scoreboard, TableScore, validate
+from tests.tables import write
 
 MEASURED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -33,14 +33,6 @@ VLLM: dict[str, Any] = {
     "max_num_batched_tokens": "2048", "input_tokens": "300", "output_tokens": "5", "arrival_s": "0.0",
     "ttft_s": "0.06", "tpot_ms": "20", "e2e_s": "0.14",
 }  # fmt: skip
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
 
 
 def only(board: Scoreboard) -> TableScore:
