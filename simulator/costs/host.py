@@ -46,6 +46,11 @@ def own_code_s(code: OwnCode, operator: str, traits: Mapping[str, int]) -> float
     return code.operator_s + _by_traits(code.operators, operator, traits)
 
 
+def launching_s(engine: Engine, kernels: int, operator: str, traits: Mapping[str, int]) -> float:
+    """What the thread that launches kernels one by one takes for an operator's."""
+    return kernels * engine.launch.kernel_s + own_code_s(engine.code, operator, traits)
+
+
 def own_passes(code: OwnCode, operator: str, traits: Mapping[str, int]) -> float:
     """How many times what an operator reads and writes goes through memory, for what a model asks of it."""
     return 1.0 + _by_traits(code.passes, operator, traits)

@@ -108,7 +108,8 @@ def _timed(
 
 def next_logits(network: Transformer, ids: Sequence[int], cache: Cache) -> Tensor:
     """The logits `[v]` after `ids`, which follow those that went through `cache` before."""
-    logits_tv: Tensor = network(torch.tensor(ids), cache, logits=1)
+    ids_t = torch.tensor(ids, device=network.embed.weight.device)
+    logits_tv: Tensor = network(ids_t, cache, logits=1)
     return logits_tv[0]
 
 

@@ -232,22 +232,19 @@ class Bench:
         )  # fmt: skip
         return min(self.best_s(call) / each for each, call in zip(moved, calls, strict=True))
 
-    def copy_s(self, nbytes: int, to_device: bool, pinned: bool) -> float:
-        """A copy between this machine's memory and a GPU's."""
-        here = torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
-        there = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
-        target, source = (there, here) if to_device else (here, there)
-        return self.best_s(lambda: target.copy_(source, non_blocking=pinned))
-
     # -- parts of a network -------------------------------------------------------------------------------
+
+    def placed(self, network: Transformer) -> Transformer:
+        """The same network on this device."""
+        return network.to(self.device)
 
     def layer_s(self, arch: Architecture, new: int, context: int) -> float:
         """`new` tokens after `context` cached ones through the first layer of a model with random weights."""
-        layer = random_transformer(arch, seed=0).layers[0]
+        layer = self.placed(random_transformer(arch, seed=0)).layers[0]
         cache = Cache()
-        x_te = torch.randn(new, arch.hidden_size)
-        positions_t = torch.arange(context, context + new)
-        with torch.no_grad():
+        with torch.no_grad(), self.device:
+            x_te = torch.randn(new, arch.hidden_size)
+            positions_t = torch.arange(context, context + new)
             if context:
                 layer(torch.randn(context, arch.hidden_size), torch.arange(context), cache)
         return self.best_s(lambda: layer(x_te, positions_t, _branched(cache)), x_te)
@@ -340,12 +337,6 @@ def threads_used(threads: int | None = None) -> int:
 def has_gpu() -> bool:
     """Whether there is a GPU that PyTorch can use."""
     return torch.cuda.is_available()
-
-
-def gpu_facts() -> tuple[str, int, int]:
-    """Name, bytes of memory and number of multiprocessors of the first GPU."""
-    facts = torch.cuda.get_device_properties(0)
-    return facts.name, facts.total_memory, facts.multi_processor_count
 
 
 def machine_here() -> MachineHere:

@@ -64,7 +64,7 @@ class BySequence(Lowering):
                 gathered = draft.tensor(f"{layer}.{role}.all@{lane}", lane, draft.tensors[reads[-1]].nbytes)
                 draft.values[everyone, lane][role] = gathered.name
                 writes.append(gathered)
-        self.kernels[0, everyone] += 1
+        self._launch(stage, everyone, "all_gather_tokens", layer)
         draft.add(Task(
             f"{layer}.all_gather_tokens", "collective", "all_gather_tokens", lanes[0], lanes, tuple(reads),
             tuple(writes), everyone, layer, link_bytes=self._ring(stage, pieces, skipped=1),
@@ -80,7 +80,7 @@ class BySequence(Lowering):
             own = draft.tensor(f"{layer}.{role}.own@{lane}", lane, nbytes.among(rank, everyone + 1))
             draft.values[rank, lane][role] = own.name
             writes.append(own)
-        self.kernels[0, everyone] += 1
+        self._launch(stage, everyone, "reduce_scatter_tokens", layer)
         draft.add(Task(
             f"{layer}.reduce_scatter_tokens", "collective", "reduce_scatter_tokens", lanes[0], lanes, reads,
             tuple(writes), everyone, layer, link_bytes=self._ring(stage, [nbytes] * len(lanes), skipped=0),

@@ -9,7 +9,7 @@ memory come and go as `weight_fetches` and `cache_traffic` say.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ from simulator.placement.cache_traffic import CacheTraffic
 from simulator.placement.draft import Draft, kind_of, label_of
 from simulator.placement.placed import Placed, PlacedOperator, slab_name, weight_name
 from simulator.placement.placement import Stage
-from simulator.placement.plan import Task, Template, with_frees
+from simulator.placement.plan import Launched, Task, Template, with_frees
 from simulator.placement.traffic import link_bytes, ring_link_elements
 from simulator.placement.weight_fetches import WeightFetches
 
@@ -40,8 +40,8 @@ class Lowering:
         streaming, home = self.placement.streaming, self.placement.kv_home
         self.weights = WeightFetches(self.draft, streaming) if streaming else None
         self.cache = CacheTraffic(self.draft, home) if home else None
-        self.kernels: Counter[tuple[int, int]] = Counter()
-        """Kernels that the first rank of each stage launches, by stage and microbatch."""
+        self.launches: dict[tuple[int, int], list[Launched]] = defaultdict(list)
+        """What the first rank of each stage launches, by stage and microbatch."""
         self.gathers: list[int] = []
         self.commits: list[int] = []
 
@@ -106,11 +106,11 @@ class Lowering:
         launches = []
         for number, stage in enumerate(self.placement.stages):
             lane = stage.devices[self.ranks(stage, microbatch)[0]]
-            together = self.kernels[number, self.microbatches]  # of work on all microbatches
+            together = self.launches[number, self.microbatches]  # of work on all microbatches
             launches.append(self.draft.add(Task(
                 f"launch.{number}.m{microbatch}@{lane}", "host", "launch", self.placed.host,
                 (f"{lane}.launch",), (), (), microbatch, after=(self.gathers[microbatch],),
-                host_work="launch", kernels=self.kernels[number, microbatch] + together,
+                host_work="launch", launches=(*self.launches[number, microbatch], *together),
             )))  # fmt: skip
         return tuple(launches)
 
@@ -240,8 +240,14 @@ class Lowering:
         is_first = placed.lane == stage.devices[self.ranks(stage, microbatch)[0]]
         device = self.placed.machine.devices[placed.device].device
         if is_first and device.kind != "cpu":
-            number = self.placement.stages.index(stage)
-            self.kernels[number, microbatch] += sum(is_needed(device, each) for each in placed.operator.works)
+            kernels = sum(is_needed(device, each) for each in placed.operator.works)
+            self._launch(stage, microbatch, placed.operator.name, placed.operator.layer, kernels)
+
+    def _launch(
+        self, stage: Stage, microbatch: int, operator: str, layer: int | None, kernels: int = 1
+    ) -> None:
+        number = self.placement.stages.index(stage)
+        self.launches[number, microbatch].append(Launched(operator, layer, kernels))
 
     # -- collectives ----------------------------------------------------------------------------------
 
@@ -267,7 +273,7 @@ class Lowering:
             (draft.route(a, b), draft.size(replace(value, elements=Amount.of(tokens=count))))
             for (a, b), count in zip(ring, per_link, strict=True)
         ]
-        self.kernels[self.placement.stages.index(stage), microbatch] += 1
+        self._launch(stage, microbatch, "all_reduce", operator.layer)
         draft.add(Task(
             f"{label}.all_reduce.m{microbatch}", "collective", "all_reduce", stage.devices[0],
             stage.devices, reads, tuple(writes), microbatch, operator.layer,
@@ -285,7 +291,7 @@ class Lowering:
             for lane, name in zip(stage.devices[1:], reads[1:], strict=True)
         ]
         draft.values[microbatch, root]["logits"] = joined.name
-        self.kernels[self.placement.stages.index(stage), microbatch] += 1
+        self._launch(stage, microbatch, "gather_logits", None)
         draft.add(Task(
             f"gather_logits.m{microbatch}", "collective", "gather_logits", root, stage.devices, reads,
             (joined,), microbatch, link_bytes=link_bytes(traffic),

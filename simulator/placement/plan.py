@@ -45,6 +45,15 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Launched:
+    """Kernels of one operator that an eager engine launches one by one."""
+
+    operator: str
+    layer: int | None
+    kernels: int
+
+
+@dataclass(frozen=True, slots=True)
 class Resident:
     """A weight, or a rank's part of it, that stays in one memory for as long as the model is served."""
 
@@ -123,8 +132,8 @@ class Task:
     copies cached tokens out of it, or new ones into it."""
     kv_copy: KvCopy | None = None
     host_work: HostWork | None = None
-    kernels: int = 0
-    """How many a `launch` starts, one by one."""
+    launches: tuple[Launched, ...] = ()
+    """What a `launch` starts, one after the other."""
     crossings: tuple[tuple[str, str], ...] = ()
     """Transitions between devices that a token's own pass makes here, as (from, to)."""
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from simulator.report.listing import print_table
 from simulator.study.calibration.compare_steps import Comparison
 from simulator.study.calibration.measure import Measured
-from simulator.study.calibration.measured_profile import DeviceFigures
+from simulator.study.calibration.measured_profile import DeviceFigures, GpuFigures
 from simulator.units import format_rate, format_seconds
 
 MUCH = 0.2
@@ -19,12 +19,12 @@ MUCH = 0.2
 
 def print_measured(measured: Measured, console: Console) -> None:
     """Each device with its fits, real steps beside simulated ones, and what to make of them."""
-    figures = measured.figures
-    for device in (figures.cpu, *((figures.gpu,) if figures.gpu is not None else ())):
-        _print_device(device, console)
-    if measured.comparison is not None:
-        _print_comparison(measured.comparison, console)
-    console.print()
+    _print_device(measured.figures.cpu, console)
+    _print_comparison(measured.comparison, console)
+    if measured.gpu is not None:
+        _print_device(measured.gpu.figures.device, console)
+        console.print(Text(_of_link(measured.gpu.figures)))
+        _print_comparison(measured.gpu.comparison, console)
     for sentence in _sentences(measured):
         console.print(Text(sentence))
 
@@ -42,24 +42,38 @@ def _print_device(device: DeviceFigures, console: Console) -> None:
     print_table(headers, rows, console)
 
 
-def _print_comparison(comparison: Comparison, console: Console) -> None:
+def _of_link(gpu: GpuFigures) -> str:
+    rate, latency, launch = (
+        format_rate(gpu.link.bandwidth_bytes_per_s), format_seconds(gpu.link.latency_s),
+        format_seconds(gpu.launch_s),
+    )  # fmt: skip
+    return (
+        f"Copies: {rate}, {gpu.link.pageable_efficiency:.0%} of it from memory that is not page-locked, "
+        f"{latency} until the first byte; a kernel launched by itself: {launch}."
+    )
+
+
+def _print_comparison(comparison: Comparison | None, console: Console) -> None:
     console.print()
+    if comparison is None:
+        return
     rows = [
         (step.model, f"{step.phase} of {step.new} after {step.context}", format_seconds(step.measured_s),
          format_seconds(step.simulated_s), f"{step.error:+.1%}")
         for step in comparison.steps
     ]  # fmt: skip
     print_table(("model", "step", "measured", "simulated", "error"), rows, console)
+    console.print()
+    console.print(Text(f"Median error of all steps: {comparison.median_error:.1%}."))
+    for group, error in comparison.groups.items():
+        console.print(Text(f"{group}: {error:.1%}."))
+    console.print()
 
 
 def _sentences(measured: Measured) -> Iterator[str]:
     comparison = measured.comparison
-    if comparison is not None:
-        yield f"Median error of all steps: {comparison.median_error:.1%}."
-        for group, error in comparison.groups.items():
-            yield f"{group}: {error:.1%}."
-        if comparison.skipped is not None:
-            yield f"Without the model with real weights: {comparison.skipped}"
+    if comparison is not None and comparison.note is not None:
+        yield f"{comparison.note[0].upper()}{comparison.note[1:]}."
     if measured.others > MUCH:
         yield (
             f"Other programs used {measured.others:.0%} of a processor meanwhile: times may be too long, "

@@ -34,7 +34,7 @@ from simulator.graph.machine import Correction, Directed
 from simulator.graph.operator_traits import operator_traits
 from simulator.graph.shape import FEATURE_COUNT, Amount, StepShape, total
 from simulator.graph.work import Work
-from simulator.placement.plan import Task, Template
+from simulator.placement.plan import Launched, Task, Template
 from simulator.placement.program import Program
 from simulator.simulation.ticks import LONGEST_STEP_S, TICKS_PER_S, Ticks, tick, ticks
 from simulator.specs.engine import Engine
@@ -443,21 +443,36 @@ class _Pricer:
         """The thread prepares a step, and launches kernels, as the engine's profile says; committing tokens
         takes one tick."""
         if task.host_work == "launch":
-            when = "has_prefill" if self.launch.graphs == "decode" else "one"
-            each = Amount.of(**{when: task.kernels * tick(self.launch.kernel_s)})
-            return _Form(each.coefficients, 1 / tick(1.0))
+            return _Form(self._launching(task.launches).coefficients, 1 / tick(1.0))
         if task.host_work != "gather":
             return _Form(Amount().coefficients, 0.0)
         fixed_s, per_sequence_s = self.engine_step_s
         picoseconds = Amount.of(one=tick(fixed_s), sequences=tick(per_sequence_s))
         return _Form(picoseconds.coefficients, 1 / tick(1.0))
 
+    def _launching(self, launches: Sequence[Launched]) -> Amount:
+        """Ticks of the thread that launches kernels one by one, with the engine's own code around them; a
+        graph has neither."""
+        own = sum(tick(self._own_s(each.operator, each.layer)) for each in launches)
+        fixed = sum(each.kernels for each in launches) * tick(self.launch.kernel_s) + own
+        if self.launch.graphs == "decode":
+            return Amount.of(has_prefill=fixed)
+        visits = sum(tick(self._of_visit_s(each.operator)) for each in launches)
+        return Amount.of(one=fixed, active_experts=visits)
+
+    def _own_s(self, operator: str, layer: int | None) -> float:
+        return own_code_s(self.code, operator, operator_traits(self.program.model, layer, operator))
+
+    def _of_visit_s(self, operator: str) -> float:
+        """What the engine's own code takes for each expert that some token chose."""
+        return self.code.operators.get(f"{operator}.active", 0.0)
+
     def _kernels(self, task: Task) -> list[_Kernel]:
         placed = self.program.machine.devices[task.place]
         device, times = placed.device, placed.times
         is_slow = device.kind == "cpu"
         traits = operator_traits(self.program.model, task.layer, task.operator)
-        own_s = own_code_s(self.code, task.operator, traits) if is_slow else 0.0
+        own_s = self._own_s(task.operator, task.layer) if is_slow else 0.0
         passes = own_passes(self.code, task.operator, traits)
         of_attention = [work for work in task.works if work.operator_class.startswith("attention")]
         called = of_attention or task.works[:1]
@@ -470,8 +485,7 @@ class _Pricer:
         return kernels + self._visits(task.operator) * is_slow
 
     def _visits(self, operator: str) -> list[_Kernel]:
-        """What the engine's own code takes for each expert that some token chose."""
-        each_s = self.code.operators.get(f"{operator}.active", 0.0)
+        each_s = self._of_visit_s(operator)
         if not each_s:
             return []
         nothing = _Form(Amount().coefficients, 0.0)

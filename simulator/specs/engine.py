@@ -103,7 +103,7 @@ class OwnCode(Spec):
     Fused engines leave it out."""
 
     operator_s: Annotated[Seconds, Field(alias="operator")] = 0.0
-    """For every operator that a processor computes; devices are given theirs by `launch`."""
+    """For every operator: on a processor in turn with its kernel, on a device by the thread that launches."""
     operators: dict[OperatorKey, Seconds] = Field(default_factory=dict)
     """More for some, by operator or by operator and what the model asks of it: `rotary.rope`. For each expert
     of a layer `expert_up_proj.experts`, and for each that some token chose `expert_up_proj.active`."""

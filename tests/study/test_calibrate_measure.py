@@ -7,15 +7,19 @@ import json
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from simulator.costs.operators import efficiency_of
 from simulator.errors import InputError
-from simulator.execution.measure import Bench, OtherPrograms
+from simulator.execution.measure import Bench, Matmul, OtherPrograms
+from simulator.execution.measure_gpu import GpuBench, GpuFacts
 from simulator.graph.model_graph import model_operators
 from simulator.graph.operator_traits import TRAITS, operator_traits
 from simulator.graph.shape import Chunk, StepShape
@@ -27,6 +31,7 @@ from simulator.specs.machine import load_machine
 from simulator.specs.model import load_model
 from simulator.study.calibration.columns import read_columns
 from simulator.study.calibration.compare_steps import TINY, Comparison, StepCompared
+from simulator.study.calibration.fit import keys_of, predict
 from simulator.study.calibration.measure import (
     Measured,
     check_name,
@@ -34,16 +39,18 @@ from simulator.study.calibration.measure import (
     measure,
     refuse_existing,
     slowed,
-    written,
 )
 from simulator.study.calibration.measured_fit import fit_efficiency
+from simulator.study.calibration.measured_gpu import fitted_gpu, gpu_calls
 from simulator.study.calibration.measured_profile import (
     DeviceFigures,
+    GpuFigures,
     LinkFigures,
     MachineFigures,
     OwnCodeFigures,
     profile_paths,
     profile_texts,
+    written,
 )
 from simulator.study.calibration.one_step import OneSequence
 from simulator.study.calibration.own_code import (
@@ -58,6 +65,9 @@ from simulator.study.calibration.own_code import (
     own_code,
     slowdown_in_steps,
 )
+from simulator.study.calibration.readers import read_samples
+from simulator.study.calibration.rounds import BestRows
+from simulator.study.calibration.timed_gpu_kernels import gpu_timings
 from simulator.study.calibration.timed_kernels import (
     COLUMNS,
     SCORE_PASSES,
@@ -177,11 +187,14 @@ def made_up_rows() -> list[KernelRow]:
             for row in shapes]  # fmt: skip
 
 
-def made_up(code: OwnCodeFigures | None = None, gpu: bool = False) -> MachineFigures:
+def made_up(
+    code: OwnCodeFigures | None = None, gpu: bool = False
+) -> MachineFigures:
     device = fitted(DeviceFigures("A processor", 2**34, BANDWIDTH, {}, {}, 2**25), made_up_rows())
-    more = {"gpu": replace(device, name="A GPU", units=80), "link": LinkFigures(2e10, 8e-6, 0.4)} if gpu else {}
+    found = GpuFigures(replace(device, name="A GPU", units=80), LinkFigures(2e10, 8e-6, 0.4), 4e-6, 9e-6)
     return MachineFigures(
-        "here", 8, device, code or OwnCodeFigures(), "a made-up measurement", "2024-05-06", "a note", **more
+        "here", 8, device, code or OwnCodeFigures(), "a made-up measurement", "2024-05-06", "a note",
+        found if gpu else None,
     )
 
 
@@ -221,6 +234,31 @@ def test_what_our_own_code_takes_is_found_again(tmp_path):
         assert found.operators[key] == pytest.approx(expected_s, rel=0.05, abs=2e-7), key
     for key, expected in CODE.passes.items():
         assert found.passes[key] == pytest.approx(expected, rel=0.1, abs=0.05), key
+
+
+def test_what_our_own_code_takes_to_launch_on_a_gpu_is_found_again(tmp_path):
+    """There it is the thread that launches kernels whose time is told; passes are not looked for."""
+    figures, truth = made_up(gpu=True), replace(CODE, passes={})
+
+    def simulate(arch, code):
+        assert figures.gpu is not None
+        tried = replace(figures, gpu=replace(figures.gpu, code=code))
+        return OneSequence.of("here", arch, written(tried, tmp_path), on_gpu=True)
+
+    times = LayerTimes(
+        {probe: simulate(arch, truth).layer_s(1, CONTEXT) for probe, arch in PROBES.items()}, {},
+        simulate(PLAIN, truth).step_s(1, CONTEXT), truth.tokenize_s, truth.detokenize_s,
+    )  # fmt: skip
+    bare = simulate(PLAIN, OwnCodeFigures())
+    launched = [each for task in bare.priced.template.tasks for each in task.launches]
+    own_s = truth.step_s + truth.operator_s * len(launched)
+    assert times.step_s - bare.step_s(1, CONTEXT) == pytest.approx(own_s, rel=1e-6)
+    found = own_code(times, simulate)
+    assert found.operator_s == pytest.approx(truth.operator_s, rel=1e-3)
+    assert found.step_s == pytest.approx(truth.step_s, rel=0.05)
+    assert found.passes == {}
+    for key in truth.operators.keys() - {"expert_up_proj.active"}:
+        assert found.operators[key] == pytest.approx(truth.operators[key], rel=0.05, abs=2e-7), key
 
 
 def test_a_machine_without_own_code_is_found_to_have_none(tmp_path):
@@ -263,6 +301,102 @@ def test_every_trait_has_a_probe_and_every_tiny_model_asks_for_known_ones():
         for operator in model_operators(model, FP32):
             for trait in operator_traits(model, operator.layer, operator.name):
                 assert trait in TRAITS[operator.name], (name, operator.name)
+
+
+# --- a GPU --------------------------------------------------------------------------------------------------
+
+FACTS = GpuFacts("A GPU", 2**34, 100, 2**22, "bf16", has_fp8=False)
+
+
+def test_the_kernels_of_a_gpu_run_on_whatever_device_there_is():
+    """A few small ones of every kind and every kind of copy, on the processor: each yields a row with a time."""
+    bench = GpuBench(seconds_each=0.0, cache_bytes=2**10, device="cpu")
+    kernels = BestRows()
+    calls = gpu_calls(bench, FACTS, kernels)
+    small = [what for what in calls if any(mark in what for mark in (
+        "matmul 1x576x576", "of 1 x 64 after 0, 9/", "of 1 x 1 after 127, 9/", "of 1 x 576", "of 1 x 32000",
+        "copy of 4096 ", "launching",
+    ))]  # fmt: skip
+    for what in small:
+        assert calls[what]() > 0, what
+    operators = [row.operator for row in kernels.rows]
+    assert operators == ["matmul", "matmul", "attention_prefill", "attention_decode", "norm", "activation",
+                         "elementwise", "embedding", "sampling", "copy", "copy", "copy", "copy"]  # fmt: skip
+    assert {row.precision for row in kernels.rows if row.operator == "matmul"} == {"fp32", "bf16"}
+
+
+def test_products_in_fp8_are_timed_where_a_device_has_them():
+    bench, shape = GpuBench(seconds_each=0.0, cache_bytes=2**10, device="cpu"), Matmul(16, 32, 64)
+    time_s, copies = bench.matmul(shape, "fp8")
+    assert time_s > 0
+    assert copies >= 2
+    plain, with_fp8 = (gpu_timings("bf16", has_fp8) for has_fp8 in (False, True))
+    assert {timing.what for timing in with_fp8} > {timing.what for timing in plain}
+
+
+def test_matrices_are_more_than_the_cache_holds():
+    bench = GpuBench(seconds_each=0.0, cache_bytes=2**20, device="cpu")
+    matrices = bench._matrices(Matmul(1, 128, 128), torch.bfloat16)
+    assert len(matrices) * matrices[0].nbytes >= 4 * 2**20
+    assert len({matrix.data_ptr() for matrix in matrices}) == len(matrices)
+
+
+def test_what_a_gpu_is_found_to_be_predicts_what_was_measured(tmp_path):
+    """Times by the formula of a profile: what is fitted to them predicts them, and so do the files."""
+    known, catalogue = "h100-sxm", Catalogue()
+    truth = catalogue.device(known).record
+    rows = timed_by(truth, gpu_timings("bf16", has_fp8=False))
+    gpu = fitted_gpu(FACTS, rows, truth.memory.bandwidth_bytes_per_s, 4e-6, tmp_path)
+    assert {"matmul.fp32", "matmul.bf16", "attention_prefill.bf16", "attention_decode.bf16", "norm.bf16",
+            "activation.bf16", "elementwise.bf16", "embedding.bf16", "sampling.bf16"} == set(gpu.device.efficiency)  # fmt: skip
+    assert gpu.device.efficiency["matmul.bf16"].median_error < 0.05
+    assert gpu.device.efficiency["matmul.bf16"].more["chain"].endswith(" ns")
+    assert gpu.link.bandwidth_bytes_per_s == pytest.approx(5e10, rel=0.05)
+    assert gpu.link.pageable_efficiency == pytest.approx(0.25, rel=0.1)
+    assert gpu.synchronize_s == pytest.approx(9e-6, rel=0.2)
+    here = written(replace(made_up(), gpu=gpu), tmp_path)
+    device = here.device("here-gpu").record
+    assert device.efficiency["matmul.bf16"].chain_s > 0
+    assert device.transition is not None
+    assert device.transition.synchronize_s == pytest.approx(gpu.synchronize_s, rel=1e-3)
+    assert here.engine("here-gpu").record.is_eager
+
+
+def timed_by(device: Device, timed) -> list[KernelRow]:
+    """Rows of the kernels in a list, with the times that a profile says they take."""
+    rows = []
+    for timing in timed:
+        row = timing.time(Pretended())
+        time_us = copied_us(row) if row.operator == "copy" else 1.0
+        rows.append(replace(row, time_us=time_us))
+    return with_times_of(device, rows)
+
+
+class Pretended:
+    """Knows the shapes of kernels, and times none."""
+
+    def matmul(self, shape, precision):
+        return 1.0, 4
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: 1.0
+
+
+def copied_us(row: KernelRow) -> float:
+    """16 us, 9 more to the host, at 50 GB/s or a quarter of that."""
+    rate = 5e10 if row.pinned else 1.25e10
+    return 1e6 * (16e-6 + 9e-6 * (row.direction == "to_host") + row.bytes / rate)
+
+
+def with_times_of(device: Device, rows: list[KernelRow]) -> list[KernelRow]:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.csv"
+        path.write_text(as_csv(rows))
+        samples = read_samples(read_columns(path), Catalogue()).samples
+    numbers = {key: efficiency_of(device, *key) for each in samples for key in keys_of(each)}
+    found = {each.main.operator_class + each.main.precision: iter(predict(each, device, numbers)) for each in samples}
+    return [row if row.operator == "copy" else
+            replace(row, time_us=1e6 * float(next(found[f"{row.operator}{row.precision}"]))) for row in rows]  # fmt: skip
 
 
 @pytest.mark.parametrize("gpu", [False, True])
@@ -334,11 +468,11 @@ def test_errors_are_grouped_by_model_and_phase():
 def test_what_was_found_is_printed_with_its_errors_and_its_doubts():
     step = StepCompared("tiny-llama", "decode", 1, 64, 1e-3, 1.2e-3)
     rows = tuple(made_up_rows())
-    measured = Measured(made_up(CODE), rows, (), 60.0, 0.9, Comparison((step,), "no weights here"))
+    measured = Measured(made_up(CODE), rows, 60.0, 0.9, Comparison((step,), "no weights here"))
     console = Console(width=200, file=StringIO())
     print_measured(measured, console)
     said = console.file.getvalue()
-    for words in ("A processor: fp32", "decode of 1 after 64", "+20.0%", "Without the model with real weights: no",
+    for words in ("A processor: fp32", "decode of 1 after 64", "+20.0%", "No weights here.",
                   "Other programs used 90% of a processor"):
         assert words in said
     assert set(measured.texts) == {*profile_texts(made_up(CODE)), "hardware_profiles/here-operators.csv"}
@@ -362,6 +496,6 @@ def test_this_machine_for_real():
     assert len(measured.rows) == len(timings())
     assert measured.comparison is not None
     assert len(measured.comparison.steps) >= 4 * len(TINY)
-    assert set(measured.as_dict()) == {"name", "took_s", "others", "figures", "kernels", "comparison"}
+    assert set(measured.as_dict()) == {"name", "took_s", "others", "figures", "kernels", "comparison", "gpu"}
     if measured.others < 0.1:
         assert measured.comparison.median_error < 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,41 +17,40 @@ import numpy as np
 from simulator.errors import InputError, Problem
 from simulator.specs.architecture import Architecture
 from simulator.specs.base import is_identifier
-from simulator.specs.catalogue import Catalogue, default_roots
+from simulator.specs.catalogue import Catalogue
 from simulator.study.calibration.compare_steps import REAL, Comparison, RealSteps
 from simulator.study.calibration.measured_fit import FittedEfficiency, fit_efficiency
+from simulator.study.calibration.measured_gpu import MeasuredGpu, measure_gpu
 from simulator.study.calibration.measured_profile import (
     DeviceFigures,
-    LinkFigures,
     MachineFigures,
     OwnCodeFigures,
     profile_paths,
     profile_texts,
+    written,
 )
 from simulator.study.calibration.one_step import OneSequence
 from simulator.study.calibration.own_code import (
-    CONTEXT,
-    IN_PROMPTS,
-    PLAIN,
-    PROBES,
-    PROMPT,
     WIDE,
     WIDE_STEPS,
     LayerTimes,
+    layer_calls,
     own_code,
     slowdown_in_steps,
+    step_calls,
+    wide_step,
 )
-from simulator.study.calibration.timed_kernels import LARGE, KernelRow, Timing, as_csv, by_class, timings
+from simulator.study.calibration.rounds import BestRows, Progress, Teller, best_of_rounds
+from simulator.study.calibration.timed_kernels import LARGE, KernelRow, as_csv, best_rates, by_class, timings
 
 if TYPE_CHECKING:
     from simulator.execution.measure import Bench
 
-Progress = Callable[[int, int, str], None]
-"""Seconds done, of how many, and what comes next."""
-
 USUAL_S = 100.0
 SHARE_OF_PATIENCE = 0.1
 """Of the time: how long in all timings are done again while other programs are busy."""
+SHARE_BEFORE_GPU = 0.5
+"""Of the time, for the processor where there is a GPU too."""
 EACH_S = 0.04
 """How long one kernel is timed in each round, at least."""
 TEXT = "Where a model should run depends on three things: data, memory and transitions. " * 8
@@ -67,16 +65,17 @@ class Measured:
 
     figures: MachineFigures
     rows: tuple[KernelRow, ...]
-    gpu_rows: tuple[KernelRow, ...]
     took_s: float
     others: float
     """Of one processor, what other programs used meanwhile."""
     comparison: Comparison | None
+    gpu: MeasuredGpu | None = None
 
     @property
     def texts(self) -> dict[str, str]:
         """Every file to write by its path: profiles, and the tables they were fitted to."""
-        tables = zip(_tables(self.figures.name), (self.rows, self.gpu_rows), strict=True)
+        rows = (self.rows, self.gpu.rows if self.gpu is not None else ())
+        tables = zip(_tables(self.figures.name), rows, strict=True)
         return profile_texts(self.figures) | {path: as_csv(rows) for path, rows in tables if rows}
 
     def as_dict(self) -> dict[str, Any]:
@@ -85,8 +84,9 @@ class Measured:
             "took_s": self.took_s,
             "others": self.others,
             "figures": asdict(self.figures),
-            "kernels": [asdict(row) for row in (*self.rows, *self.gpu_rows)],
+            "kernels": [asdict(row) for row in self.rows],
             "comparison": None if self.comparison is None else self.comparison.as_dict(),
+            "gpu": None if self.gpu is None else self.gpu.as_dict(),
         }
 
 
@@ -136,75 +136,31 @@ def _measure(name: str, seconds: float, compare: bool, progress: Progress | None
 
     started, catalogue = perf_counter(), Catalogue()
     watch = OtherPrograms(seconds * SHARE_OF_PATIENCE)
-    bench, kernels = Bench(EACH_S, "cpu", watch), _Kernels()
+    bench, kernels, tell = Bench(EACH_S, "cpu", watch), BestRows(), Teller(progress, seconds)
     real = RealSteps(catalogue) if compare else None
-    calls = kernels.calls(bench) | _own_calls(bench) | (real.calls(bench) if real is not None else {})
-    until_s = started + seconds * (0.5 if has_gpu() else 1.0)
-    best = _best_of_rounds(calls, until_s, _Teller(progress, seconds))
-    figures = _processor(name, bench, kernels, best)
-    gpu_rows: tuple[KernelRow, ...] = ()
-    if has_gpu():
-        figures, gpu_rows = _with_gpu(figures, Bench(EACH_S, "cuda", watch), started + seconds)
+    calls: dict[str, Callable[[], float]] = {BANDWIDTH: partial(bench.s_per_byte, LARGE_ARRAY_BYTES)}
+    calls |= kernels.calls(timings(), bench) | layer_calls(bench) | step_calls(bench)
+    calls |= real.calls(bench) if real is not None else {}
+    best = best_of_rounds(calls, started + seconds * (SHARE_BEFORE_GPU if has_gpu() else 1.0), tell)
+    figures = _processor(name, bench, kernels.rows, best)
+    gpu = None
     with TemporaryDirectory() as folder:
         figures = replace(figures, code=_own_code(figures, bench, best, catalogue, Path(folder)))
         figures = _in_steps(figures, best, Path(folder))
         own = written(figures, Path(folder))
         comparison = None if real is None else real.compared(best, name, own)
-    return Measured(figures, kernels.rows, gpu_rows, perf_counter() - started, watch.share, comparison)
-
-
-class _Teller:
-    """Says how far it is, by the clock."""
-
-    def __init__(self, progress: Progress | None, seconds: float) -> None:
-        self._progress, self._seconds, self._started = progress, seconds, perf_counter()
-
-    def __call__(self, what: str) -> None:
-        done_s = min(perf_counter() - self._started, self._seconds)
-        if self._progress is not None:
-            self._progress(round(done_s), round(self._seconds), what)
-
-
-def _best_of_rounds(
-    calls: Mapping[str, Callable[[], float]], until_s: float, tell: Callable[[str], None]
-) -> dict[str, float]:
-    """The shortest time that each call returns, in as many rounds as end in time."""
-    started, rounds = perf_counter(), 0
-    best = dict.fromkeys(calls, math.inf)
-    while not rounds or perf_counter() + (perf_counter() - started) / rounds < until_s:
-        for what, call in calls.items():
-            tell(what)
-            best[what] = min(best[what], call())
-        rounds += 1
-    return best
+        if has_gpu():
+            gpu = measure_gpu(figures, real, Path(folder), started + seconds, tell)
+            figures = replace(figures, gpu=gpu.figures)
+    return Measured(figures, kernels.rows, perf_counter() - started, watch.share, comparison, gpu)
 
 
 # --- kernels ------------------------------------------------------------------------------------------------
 
 
-class _Kernels:
-    """The best row of every kernel so far."""
-
-    def __init__(self) -> None:
-        self._best: dict[str, KernelRow] = {}
-
-    def calls(self, bench: Bench) -> dict[str, Callable[[], float]]:
-        """What times each kernel, and a large array."""
-        kernels = {timing.what: partial(self._time, timing, bench) for timing in timings()}
-        return {BANDWIDTH: partial(bench.s_per_byte, LARGE_ARRAY_BYTES), **kernels}
-
-    def _time(self, timing: Timing, bench: Bench) -> float:
-        row = timing.time(bench)
-        best = self._best.get(timing.what)
-        self._best[timing.what] = row if best is None or row.time_us < best.time_us else best
-        return row.time_s
-
-    @property
-    def rows(self) -> tuple[KernelRow, ...]:
-        return tuple(self._best.values())
-
-
-def _processor(name: str, bench: Bench, kernels: _Kernels, best: Mapping[str, float]) -> MachineFigures:
+def _processor(
+    name: str, bench: Bench, rows: Sequence[KernelRow], best: Mapping[str, float]
+) -> MachineFigures:
     from simulator.execution.generation import cpu_name
     from simulator.execution.measure import machine_here
 
@@ -216,15 +172,12 @@ def _processor(name: str, bench: Bench, kernels: _Kernels, best: Mapping[str, fl
     date = datetime.now(UTC).date().isoformat()
     note = _one_thread(bench, here.threads)
     cores = os.cpu_count() or 1
-    return MachineFigures(name, cores, fitted(bare, kernels.rows), OwnCodeFigures(), ref, date, note)
+    return MachineFigures(name, cores, fitted(bare, rows), OwnCodeFigures(), ref, date, note)
 
 
 def fitted(device: DeviceFigures, rows: Sequence[KernelRow]) -> DeviceFigures:
     """The device with its peaks, the best that products reached, and an efficiency for each class."""
-    products = [row for row in rows if row.operator == "matmul"]
-    peaks: dict[str, float] = {}
-    for row in products:
-        peaks[row.precision] = max(peaks.get(row.precision, 0.0), row.flops / row.time_s)
+    peaks = best_rates(rows)
     efficiency = {key: _fit(device, peaks, each) for key, each in by_class(rows).items()}
     return replace(device, peak_flops=peaks, efficiency=efficiency)
 
@@ -234,7 +187,9 @@ def _fit(device: DeviceFigures, peaks: Mapping[str, float], rows: Sequence[Kerne
         np.array([getattr(row, name) for row in rows], dtype=np.float64)
         for name in ("flops", "moved_bytes", "time_s")
     )
-    return fit_efficiency(flops, moved, time_s, peaks[rows[0].precision], device.bandwidth_bytes_per_s)
+    precision = rows[0].precision
+    assert precision is not None, "a kernel computes in some format"
+    return fit_efficiency(flops, moved, time_s, peaks[precision], device.bandwidth_bytes_per_s)
 
 
 def _one_thread(bench: Bench, threads: int) -> str | None:
@@ -252,46 +207,14 @@ def _one_thread(bench: Bench, threads: int) -> str | None:
     return f"one of {threads} threads alone reaches {2 * m * n * k / alone_s / 1e9:.3g} GFLOP/s in fp32"
 
 
-def _with_gpu(
-    figures: MachineFigures, bench: Bench, until_s: float
-) -> tuple[MachineFigures, tuple[KernelRow, ...]]:
-    from simulator.execution.measure import gpu_facts
-
-    kernels, (name, capacity, units) = _Kernels(), gpu_facts()
-    best = _best_of_rounds(kernels.calls(bench), until_s, lambda _: None)
-    device = fitted(DeviceFigures(name, capacity, 1 / best[BANDWIDTH], {}, {}, 0, units), kernels.rows)
-    pinned, pageable = (
-        min(LARGE_ARRAY_BYTES / bench.copy_s(LARGE_ARRAY_BYTES, way, is_pinned) for way in (True, False))
-        for is_pinned in (True, False)
-    )
-    link = LinkFigures(pinned, bench.copy_s(8, True, True), min(1.0, pageable / pinned))
-    return replace(figures, gpu=device, link=link), kernels.rows
-
-
 # --- our own code, and what comes of it ---------------------------------------------------------------------
-
-
-def _own_calls(bench: Bench) -> dict[str, Callable[[], float]]:
-    """What times layers of the made-up models, and a step of the plain one."""
-    from simulator.execution.random_weights import random_transformer
-
-    layer_s = bench.layer_s
-    layers = {f"a layer: {probe}": partial(layer_s, arch, 1, CONTEXT) for probe, arch in PROBES.items()}
-    prompts = {f"a prefill: {probe}": partial(layer_s, PROBES[probe], PROMPT, 0) for probe in IN_PROMPTS}
-    plain, wide = random_transformer(PLAIN, seed=0), random_transformer(WIDE, seed=0)
-    steps = {_wide(*step): partial(bench.step_s, wide, *step) for step in WIDE_STEPS}
-    return {**layers, **prompts, **steps, "a step": partial(bench.step_s, plain, 1, CONTEXT)}
-
-
-def _wide(new: int, context: int) -> str:
-    return f"a wide model: {new} after {context}"
 
 
 def _in_steps(figures: MachineFigures, best: Mapping[str, float], folder: Path) -> MachineFigures:
     """With products of matrices as fast as they are in steps of a made-up model."""
     priced = OneSequence.of(figures.name, WIDE, written(figures, folder))
     halved = OneSequence.of(figures.name, WIDE, written(slowed(figures, 2.0), folder))
-    measured_s = {step: best[_wide(*step)] for step in WIDE_STEPS}
+    measured_s = {step: best[wide_step(*step)] for step in WIDE_STEPS}
     return slowed(figures, slowdown_in_steps(measured_s, priced, halved))
 
 
@@ -308,11 +231,7 @@ def _own_code(
 ) -> OwnCodeFigures:
     """Of our network, in what the kernels do not account for."""
     tokenizer = _tokenizer(catalogue)
-    times = LayerTimes(
-        {probe: best[f"a layer: {probe}"] for probe in PROBES},
-        {probe: best[f"a prefill: {probe}"] for probe in IN_PROMPTS},
-        best["a step"], bench.tokenize_s(tokenizer, TEXT), bench.detokenize_s(tokenizer, TEXT),
-    )  # fmt: skip
+    times = LayerTimes.of(best, bench.tokenize_s(tokenizer, TEXT), bench.detokenize_s(tokenizer, TEXT))
 
     def simulate(arch: Architecture, code: OwnCodeFigures) -> OneSequence:
         return OneSequence.of(figures.name, arch, written(replace(figures, code=code), folder))
@@ -329,12 +248,3 @@ def _tokenizer(catalogue: Catalogue) -> Any:
         return load_packaged(REAL, catalogue).tokenizer
     except InputError:
         return Bytes()
-
-
-def written(figures: MachineFigures, folder: Path) -> Catalogue:
-    """A catalogue that has the profiles, as anybody would read them, before all others."""
-    for path, text in profile_texts(figures).items():
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
-    return Catalogue((folder, *default_roots()))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,8 @@ class FittedEfficiency:
     p90_error: float
     slowdown: float = 1.0
     """By what `compute` and `memory` were divided afterwards."""
+    more: Mapping[str, str | float] = field(default_factory=dict)
+    """Further numbers of the class, as a profile has them: chain, block, cached ..."""
 
     def times_s(self, flops: Floats, moved_bytes: Floats, peak: float, bandwidth: float) -> Floats:
         """What kernels of so much work take."""

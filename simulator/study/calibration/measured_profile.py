@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from simulator.costs.transfers import TRANSITION_DEFAULTS
+from simulator.specs.catalogue import Catalogue, default_roots
 from simulator.study.calibration.measured_fit import FittedEfficiency
 from simulator.study.calibration.timed_kernels import SCORE_PASSES
 
@@ -58,6 +61,19 @@ class LinkFigures:
 
 
 @dataclass(frozen=True)
+class GpuFigures:
+    """What was found out about a GPU, its link, and our network on it."""
+
+    device: DeviceFigures
+    link: LinkFigures
+    launch_s: float
+    """Of a kernel, where they are launched one by one."""
+    synchronize_s: float
+    """From the end of a copy to the host until the thread that waits for it goes on."""
+    code: OwnCodeFigures = field(default_factory=OwnCodeFigures)
+
+
+@dataclass(frozen=True)
 class MachineFigures:
     """Everything that files are made of."""
 
@@ -71,15 +87,14 @@ class MachineFigures:
     date: str
     note: str | None = None
     """What one thread reaches."""
-    gpu: DeviceFigures | None = None
-    link: LinkFigures | None = None
+    gpu: GpuFigures | None = None
 
 
 def profile_paths(name: str) -> tuple[str, ...]:
     """Every file that a machine of that name may have, in a folder of the catalogue."""
     return (
         f"{DEVICES}/{name}.yaml", f"{HOSTS}/{name}.yaml", f"{MACHINES}/{name}.yaml", f"{ENGINES}/{name}.yaml",
-        f"{DEVICES}/{name}-gpu.yaml", f"{LINKS}/{name}-gpu.yaml",
+        f"{DEVICES}/{name}-gpu.yaml", f"{LINKS}/{name}-gpu.yaml", f"{ENGINES}/{name}-gpu.yaml",
     )  # fmt: skip
 
 
@@ -90,11 +105,12 @@ def profile_texts(figures: MachineFigures) -> dict[str, str]:
         f"{DEVICES}/{name}.yaml": _device(figures, figures.cpu, "cpu"),
         f"{HOSTS}/{name}.yaml": _host(figures),
         f"{MACHINES}/{name}.yaml": _machine(figures),
-        f"{ENGINES}/{name}.yaml": _engine(figures),
+        f"{ENGINES}/{name}.yaml": _engine(figures, figures.code),
     }
-    if figures.gpu is not None and figures.link is not None:
-        documents[f"{DEVICES}/{name}-gpu.yaml"] = _device(figures, figures.gpu, "gpu")
-        documents[f"{LINKS}/{name}-gpu.yaml"] = _link(figures, figures.link)
+    if figures.gpu is not None:
+        documents[f"{DEVICES}/{name}-gpu.yaml"] = _gpu(figures, figures.gpu)
+        documents[f"{LINKS}/{name}-gpu.yaml"] = _link(figures, figures.gpu.link)
+        documents[f"{ENGINES}/{name}-gpu.yaml"] = _engine(figures, figures.gpu.code, figures.gpu.launch_s)
     return {path: _as_yaml(document) for path, document in documents.items()}
 
 
@@ -139,6 +155,17 @@ def _device(figures: MachineFigures, device: DeviceFigures, kind: str) -> dict[s
     }
 
 
+def _gpu(figures: MachineFigures, gpu: GpuFigures) -> dict[str, Any]:
+    """A device with what its copies cost besides."""
+    document = _device(figures, gpu.device, "gpu")
+    sources = document.pop("sources")
+    taken = {"kind": "assumed", "ref": "this catalogue", "note": "taken as given; its link has the rest"}
+    sources |= {"transition.launch": taken, "transition.synchronize": _measured(figures)}
+    launch = _time(TRANSITION_DEFAULTS["gpu"].launch_s)
+    transition = {"launch": launch, "synchronize": _time(gpu.synchronize_s)}
+    return document | {"transition": transition, "sources": sources}
+
+
 def _compute_note(figures: MachineFigures, kind: str) -> str:
     best = "the best that a product of matrices reached"
     return f"{best}; {figures.note}" if figures.note and kind == "cpu" else best
@@ -156,6 +183,7 @@ def _efficiency(fit: FittedEfficiency) -> dict[str, Any]:
         "memory": float(f"{fit.memory:.4g}"),
         "overhead": _time(fit.overhead_s),
         "blend": float(f"{fit.blend:.4g}"),
+        **fit.more,
     }
 
 
@@ -203,8 +231,11 @@ def _link(figures: MachineFigures, link: LinkFigures) -> dict[str, Any]:
     }
 
 
-def _engine(figures: MachineFigures) -> dict[str, Any]:
-    code = figures.code
+def _engine(
+    figures: MachineFigures, code: OwnCodeFigures, launch_s: float | None = None
+) -> dict[str, Any]:
+    """launch_s: of a kernel, where the network is on a device beside the processor."""
+    is_eager = launch_s is not None
     ours = {"kind": "measured", "ref": "this program's network", "date": figures.date}
     return {
         "name": "This program's own network, called step by step",
@@ -214,6 +245,7 @@ def _engine(figures: MachineFigures) -> dict[str, Any]:
         },
         "memory": {"utilization": 0.9, "context": "0.3..1 GB", "sampler_bytes_per_logit": 4},
         "overheads": {"step": _time(code.step_s), "per_sequence": "0 us"},
+        **({"launch": {"kernel": _time(launch_s), "graphs": "none"}} if launch_s is not None else {}),
         "host_stages": {
             "receive": "0 us/request", "tokenize": f"{_time(code.tokenize_s)}/token",
             "detokenize": f"{_time(code.detokenize_s)}/token", "send": "0 us/token",
@@ -228,11 +260,21 @@ def _engine(figures: MachineFigures) -> dict[str, Any]:
             "scheduler": ours | {"note": "one sequence at a time, of any length; its cache has no blocks"},
             "memory": {"kind": "assumed", "ref": "this program", "note": "a process with PyTorch, and room"},
             "overheads": _measured(figures),
+            **({"launch": _measured(figures)} if is_eager else {}),
             "host_stages": _measured(figures, note="receiving and sending: in the same process"),
             "code": _measured(figures),
             "code.score_bytes": ours | {"note": f"fp32, {SCORE_PASSES} passes over the scores; counted"},
         },
     }  # fmt: skip
+
+
+def written(figures: MachineFigures, folder: Path) -> Catalogue:
+    """A catalogue that has the profiles, as anybody would read them, before all others."""
+    for path, text in profile_texts(figures).items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    return Catalogue((folder, *default_roots()))
 
 
 def _rate(bytes_per_s: float) -> str:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from simulator.costs.host import launching_s
 from simulator.errors import SimulatorError
+from simulator.graph.operator_traits import operator_traits
 from simulator.graph.shape import Chunk
 from simulator.placement.placement import NotPlaceable
+from simulator.placement.plan import Launched
 from simulator.placement.strategies import SingleDevice
 from simulator.simulation.pricing import Durations, PricedTemplate
 from simulator.simulation.recursion import Carried, schedule
 from simulator.simulation.ticks import seconds
 from simulator.specs.architecture import Architecture
 from simulator.specs.catalogue import Catalogue
+from simulator.specs.engine import Engine
 from simulator.specs.scenario import PrecisionChoice
 from simulator.study.deploy import deploy
 
@@ -21,17 +26,24 @@ FP32 = PrecisionChoice(weights="fp32", activations="fp32", kv_cache="fp32")
 
 @dataclass(frozen=True)
 class OneSequence:
-    """A model in fp32 on the processor of a machine, for one sequence at a time."""
+    """A model in fp32 on one device of a machine, for one sequence at a time."""
 
     priced: PricedTemplate
+    engine: Engine
+    model: Architecture
 
     @classmethod
-    def of(cls, name: str, model: Architecture, catalogue: Catalogue) -> OneSequence:
-        """On the machine of an id, with the engine of the same id."""
-        placed = deploy(name, model, name, FP32, SingleDevice(device="cpu"), catalogue)
+    def of(
+        cls, name: str, model: Architecture, catalogue: Catalogue, on_gpu: bool = False
+    ) -> OneSequence:
+        """On the processor of the machine of an id, with the engine of the same id; or on its GPU, with the
+        engine of that."""
+        engine, device = (f"{name}-gpu", "gpu-0") if on_gpu else (name, "cpu")
+        placed = deploy(name, model, engine, FP32, SingleDevice(device=device), catalogue)
         if isinstance(placed, NotPlaceable):
             raise SimulatorError(f"{model.name} cannot be placed on {name}: {placed.reason}")
-        return cls(PricedTemplate(placed.program.template(1), placed.program, placed.engine))
+        template = placed.program.template(1)
+        return cls(PricedTemplate(template, placed.program, placed.engine), placed.engine, model)
 
     def step_s(self, new: int, context: int) -> float:
         """From the launch of a step until its id is there."""
@@ -39,10 +51,25 @@ class OneSequence:
         return seconds(timed.ends[self.priced.template.outcome])
 
     def layer_s(self, new: int, context: int) -> float:
-        """Of the first layer's operators, one after the other."""
+        """Of the first layer's operators, one after the other; on a device that a host launches kernels on,
+        of launching them."""
+        launches = self._launches
+        if launches:
+            return sum(
+                launching_s(self.engine, each.kernels, each.operator, self._traits(each)) for each in launches
+            )
         totals = self._durations(new, context).total[self.priced.class_of_task].tolist()
         tasks = self.priced.template.tasks
         return sum(seconds(ticks) for task, ticks in zip(tasks, totals, strict=True) if task.layer == 0)
+
+    @property
+    def _launches(self) -> list[Launched]:
+        """Of the first layer; none on a processor."""
+        tasks = self.priced.template.tasks
+        return [each for task in tasks for each in task.launches if each.layer == 0]
+
+    def _traits(self, launched: Launched) -> Mapping[str, int]:
+        return operator_traits(self.model, launched.layer, launched.operator)
 
     @property
     def operators_a_layer(self) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simulator.graph.operator_traits import NORMS
 from simulator.specs.architecture import (
@@ -23,6 +24,9 @@ from simulator.specs.architecture import (
 )
 from simulator.study.calibration.measured_profile import OwnCodeFigures
 from simulator.study.calibration.one_step import OneSequence
+
+if TYPE_CHECKING:
+    from simulator.execution.measure import Bench
 
 CONTEXT = 16
 """Tokens cached before the one that is timed."""
@@ -92,11 +96,56 @@ class LayerTimes:
     layers: Mapping[str, float]
     """A decode step through a layer of each of `PROBES`."""
     prompts: Mapping[str, float]
-    """A prefill of `PROMPT` tokens through a layer of each of `IN_PROMPTS`."""
+    """A prefill of `PROMPT` tokens through a layer of each of `IN_PROMPTS`; nothing if not measured."""
     step_s: float
     """A whole decode step of the plain model."""
     tokenize_s: float
     detokenize_s: float
+
+    @classmethod
+    def of(cls, best: Mapping[str, float], tokenize_s: float, detokenize_s: float) -> LayerTimes:
+        """From the times of `layer_calls`."""
+        prompts = {probe: best[what] for probe in IN_PROMPTS if (what := _prompt(probe)) in best}
+        layers = {probe: best[_layer(probe)] for probe in PROBES}
+        return cls(layers, prompts, best[PLAIN_STEP], tokenize_s, detokenize_s)
+
+
+PLAIN_STEP = "a step"
+
+
+def _layer(probe: str) -> str:
+    return f"a layer: {probe}"
+
+
+def _prompt(probe: str) -> str:
+    return f"a prefill: {probe}"
+
+
+def wide_step(new: int, context: int) -> str:
+    """Name of the call that times a step of the wide model."""
+    return f"a wide model: {new} after {context}"
+
+
+def layer_calls(bench: Bench, prompts: bool = True) -> dict[str, Callable[[], float]]:
+    """What times layers of the made-up models, and a step of the plain one.
+
+    prompts: prefills too, which tell of passes through memory.
+    """
+    from simulator.execution.random_weights import random_transformer
+
+    layers = {_layer(probe): partial(bench.layer_s, arch, 1, CONTEXT) for probe, arch in PROBES.items()}
+    if prompts:
+        layers |= {_prompt(probe): partial(bench.layer_s, PROBES[probe], PROMPT, 0) for probe in IN_PROMPTS}
+    plain = bench.placed(random_transformer(PLAIN, seed=0))
+    return {**layers, PLAIN_STEP: partial(bench.step_s, plain, 1, CONTEXT)}
+
+
+def step_calls(bench: Bench) -> dict[str, Callable[[], float]]:
+    """What times steps of the wide model."""
+    from simulator.execution.random_weights import random_transformer
+
+    wide = bench.placed(random_transformer(WIDE, seed=0))
+    return {wide_step(*step): partial(bench.step_s, wide, *step) for step in WIDE_STEPS}
 
 
 def own_code(times: LayerTimes, simulate: Simulate) -> OwnCodeFigures:
@@ -141,7 +190,7 @@ def _of_parts(times: LayerTimes, code: OwnCodeFigures, simulate: Simulate) -> di
 def _passes(times: LayerTimes, code: OwnCodeFigures, simulate: Simulate) -> dict[str, float]:
     """Of what takes longer with many tokens: as many passes as would take that long."""
     found = {}
-    for probe in IN_PROMPTS[1:]:
+    for probe in (each for each in IN_PROMPTS[1:] if each in times.prompts):
         more_s = times.prompts[probe] - times.prompts["plain"]
         bare = replace(code, passes={})
         priced_s, plain_s = (simulate(PROBES[each], bare).layer_s(PROMPT, 0) for each in (probe, "plain"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from simulator.graph.operators import TOKEN_ID_BYTES
 from simulator.graph.work import OperatorClass
@@ -41,8 +41,8 @@ VOCABULARIES = (256, 4096, 49152)
 class KernelRow:
     """One measured kernel, as docs/calibrate.md has it; None where it has no use for a column."""
 
-    operator: OperatorClass
-    precision: Precision
+    operator: OperatorClass | Literal["copy"]
+    precision: Precision | None
     time_us: float
     m: int | None = None
     n: int | None = None
@@ -55,6 +55,8 @@ class KernelRow:
     kv_heads: int | None = None
     head_dim: int | None = None
     bytes: int | None = None
+    direction: Literal["to_device", "to_host"] | None = None
+    pinned: bool | None = None
 
     @property
     def time_s(self) -> float:
@@ -74,6 +76,7 @@ class KernelRow:
     @property
     def moved_bytes(self) -> int:
         """Read and written once, and by attention its scores as often as it passes over them."""
+        assert self.precision is not None, "a kernel computes in some format"
         item = round(ITEM_BYTES[self.precision])
         if self.operator == "matmul":
             m, n, k = _known(self.m, self.n, self.k)
@@ -96,15 +99,18 @@ def _known(*numbers: int | None) -> list[int]:
     return found
 
 
+BenchT = TypeVar("BenchT", contravariant=True)
+
+
 @dataclass(frozen=True)
-class Timing:
-    """One kernel yet to be timed."""
+class Timing(Generic[BenchT]):
+    """One kernel yet to be timed, by some kind of bench."""
 
     what: str
-    time: Callable[[Bench], KernelRow]
+    time: Callable[[BenchT], KernelRow]
 
 
-def timings(half: Precision | None = "bf16") -> tuple[Timing, ...]:
+def timings(half: Precision | None = "bf16") -> tuple[Timing[Bench], ...]:
     """Everything to time, in fp32; products of matrices in a half precision too."""
     return (
         *_matmuls("fp32"),
@@ -114,7 +120,7 @@ def timings(half: Precision | None = "bf16") -> tuple[Timing, ...]:
     )
 
 
-def _matmuls(precision: Precision) -> Iterator[Timing]:
+def _matmuls(precision: Precision) -> Iterator[Timing[Bench]]:
     m, n, k = LARGE
     yield Timing(f"{precision} matmul {m}x{n}x{k}", _matmul(precision, m, n, k))
     for hidden, inner in HIDDEN_AND_INNER:
@@ -133,7 +139,7 @@ def _matmul(precision: Precision, m: int, n: int, k: int) -> Callable[[Bench], K
     return time
 
 
-def _attention(precision: Precision) -> Iterator[Timing]:
+def _attention(precision: Precision) -> Iterator[Timing[Bench]]:
     for heads in HEADS:
         for new, context in (*((new, 0) for new in PROMPTS), *((1, context) for context in CONTEXTS)):
             what = f"attention of {new} after {context}, {'/'.join(map(str, heads))}"
@@ -156,7 +162,7 @@ def _attend(
     return time
 
 
-def _elementwise(precision: Precision) -> Iterator[Timing]:
+def _elementwise(precision: Precision) -> Iterator[Timing[Bench]]:
     item = round(ITEM_BYTES[precision])
     for width in WIDTHS:
         for tokens in ROWS:
@@ -193,7 +199,18 @@ def as_csv(rows: Sequence[KernelRow]) -> str:
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def best_rates(rows: Sequence[KernelRow]) -> dict[str, float]:
+    """FLOP/s that the best product of each format reached."""
+    best: dict[str, float] = {}
+    for row in rows:
+        if row.operator == "matmul" and row.precision is not None:
+            best[row.precision] = max(best.get(row.precision, 0.0), row.flops / row.time_s)
+    return best
 
 
 def by_class(rows: Sequence[KernelRow]) -> Mapping[str, list[KernelRow]]:

@@ -1,0 +1,247 @@
+"""Times the kernels of a GPU for `calibrate measure`.
+
+Kernels are timed in CUDA graphs, as serving engines run them, so that a time is the device's and not that of
+the host that launches. What the host takes to launch kernels one by one, and to copy, is timed by itself.
+Protocols are those of published tables (ai-dynamo/aiconfigurator, collector/), so that figures compare:
+matrices are gone round among more than the cache holds, everything else works on the same arrays again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from simulator.execution.measure import DTYPES, AttentionShape, Matmul, Rows
+
+GRAPH_S = 2e-3
+"""How long a graph is, at least, unless it would have too many kernels."""
+MOST_IN_GRAPH = 512
+REPLAYS = 3
+"""Replays of a graph in one timed run, so that only the first waits for the host."""
+FEWEST_RUNS = 2
+CACHES_OF_MATRICES = 4
+LARGEST_BUFFER_BYTES = 2**30
+SMALLEST_BUFFER_BYTES = 2**26
+LAUNCHES = 1000
+FP8 = torch.float8_e4m3fn
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class GpuFacts:
+    """What PyTorch says of a GPU."""
+
+    name: str
+    capacity_bytes: int
+    units: int
+    """Multiprocessors."""
+    cache_bytes: int
+    """Of the last-level cache; 0 where PyTorch does not say."""
+    half: str
+    """The 16-bit format that its matrix units have: bf16, else fp16."""
+    has_fp8: bool
+
+
+def gpu_facts() -> GpuFacts:
+    """Of the first one."""
+    facts = torch.cuda.get_device_properties(0)
+    capability = (facts.major, facts.minor)
+    return GpuFacts(
+        facts.name, facts.total_memory, facts.multi_processor_count, getattr(facts, "L2_cache_size", 0),
+        "bf16" if capability >= (8, 0) else "fp16", capability >= (8, 9),
+    )  # fmt: skip
+
+
+class GpuBench:
+    """Times kernels on one device, each for about as long. On a processor, which has no graphs, calls are
+    simply made."""
+
+    def __init__(self, seconds_each: float, cache_bytes: int, device: str = "cuda") -> None:
+        """cache_bytes: of the last-level cache, which matrices should not fit into."""
+        self.seconds_each, self.cache_bytes = seconds_each, cache_bytes
+        self.device = torch.device(device)
+        self._buffers: dict[torch.dtype, Tensor] = {}
+
+    # -- the clock ----------------------------------------------------------------------------------------
+
+    def best_s(self, calls: Sequence[Call]) -> float:
+        """Seconds of one of some calls, gone round, the best of several runs."""
+        with torch.no_grad():
+            for call in calls[:2]:
+                call()
+            once_s = min(self._elapsed_s(calls[0]) for _ in range(FEWEST_RUNS))
+            wanted = min(MOST_IN_GRAPH, math.ceil(GRAPH_S / once_s))
+            count = max(wanted, min(len(calls), MOST_IN_GRAPH))
+            run = self._captured([calls[number % len(calls)] for number in range(count)])
+            run()
+            return self._best_s(lambda: [run() for _ in range(REPLAYS)]) / REPLAYS / count
+
+    def _best_s(self, run: Call) -> float:
+        best_s, runs, end = math.inf, 0, perf_counter() + self.seconds_each
+        while runs < FEWEST_RUNS or perf_counter() < end:
+            best_s, runs = min(best_s, self._elapsed_s(run)), runs + 1
+        return best_s
+
+    def _captured(self, calls: Sequence[Call]) -> Call:
+        """What makes the calls in one graph; their results are dropped."""
+        if self.device.type != "cuda":
+            return lambda: [call() for call in calls]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for call in calls:
+                call()
+        return graph.replay
+
+    def _elapsed_s(self, run: Call) -> float:
+        """Between two events around it, on an idle device."""
+        if self.device.type != "cuda":
+            return _wall_s(run)
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(self.device)
+        start.record()
+        run()
+        stop.record()
+        stop.synchronize()
+        return float(start.elapsed_time(stop)) / 1e3  # it says milliseconds
+
+    # -- kernels ------------------------------------------------------------------------------------------
+
+    def matmul(self, shape: Matmul, precision: str) -> tuple[float, int]:
+        """A product; seconds, and how many matrices were gone round among."""
+        if precision == "fp8":
+            return self._fp8_matmul(shape)
+        x_mk = self._numbers(shape.m, shape.k, precision=precision)
+        weights = self._matrices(shape, DTYPES[precision])
+        calls = [lambda weight_nk=each: functional.linear(x_mk, weight_nk) for each in weights]
+        return self.best_s(calls), len(weights)
+
+    def _fp8_matmul(self, shape: Matmul) -> tuple[float, int]:
+        """With one scale a matrix, accumulated as vLLM asks for it, and a result in bf16."""
+        x_mk = self._numbers(shape.m, shape.k, precision="bf16").to(FP8)
+        one = torch.ones((), device=self.device)
+        weights = self._matrices(shape, FP8)
+        calls = [
+            lambda weight_nk=each: torch._scaled_mm(
+                x_mk, weight_nk.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True
+            )
+            for each in weights
+        ]
+        return self.best_s(calls), len(weights)
+
+    def _matrices(self, shape: Matmul, dtype: torch.dtype) -> list[Tensor]:
+        """As many as the cache does not hold, out of one buffer of random numbers."""
+        elements = shape.n * shape.k
+        nbytes = elements * dtype.itemsize
+        copies = min(MOST_IN_GRAPH, max(2, math.ceil(CACHES_OF_MATRICES * self.cache_bytes / nbytes)))
+        copies = max(1, min(copies, LARGEST_BUFFER_BYTES // nbytes))
+        buffer = self._buffer(dtype, copies * elements)
+        pieces = buffer[: copies * elements].split(elements)
+        return [piece.view(shape.n, shape.k) for piece in pieces]
+
+    def _buffer(self, dtype: torch.dtype, at_least: int) -> Tensor:
+        elements = max(SMALLEST_BUFFER_BYTES // dtype.itemsize, at_least)
+        if dtype not in self._buffers or len(self._buffers[dtype]) < elements:
+            self._buffers.pop(dtype, None)
+            self._buffers[dtype] = self._numbers(elements, precision="bf16").to(dtype)
+        return self._buffers[dtype]
+
+    def _numbers(self, *shape: int, precision: str) -> Tensor:
+        """Random ones: a device that multiplies zeros is faster than it is with a model's weights."""
+        return torch.randn(shape, dtype=DTYPES[precision], device=self.device)
+
+    def attention(self, batch: int, shape: AttentionShape, precision: str) -> float:
+        """Fused attention: prompts without context, or one token of each sequence."""
+        assert shape.new == 1 or not shape.context, "PyTorch's causal mask starts at the first key"
+        kept = shape.context + shape.new
+        q_bhnd = self._numbers(batch, shape.heads, shape.new, shape.head_dim, precision=precision)
+        k_bgsd, v_bgsd = self._numbers(2, batch, shape.kv_heads, kept, shape.head_dim, precision=precision)
+        return self.best_s([
+            lambda: functional.scaled_dot_product_attention(
+                q_bhnd, k_bgsd, v_bgsd, is_causal=shape.new > 1, enable_gqa=shape.heads > shape.kv_heads
+            )
+        ])  # fmt: skip
+
+    def norm(self, shape: Rows, precision: str) -> float:
+        """One read and one written."""
+        x_te = self._numbers(shape.tokens, shape.width, precision=precision)
+        return self.best_s([lambda: functional.layer_norm(x_te, (shape.width,))])
+
+    def activation(self, shape: Rows, precision: str) -> float:
+        """One read and one written."""
+        x_tf = self._numbers(shape.tokens, shape.width, precision=precision)
+        return self.best_s([lambda: functional.silu(x_tf)])
+
+    def elementwise(self, shape: Rows, precision: str) -> float:
+        """Two read and one written."""
+        x_te, y_te = self._numbers(2, shape.tokens, shape.width, precision=precision)
+        return self.best_s([lambda: x_te + y_te])
+
+    def embedding(self, shape: Rows, precision: str) -> float:
+        """Rows of a table for some ids."""
+        table_ve = self._buffer(DTYPES[precision], 0)
+        table_ve = table_ve[: len(table_ve) // shape.width * shape.width].view(-1, shape.width)
+        ids_t = torch.randint(len(table_ve), (shape.tokens,), device=self.device)
+        return self.best_s([lambda: functional.embedding(ids_t, table_ve)])
+
+    def sampling(self, shape: Rows, precision: str) -> float:
+        """The likeliest of `width` ids."""
+        logits_tv = self._numbers(shape.tokens, shape.width, precision=precision)
+        return self.best_s([lambda: logits_tv.argmax(dim=-1)])
+
+    # -- memory, copies and the host ----------------------------------------------------------------------
+
+    def s_per_byte(self, nbytes: int) -> float:
+        """The least of reading, copying and adding arrays of so many bytes together."""
+        x = torch.ones(nbytes // 4, device=self.device)
+        half, into = x[: len(x) // 2], torch.empty(len(x) // 2, device=self.device)
+        calls: tuple[Call, ...] = (
+            x.sum, lambda: into.copy_(half), lambda: torch.add(half, 1, out=into),
+        )  # fmt: skip
+        return min(self.best_s([call]) for call in calls) / nbytes
+
+    def copy_s(self, nbytes: int, to_device: bool, pinned: bool) -> float:
+        """A copy between the host's memory and the device's: into the device until it is there, by the
+        device's clock; out of it until the thread that waits for it goes on, by the host's."""
+        here = torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned and self.device.type == "cuda")
+        there = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+        here.fill_(1)
+        if to_device:
+            there.copy_(here, non_blocking=pinned)
+            return self._best_s(lambda: there.copy_(here, non_blocking=pinned))
+        best_s, runs, end = math.inf, 0, perf_counter() + self.seconds_each
+        while runs <= FEWEST_RUNS or perf_counter() < end:
+            self._idle()
+            best_s, runs = min(best_s, _wall_s(lambda: here.copy_(there))), runs + 1
+        return best_s
+
+    def launch_s(self) -> float:
+        """What PyTorch needs to launch one small kernel after the other."""
+        x = torch.ones(8, device=self.device)
+
+        def launch() -> None:
+            for _ in range(LAUNCHES):
+                torch.add(x, 1, out=x)
+
+        launch()
+        best_s = math.inf
+        for _ in range(5):
+            self._idle()
+            best_s = min(best_s, _wall_s(launch))
+        return best_s / LAUNCHES
+
+    def _idle(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _wall_s(run: Call) -> float:
+    start = perf_counter()
+    run()
+    return perf_counter() - start
