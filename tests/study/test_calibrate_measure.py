@@ -238,7 +238,7 @@ def test_what_our_own_code_takes_is_found_again(tmp_path):
 
 def test_what_our_own_code_takes_to_launch_on_a_gpu_is_found_again(tmp_path):
     """There it is the thread that launches kernels whose time is told; passes are not looked for."""
-    figures, truth = made_up(gpu=True), replace(CODE, passes={})
+    figures, truth = made_up(gpu=True), replace(CODE, operator_s=2e-5, passes={})
 
     def simulate(arch, code):
         assert figures.gpu is not None
@@ -249,10 +249,9 @@ def test_what_our_own_code_takes_to_launch_on_a_gpu_is_found_again(tmp_path):
         {probe: simulate(arch, truth).layer_s(1, CONTEXT) for probe, arch in PROBES.items()}, {},
         simulate(PLAIN, truth).step_s(1, CONTEXT), truth.tokenize_s, truth.detokenize_s,
     )  # fmt: skip
-    bare = simulate(PLAIN, OwnCodeFigures())
-    launched = [each for task in bare.priced.template.tasks for each in task.launches]
-    own_s = truth.step_s + truth.operator_s * len(launched)
-    assert times.step_s - bare.step_s(1, CONTEXT) == pytest.approx(own_s, rel=1e-6)
+    slower = simulate(PLAIN, replace(truth, operator_s=truth.operator_s + 1e-5))
+    launched = [each for task in slower.priced.template.tasks for each in task.launches]
+    assert slower.step_s(1, CONTEXT) - times.step_s == pytest.approx(1e-5 * len(launched), rel=1e-6)
     found = own_code(times, simulate)
     assert found.operator_s == pytest.approx(truth.operator_s, rel=1e-3)
     assert found.step_s == pytest.approx(truth.step_s, rel=0.05)
