@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from time import perf_counter
 
 import torch
@@ -29,6 +30,11 @@ CACHES_OF_MATRICES = 4
 LARGEST_BUFFER_BYTES = 2**30
 SMALLEST_BUFFER_BYTES = 2**26
 LAUNCHES = 1000
+SMALL_COPY_BYTES = 8
+HOST_BYTES = 2**30
+"""Of the host's memory that copies come from and go to, more than its caches hold."""
+MOST_PIECES = 2**12
+SHORTEST_S = 1e-8
 FP8 = torch.float8_e4m3fn
 
 Call = Callable[[], object]
@@ -67,7 +73,9 @@ class GpuBench:
         """cache_bytes: of the last-level cache, which matrices should not fit into."""
         self.seconds_each, self.cache_bytes = seconds_each, cache_bytes
         self.device = torch.device(device)
+        self._has_gpu = self.device.type == "cuda"
         self._buffers: dict[torch.dtype, Tensor] = {}
+        self._host: dict[bool, Tensor] = {}
 
     # -- the clock ----------------------------------------------------------------------------------------
 
@@ -91,7 +99,7 @@ class GpuBench:
 
     def _captured(self, calls: Sequence[Call]) -> Call:
         """What makes the calls in one graph; their results are dropped."""
-        if self.device.type != "cuda":
+        if not self._has_gpu:
             return lambda: [call() for call in calls]
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -101,7 +109,7 @@ class GpuBench:
 
     def _elapsed_s(self, run: Call) -> float:
         """Between two events around it, on an idle device."""
-        if self.device.type != "cuda":
+        if not self._has_gpu:
             return _wall_s(run)
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(self.device)
@@ -207,18 +215,37 @@ class GpuBench:
         return min(self.best_s([call]) for call in calls) / nbytes
 
     def copy_s(self, nbytes: int, to_device: bool, pinned: bool) -> float:
-        """A copy between the host's memory and the device's: into the device until it is there, by the
-        device's clock; out of it until the thread that waits for it goes on, by the host's."""
-        here = torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned and self.device.type == "cuda")
+        """A copy between the host's memory and the device's, by the host's clock: out of the device until the
+        thread that waits for it goes on; into the device, what it adds to a small one back that follows. The
+        host's memory is gone round in, so that its caches do not hold it."""
+        pieces = cycle(self._pieces(nbytes, pinned))
         there = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
-        here.fill_(1)
-        if to_device:
-            there.copy_(here, non_blocking=pinned)
-            return self._best_s(lambda: there.copy_(here, non_blocking=pinned))
+        if not to_device:
+            return self._best_wall_s(lambda: next(pieces).copy_(there))
+        small = there[:SMALL_COPY_BYTES]
+        back = torch.empty_like(small, device="cpu", pin_memory=self._has_gpu)
+
+        def both() -> None:
+            there.copy_(next(pieces), non_blocking=pinned)
+            back.copy_(small)
+
+        return max(SHORTEST_S, self._best_wall_s(both) - self._best_wall_s(lambda: back.copy_(small)))
+
+    def _pieces(self, nbytes: int, pinned: bool) -> list[Tensor]:
+        """Of the host's memory, spread over all that copies use of it; written to, so that it is there."""
+        if pinned not in self._host:
+            written = torch.ones(HOST_BYTES, dtype=torch.uint8)
+            self._host[pinned] = written.pin_memory() if pinned and self._has_gpu else written
+        count = min(MOST_PIECES, HOST_BYTES // nbytes)
+        return [row[:nbytes] for row in self._host[pinned].view(count, -1)]
+
+    def _best_wall_s(self, run: Call) -> float:
+        """By the host's clock, each on an idle device."""
+        run()
         best_s, runs, end = math.inf, 0, perf_counter() + self.seconds_each
-        while runs <= FEWEST_RUNS or perf_counter() < end:
+        while runs < FEWEST_RUNS or perf_counter() < end:
             self._idle()
-            best_s, runs = min(best_s, _wall_s(lambda: here.copy_(there))), runs + 1
+            best_s, runs = min(best_s, _wall_s(run)), runs + 1
         return best_s
 
     def launch_s(self) -> float:
@@ -229,15 +256,10 @@ class GpuBench:
             for _ in range(LAUNCHES):
                 torch.add(x, 1, out=x)
 
-        launch()
-        best_s = math.inf
-        for _ in range(5):
-            self._idle()
-            best_s = min(best_s, _wall_s(launch))
-        return best_s / LAUNCHES
+        return self._best_wall_s(launch) / LAUNCHES
 
     def _idle(self) -> None:
-        if self.device.type == "cuda":
+        if self._has_gpu:
             torch.cuda.synchronize(self.device)
 
 

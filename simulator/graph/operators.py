@@ -126,9 +126,10 @@ class OperatorFactory:
         return Operator("final_norm", None, reads, (Value("normed", rows),), (work,), parameters=parameters)
 
     def sample(self) -> Operator:
-        """Choose the most likely token of each row, from all its logits."""
+        """Choose the most likely token of each row, from all its logits; one processor goes through a row."""
         moved = self.bench.bytes(ROWS * self.model.vocab_size) + ROWS * TOKEN_ID_BYTES
-        work = Work("sampling", (self.bench.formats.activations,), NOTHING, moved)
+        formats = (self.bench.formats.activations,)
+        work = Work("sampling", formats, NOTHING, moved, chain=self.model.vocab_size)
         output = Value("next_ids", ROWS, is_token_ids=True)
         return Operator("sample", None, ("logits",), (output,), (work,))
 

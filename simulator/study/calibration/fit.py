@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -70,7 +71,7 @@ NUMBERS: Mapping[OperatorClass, tuple[_Number, ...]] = {
     "elementwise": (_MEMORY, _OVERHEAD, _CACHED),
     "quantise": (_MEMORY, _OVERHEAD, _BLOCK, _CACHED),
     "embedding": (_MEMORY, _OVERHEAD, _CACHED),
-    "sampling": (_MEMORY, _OVERHEAD),
+    "sampling": (_MEMORY, _OVERHEAD, _BLEND, _CHAIN),
 }
 """What is fitted of each class; what is left out stays as it is by default. Kernels without arithmetic have
 no share of it to find."""
@@ -137,14 +138,31 @@ def _fit(
             np.log(predict(each, devices[each.device], efficiency) / each.time_s) for each in thinned
         ])  # fmt: skip
 
-    best = None
-    for factor in (1.0, 0.4):
-        start = np.clip([number.start * factor for _, number in numbers], low + 1e-6, high - 1e-6)
-        result = least_squares(residuals, start, bounds=(low, high), loss="soft_l1", f_scale=LARGE_ERROR)
-        if best is None or result.cost < best.cost * (1 - 1e-6):
-            best = result
-    assert best is not None
+    def found_from(factor: float, of_cache: float) -> Any:
+        factors = (of_cache if number.name == _CACHED.name else factor for _, number in numbers)
+        started = [number.start * each for (_, number), each in zip(numbers, factors, strict=True)]
+        start = np.clip(started, low + 1e-6, high - 1e-6)
+        return least_squares(residuals, start, bounds=(low, high), loss="soft_l1", f_scale=LARGE_ERROR)
+
+    best = _better(found_from(1.0, 1.0), found_from(0.4, 0.4))
+    if _has_idle_cache(_efficiency_of(keys, numbers, best.x), devices[samples[0].device]):
+        best = _better(best, found_from(1.0, 4.0))
     return _efficiency_of(keys, numbers, best.x)
+
+
+def _better(one: Any, other: Any) -> Any:
+    """The result of a search that fits better; the first, if the other one hardly does."""
+    return other if other.cost < one.cost * (1 - 1e-6) else one
+
+
+def _has_idle_cache(found: Mapping[Key, Efficiency], device: Device) -> bool:
+    """Whether a cache was found to be no quicker than the memory. The search cannot leave such a number: near
+    it nothing changes."""
+    bandwidth, units = device.memory.bandwidth_bytes_per_s or 0.0, device.units or 1
+    return any(
+        each.cached_bytes_per_s is not None and each.cached_bytes_per_s * units <= each.memory * bandwidth
+        for each in found.values()
+    )
 
 
 def _free(key: Key, devices: Mapping[str, Device], samples: Sequence[Samples]) -> tuple[_Number, ...]:

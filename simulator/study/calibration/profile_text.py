@@ -16,6 +16,8 @@ from simulator.specs.yaml_file import read_text
 from simulator.study.calibration.fit import PLAIN, FittedClass
 
 INDENT = "  "
+LEAST_CHAIN_S = 1e-12
+"""For each number; the longest chains take nothing at less than this."""
 
 
 def with_numbers(path: Path, fitted: Sequence[FittedClass], ref: str, date: str | None) -> str:
@@ -72,9 +74,10 @@ def efficiency_line(efficiency: Efficiency) -> str:
         f"compute: {short(efficiency.compute)}", f"memory: {short(efficiency.memory)}",
         f"overhead: {short(efficiency.overhead_s * 1e6)} us", f"blend: {short(efficiency.blend)}",
     ]  # fmt: skip
-    if efficiency.chain_s:
+    has_chain = efficiency.chain_s >= LEAST_CHAIN_S
+    if has_chain:
         parts.append(f"chain: {short(efficiency.chain_s * 1e9)} ns")
-    if efficiency.chain_s and efficiency.chain_most is not None:
+    if has_chain and efficiency.chain_most is not None:
         parts.append(f"chain_most: {round(efficiency.chain_most)}")
     if round(efficiency.block):
         parts.append(f"block: {round(efficiency.block)}")

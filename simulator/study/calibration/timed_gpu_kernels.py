@@ -111,7 +111,7 @@ def _rows(precision: Precision, kind: RowWise, tokens: int, width: int, moved_by
         from simulator.execution.measure import Rows
 
         time_s = getattr(bench, kind)(Rows(tokens, width), precision)
-        return KernelRow(kind, precision, time_s * 1e6, bytes=moved_bytes)
+        return KernelRow(kind, precision, time_s * 1e6, bytes=moved_bytes, width=width)
 
     return time
 

@@ -55,6 +55,7 @@ class KernelRow:
     kv_heads: int | None = None
     head_dim: int | None = None
     bytes: int | None = None
+    width: int | None = None
     direction: Literal["to_device", "to_host"] | None = None
     pinned: bool | None = None
 

@@ -109,4 +109,5 @@ def _load(
                 return prefill_load(batch, new, context, heads, kv_cache), shape
             return decode_load(batch, context + new, heads, kv_cache), shape
     moved = columns.positive("bytes", rows)
-    return KernelLoad.of(0 * moved, moved, used_bytes=moved), {"bytes": moved}
+    width = columns.counts("width", 0.0, least=0, rows=rows)
+    return KernelLoad.of(0 * moved, moved, chain=width, used_bytes=moved), {"bytes": moved, "width": width}
