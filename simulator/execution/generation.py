@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from simulator.execution.network import Cache, Transformer
 from simulator.execution.random_weights import random_transformer
-from simulator.execution.replay import repeatable
+from simulator.execution.replay import repeatable, threads
 from simulator.execution.tokenizer import Bytes, Tokenizer
 from simulator.specs.architecture import Architecture
 from simulator.specs.hardware import Precision
@@ -86,7 +85,7 @@ def greedy(
     Real weights use all threads of torch. Random ones use one: near ties are decided by the last bits, and
     their tokens shall be the same everywhere.
     """
-    with torch.no_grad(), nullcontext() if model.weights else repeatable():
+    with torch.no_grad(), threads() if model.weights else repeatable():
         next_logits(model.network, ids[:1], Cache())  # brings the weights into memory; not counted
         return _timed(model, ids, count, progress), ThisMachine(cpu_name(), torch.get_num_threads())
 

@@ -327,13 +327,6 @@ def _step(network: Transformer, ids: list[int], cache: Cache) -> list[int]:
     return found
 
 
-def threads_used(threads: int | None = None) -> int:
-    """How many threads PyTorch computes with, after asking for so many if given."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return torch.get_num_threads()
-
-
 def has_gpu() -> bool:
     """Whether there is a GPU that PyTorch can use."""
     return torch.cuda.is_available()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -54,14 +54,24 @@ class Replayed:
 
 
 @contextmanager
-def repeatable() -> Iterator[None]:
-    """One thread for torch: sums in one order, so that the same run gives the same bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def threads(count: int | None = None) -> Iterator[None]:
+    """So many threads for torch, as many as it has if not given.
+
+    To ask for what there is changes much: unless asked, MKL takes fewer threads for small products, and the
+    pool is torn down and set up anew between such a product and whatever comes next. On 16 cores a step of a
+    small model then takes more than twice as long.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+
+
+def repeatable() -> AbstractContextManager[None]:
+    """One thread for torch: sums in one order, so that the same run gives the same bits."""
+    return threads(1)
 
 
 def moments(steps: Sequence[TimedPlan]) -> list[tuple[int, int, int, int]]:

@@ -26,7 +26,7 @@ from simulator.graph.shape import Chunk, StepShape
 from simulator.graph.work import Formats, Work
 from simulator.report.measured import print_measured
 from simulator.specs.catalogue import Catalogue
-from simulator.specs.hardware import Device
+from simulator.specs.hardware import Device, Transition
 from simulator.specs.machine import load_machine
 from simulator.specs.model import load_model
 from simulator.study.calibration.columns import read_columns
@@ -191,7 +191,8 @@ def made_up(
     code: OwnCodeFigures | None = None, gpu: bool = False
 ) -> MachineFigures:
     device = fitted(DeviceFigures("A processor", 2**34, BANDWIDTH, {}, {}, 2**25), made_up_rows())
-    found = GpuFigures(replace(device, name="A GPU", units=80), LinkFigures(2e10, 8e-6, 0.4), 4e-6, 9e-6)
+    found = GpuFigures(replace(device, name="A GPU", units=80), LinkFigures(2e10, 8e-6, 0.4), 4e-6,
+                       Transition(launch_s=6e-6, synchronize_s=9e-6))  # fmt: skip
     return MachineFigures(
         "here", 8, device, code or OwnCodeFigures(), "a made-up measurement", "2024-05-06", "a note",
         found if gpu else None,
@@ -352,12 +353,13 @@ def test_what_a_gpu_is_found_to_be_predicts_what_was_measured(tmp_path):
     assert gpu.device.efficiency["matmul.bf16"].more["chain"].endswith(" ns")
     assert gpu.link.bandwidth_bytes_per_s == pytest.approx(5e10, rel=0.05)
     assert gpu.link.pageable_efficiency == pytest.approx(0.25, rel=0.1)
-    assert gpu.synchronize_s == pytest.approx(9e-6, rel=0.2)
+    assert gpu.transition.synchronize_s == pytest.approx(9e-6, rel=0.2)
+    assert gpu.transition.launch_s + gpu.link.latency_s == pytest.approx(16e-6, rel=0.1)
     here = written(replace(made_up(), gpu=gpu), tmp_path)
     device = here.device("here-gpu").record
     assert device.efficiency["matmul.bf16"].chain_s > 0
     assert device.transition is not None
-    assert device.transition.synchronize_s == pytest.approx(gpu.synchronize_s, rel=1e-3)
+    assert device.transition.synchronize_s == pytest.approx(gpu.transition.synchronize_s, rel=1e-3)
     assert here.engine("here-gpu").record.is_eager
 
 

@@ -112,22 +112,18 @@ def _tables(name: str) -> tuple[str, str]:
 
 
 def measure(
-    name: str = "this-machine", seconds: float = USUAL_S, compare: bool = True, threads: int | None = None,
-    progress: Progress | None = None,
+    name: str = "this-machine", seconds: float = USUAL_S, compare: bool = True,
+    thread_count: int | None = None, progress: Progress | None = None,
 ) -> Measured:  # fmt: skip
     """Measure the machine this runs on in about `seconds`; raises InputError for a name that is no id.
 
-    threads: that PyTorch computes with; as many as it chooses if not given.
+    thread_count: that PyTorch computes with; as many as it chooses if not given.
     """
-    from simulator.execution.measure import threads_used
+    from simulator.execution.replay import threads
 
     check_name(name)
-    before = threads_used()
-    try:
-        threads_used(threads)
+    with threads(thread_count):
         return _measure(name, seconds, compare, progress)
-    finally:
-        threads_used(before)
 
 
 def _measure(name: str, seconds: float, compare: bool, progress: Progress | None) -> Measured:
@@ -192,19 +188,17 @@ def _fit(device: DeviceFigures, peaks: Mapping[str, float], rows: Sequence[Kerne
     return fit_efficiency(flops, moved, time_s, peaks[precision], device.bandwidth_bytes_per_s)
 
 
-def _one_thread(bench: Bench, threads: int) -> str | None:
+def _one_thread(bench: Bench, thread_count: int) -> str | None:
     """What one thread reaches of the largest product, as a remark; nothing else is measured so."""
-    from simulator.execution.measure import Matmul, threads_used
+    from simulator.execution.measure import Matmul
+    from simulator.execution.replay import threads
 
-    if threads == 1:
+    if thread_count == 1:
         return None
     m, n, k = LARGE
-    try:
-        threads_used(1)
+    with threads(1):
         alone_s, _ = bench.matmul(Matmul(m, n, k), "fp32")
-    finally:
-        threads_used(threads)
-    return f"one of {threads} threads alone reaches {2 * m * n * k / alone_s / 1e9:.3g} GFLOP/s in fp32"
+    return f"one of {thread_count} threads alone reaches {2 * m * n * k / alone_s / 1e9:.3g} GFLOP/s in fp32"
 
 
 # --- our own code, and what comes of it ---------------------------------------------------------------------

@@ -14,7 +14,7 @@ import yaml
 from simulator.costs.transfers import TRANSITION_DEFAULTS
 from simulator.specs.architecture import Architecture
 from simulator.specs.catalogue import Catalogue
-from simulator.specs.hardware import Device, Precision
+from simulator.specs.hardware import Device, Precision, Transition
 from simulator.study.calibration.calibrate import fitted_classes
 from simulator.study.calibration.columns import Columns, read_columns
 from simulator.study.calibration.compare_steps import Comparison, RealSteps
@@ -138,13 +138,17 @@ def _as_numbers(fitted: FittedClass) -> FittedEfficiency:
     )  # fmt: skip
 
 
-def _with_link(device: DeviceFigures, columns: Columns, launch_s: float) -> GpuFigures:
+def _with_link(device: DeviceFigures, columns: Columns, kernel_launch_s: float) -> GpuFigures:
     copies = read_copies(columns)
     pinned = copies.where(copies.is_pinned)
     nominal = float((pinned.nbytes / pinned.time_s).max())
-    fit = fit_copies(copies, nominal, TRANSITION_DEFAULTS["gpu"])
+    fit = fit_copies(copies, nominal, Transition(launch_s=0.0, synchronize_s=0.0))
     assert fit is not None, "there are enough copies"
     assert fit.synchronize_s is not None, "some go to the host"
+    # Times show only the sum of launching a copy and of the link's latency.
+    launch_s = min(fit.latency_s, TRANSITION_DEFAULTS["gpu"].launch_s)
+    copy = Transition(launch_s=launch_s, synchronize_s=fit.synchronize_s)
     reached = nominal * fit.efficiency
     pageable = (fit.pageable_efficiency or fit.efficiency) / fit.efficiency
-    return GpuFigures(device, LinkFigures(reached, fit.latency_s, pageable), launch_s, fit.synchronize_s)
+    link = LinkFigures(reached, fit.latency_s - launch_s, pageable)
+    return GpuFigures(device, link, kernel_launch_s, copy)

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from simulator.costs.transfers import TRANSITION_DEFAULTS
 from simulator.specs.catalogue import Catalogue, default_roots
+from simulator.specs.hardware import Transition
 from simulator.study.calibration.measured_fit import FittedEfficiency
 from simulator.study.calibration.timed_kernels import SCORE_PASSES
 
@@ -68,8 +68,8 @@ class GpuFigures:
     link: LinkFigures
     launch_s: float
     """Of a kernel, where they are launched one by one."""
-    synchronize_s: float
-    """From the end of a copy to the host until the thread that waits for it goes on."""
+    transition: Transition
+    """What a copy costs besides latency and bandwidth."""
     code: OwnCodeFigures = field(default_factory=OwnCodeFigures)
 
 
@@ -159,10 +159,11 @@ def _gpu(figures: MachineFigures, gpu: GpuFigures) -> dict[str, Any]:
     """A device with what its copies cost besides."""
     document = _device(figures, gpu.device, "gpu")
     sources = document.pop("sources")
-    taken = {"kind": "assumed", "ref": "this catalogue", "note": "taken as given; its link has the rest"}
-    sources |= {"transition.launch": taken, "transition.synchronize": _measured(figures)}
-    launch = _time(TRANSITION_DEFAULTS["gpu"].launch_s)
-    transition = {"launch": launch, "synchronize": _time(gpu.synchronize_s)}
+    note = "of launch and the link's latency only the sum shows; launch has what GPUs usually take of it"
+    sources["transition"] = _measured(figures, note=note)
+    transition = {
+        "launch": _time(gpu.transition.launch_s), "synchronize": _time(gpu.transition.synchronize_s)
+    }  # fmt: skip
     return document | {"transition": transition, "sources": sources}
 
 
