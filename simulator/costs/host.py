@@ -46,6 +46,11 @@ def own_code_s(code: OwnCode, operator: str, traits: Mapping[str, int]) -> float
     return code.operator_s + _by_traits(code.operators, operator, traits)
 
 
+def of_prompt_s(code: OwnCode, operator: str) -> float:
+    """What launching an operator takes longer in a step with prompts."""
+    return code.operators.get(f"{operator}.prompt", 0.0)
+
+
 def launching_s(engine: Engine, kernels: int, operator: str, traits: Mapping[str, int]) -> float:
     """What the thread that launches kernels one by one takes for an operator's."""
     return kernels * engine.launch.kernel_s + own_code_s(engine.code, operator, traits)

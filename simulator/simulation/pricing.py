@@ -20,7 +20,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.costs.host import own_code_s, own_passes, step_s
+from simulator.costs.host import of_prompt_s, own_code_s, own_passes, step_s
 from simulator.costs.operators import blended_terms, cold_share, is_needed, kernel_rates, with_least
 from simulator.costs.transfers import (
     collective_bytes_per_s,
@@ -458,7 +458,8 @@ class _Pricer:
         if self.launch.graphs == "decode":
             return Amount.of(has_prefill=fixed)
         visits = sum(tick(self._of_visit_s(each.operator)) for each in launches)
-        return Amount.of(one=fixed, active_experts=visits)
+        prompts = sum(tick(of_prompt_s(self.code, each.operator)) for each in launches)
+        return Amount.of(one=fixed, active_experts=visits, has_prefill=prompts)
 
     def _own_s(self, operator: str, layer: int | None) -> float:
         return own_code_s(self.code, operator, operator_traits(self.program.model, layer, operator))

@@ -106,7 +106,8 @@ class OwnCode(Spec):
     """For every operator: on a processor in turn with its kernel, on a device by the thread that launches."""
     operators: dict[OperatorKey, Seconds] = Field(default_factory=dict)
     """More for some, by operator or by operator and what the model asks of it: `rotary.rope`. For each expert
-    of a layer `expert_up_proj.experts`, and for each that some token chose `expert_up_proj.active`."""
+    of a layer `expert_up_proj.experts`, and for each that some token chose `expert_up_proj.active`. What it
+    takes longer to launch `attention` on a device in a step with prompts is `attention.prompt`."""
     passes: dict[OperatorKey, Annotated[float, Quantity(units.NUMBER, better="low", least=0)]] = Field(
         default_factory=dict
     )

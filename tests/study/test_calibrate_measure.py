@@ -239,7 +239,8 @@ def test_what_our_own_code_takes_is_found_again(tmp_path):
 
 def test_what_our_own_code_takes_to_launch_on_a_gpu_is_found_again(tmp_path):
     """There it is the thread that launches kernels whose time is told; passes are not looked for."""
-    figures, truth = made_up(gpu=True), replace(CODE, operator_s=2e-5, passes={})
+    operators = {**CODE.operators, "attention.prompt": 9e-5}
+    figures, truth = made_up(gpu=True), replace(CODE, operator_s=2e-5, operators=operators, passes={})
 
     def simulate(arch, code):
         assert figures.gpu is not None
@@ -247,9 +248,12 @@ def test_what_our_own_code_takes_to_launch_on_a_gpu_is_found_again(tmp_path):
         return OneSequence.of("here", arch, written(tried, tmp_path), on_gpu=True)
 
     times = LayerTimes(
-        {probe: simulate(arch, truth).layer_s(1, CONTEXT) for probe, arch in PROBES.items()}, {},
-        simulate(PLAIN, truth).step_s(1, CONTEXT), truth.tokenize_s, truth.detokenize_s,
+        {probe: simulate(arch, truth).layer_s(1, CONTEXT) for probe, arch in PROBES.items()},
+        {"plain": simulate(PLAIN, truth).layer_s(PROMPT, 0)}, simulate(PLAIN, truth).step_s(1, CONTEXT), truth.tokenize_s, truth.detokenize_s,
     )  # fmt: skip
+    assert times.prompts["plain"] - times.layers["plain"] == pytest.approx(9e-5)
+    without = simulate(PLAIN, replace(truth, operators=CODE.operators))
+    assert simulate(PLAIN, truth).step_s(2, 0) - without.step_s(2, 0) == pytest.approx(9e-5, rel=1e-6)
     slower = simulate(PLAIN, replace(truth, operator_s=truth.operator_s + 1e-5))
     launched = [each for task in slower.priced.template.tasks for each in task.launches]
     assert slower.step_s(1, CONTEXT) - times.step_s == pytest.approx(1e-5 * len(launched), rel=1e-6)

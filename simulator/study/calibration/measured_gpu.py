@@ -77,7 +77,7 @@ def measure_gpu(
 
     facts = gpu_facts()
     bench, steps, kernels = GpuBench(EACH_S, facts.cache_bytes), Bench(STEP_S, "cuda"), BestRows()
-    calls = gpu_calls(bench, facts, kernels) | layer_calls(steps, prompts=False)
+    calls = gpu_calls(bench, facts, kernels) | layer_calls(steps, in_prompts=("plain",))
     calls |= real.calls(steps) if real is not None else {}
     best = best_of_rounds(calls, until_s, tell)
     gpu = fitted_gpu(facts, kernels.rows, 1 / best[BANDWIDTH], best[LAUNCH], folder)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from simulator.costs.host import launching_s
+from simulator.costs.host import launching_s, of_prompt_s
 from simulator.errors import SimulatorError
 from simulator.graph.operator_traits import operator_traits
 from simulator.graph.shape import Chunk
@@ -53,11 +52,8 @@ class OneSequence:
     def layer_s(self, new: int, context: int) -> float:
         """Of the first layer's operators, one after the other; on a device that a host launches kernels on,
         of launching them."""
-        launches = self._launches
-        if launches:
-            return sum(
-                launching_s(self.engine, each.kernels, each.operator, self._traits(each)) for each in launches
-            )
+        if self.is_launched:
+            return sum(self._launch_s(each, has_prompt=new > 1) for each in self._launches)
         totals = self._durations(new, context).total[self.priced.class_of_task].tolist()
         tasks = self.priced.template.tasks
         return sum(seconds(ticks) for task, ticks in zip(tasks, totals, strict=True) if task.layer == 0)
@@ -68,8 +64,15 @@ class OneSequence:
         tasks = self.priced.template.tasks
         return [each for task in tasks for each in task.launches if each.layer == 0]
 
-    def _traits(self, launched: Launched) -> Mapping[str, int]:
-        return operator_traits(self.model, launched.layer, launched.operator)
+    @property
+    def is_launched(self) -> bool:
+        """Whether it is on a device whose kernels a host launches."""
+        return bool(self._launches)
+
+    def _launch_s(self, launched: Launched, has_prompt: bool) -> float:
+        traits = operator_traits(self.model, launched.layer, launched.operator)
+        more_s = of_prompt_s(self.engine.code, launched.operator) if has_prompt else 0.0
+        return launching_s(self.engine, launched.kernels, launched.operator, traits) + more_s
 
     @property
     def operators_a_layer(self) -> int:

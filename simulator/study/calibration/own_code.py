@@ -3,7 +3,7 @@ take and what their kernels do, for a plain layer and for each thing that models
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
@@ -96,7 +96,8 @@ class LayerTimes:
     layers: Mapping[str, float]
     """A decode step through a layer of each of `PROBES`."""
     prompts: Mapping[str, float]
-    """A prefill of `PROMPT` tokens through a layer of each of `IN_PROMPTS`; nothing if not measured."""
+    """A prefill of `PROMPT` tokens through a layer of each of `IN_PROMPTS`, or of the plain one only where a
+    host launches kernels, since nothing more can be told of it."""
     step_s: float
     """A whole decode step of the plain model."""
     tokenize_s: float
@@ -126,18 +127,14 @@ def wide_step(new: int, context: int) -> str:
     return f"a wide model: {new} after {context}"
 
 
-def layer_calls(bench: Bench, prompts: bool = True) -> dict[str, Callable[[], float]]:
-    """What times layers of the made-up models, and a step of the plain one.
-
-    prompts: prefills too, which tell of passes through memory.
-    """
+def layer_calls(bench: Bench, in_prompts: Sequence[str] = IN_PROMPTS) -> dict[str, Callable[[], float]]:
+    """What times layers of the made-up models, some with a prompt too, and a step of the plain one."""
     from simulator.execution.random_weights import random_transformer
 
     layers = {_layer(probe): partial(bench.layer_s, arch, 1, CONTEXT) for probe, arch in PROBES.items()}
-    if prompts:
-        layers |= {_prompt(probe): partial(bench.layer_s, PROBES[probe], PROMPT, 0) for probe in IN_PROMPTS}
+    prompts = {_prompt(probe): partial(bench.layer_s, PROBES[probe], PROMPT, 0) for probe in in_prompts}
     plain = bench.placed(random_transformer(PLAIN, seed=0))
-    return {**layers, PLAIN_STEP: partial(bench.step_s, plain, 1, CONTEXT)}
+    return {**layers, **prompts, PLAIN_STEP: partial(bench.step_s, plain, 1, CONTEXT)}
 
 
 def step_calls(bench: Bench) -> dict[str, Callable[[], float]]:
@@ -157,11 +154,17 @@ def own_code(times: LayerTimes, simulate: Simulate) -> OwnCodeFigures:
     bare = simulate(PLAIN, code)
     left_s = max(0.0, times.layers["plain"] - bare.layer_s(1, CONTEXT))
     code = replace(code, operator_s=left_s / bare.operators_a_layer)
+    of_prompts = _of_prompts(times) if bare.is_launched else {}
     for _ in range(ROUNDS):  # a pass takes something of one token too
         code = replace(code, operators=_of_traits(times, replace(code, operators={}), simulate))
-        code = replace(code, operators={**code.operators, **_of_parts(times, code, simulate)})
+        code = replace(code, operators={**code.operators, **_of_parts(times, code, simulate), **of_prompts})
         code = replace(code, passes=_passes(times, code, simulate))
     return replace(code, step_s=max(0.0, times.step_s - simulate(PLAIN, code).step_s(1, CONTEXT)))
+
+
+def _of_prompts(times: LayerTimes) -> dict[str, float]:
+    """What attention launches more of where several queries of a sequence follow one another."""
+    return {"attention.prompt": max(0.0, times.prompts["plain"] - times.layers["plain"])}
 
 
 def _of_traits(times: LayerTimes, code: OwnCodeFigures, simulate: Simulate) -> dict[str, float]:
