@@ -156,6 +156,7 @@ def _attention(bench: Bench, layer: int, attention: Attention) -> Operator:
         + Amount.of(decode_tokens=once), scores=seen.decode_span * heads,
         block_bytes=read(Amount.of(decode_tokens=2 * kv_count)),
         joint_flops=Amount.of(decode_tokens=per_pair),
+        packed=bench.packed_cache(seen.decode_span * (2 * kv_count)),
     )  # fmt: skip
     return Operator(
         "attention", layer, ("query",) if attention.causal else ("qkv",),

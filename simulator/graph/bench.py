@@ -67,6 +67,20 @@ class Bench:
         """Of parameters read once."""
         return Amount.of(one=sum(parameter_bytes(self.storage, parameter) for parameter in parameters))
 
+    def packed_weights(self, parameters: Sequence[Parameter]) -> int:
+        """The numbers of those matrices whose format nothing multiplies in."""
+        matrices = [parameter for parameter in parameters if len(parameter.shape) > 1]
+        formats = [self.storage.format_of(matrix.name, matrix.whole_shape[-1]) for matrix in matrices]
+        return sum(
+            matrix.elements
+            for matrix, form in zip(matrices, formats, strict=True)
+            if form.computes_in is None
+        )
+
+    def packed_cache(self, elements: Amount) -> Amount:
+        """Numbers of the KV cache, if attention must widen them first."""
+        return Amount() if self.formats.kv_cache in self.attends_in() else elements
+
     def row_bytes(self, table: Parameter) -> int:
         """Of one row of a table that rows are looked up in."""
         width = table.shape[-1]
@@ -103,7 +117,8 @@ class Bench:
         flops = rows * (2 * sum(matrix.elements for matrix in matrices))
         formats = self.multiplies_in(matrices[0])
         moved = self.weight_bytes(parameters) + self.bytes(rows * inner + output.elements)
-        work = Work("matmul", formats, flops, moved, chain=inner)
+        packed = Amount.of(one=self.packed_weights(matrices))
+        work = Work("matmul", formats, flops, moved, chain=inner, packed=packed)
         works = (work, *self.quantise(formats, rows, inner))
         return Operator(name, layer, (source,), (output,), works, flops, parameters, partial=partial)
 

@@ -65,7 +65,8 @@ def _latent_attention(bench: Bench, layer: int, latent: LatentAttention, heads: 
     absorbed = heads.count * (nope + rank + rank + value)
     moved = bench.weight_bytes([kv_b]) + bench.cached_bytes(Amount.of(prefill_span=rank))
     moved += bench.bytes(Amount.of(prefill_span=expanded, decode_tokens=absorbed))
-    projection = Work("matmul", bench.multiplies_in(kv_b), expand, moved)
+    packed = Amount.of(one=bench.packed_weights([kv_b]))
+    projection = Work("matmul", bench.multiplies_in(kv_b), expand, moved, packed=packed)
     per_pair, as_is = 2 * heads.count * (nope + rope + value), bench.attends_in()
     query_and_context = heads.count * (nope + rope + value)
     prefill = Work(
@@ -83,6 +84,7 @@ def _latent_attention(bench: Bench, layer: int, latent: LatentAttention, heads: 
         + bench.bytes(Amount.of(decode_tokens=heads.count * (2 * rank + rope))),
         block_bytes=bench.cached_bytes(Amount.of(decode_tokens=rank + rope)),
         joint_flops=Amount.of(decode_tokens=per_key),
+        packed=bench.packed_cache(Amount.of(decode_span=rank + rope)),
         scores=Amount.of(decode_span=heads.count),
     )  # fmt: skip
     dense = expand + Amount.of(prefill_square=per_pair, decode_span=per_key)

@@ -188,7 +188,8 @@ def _grouped(
     numbers = Amount.of(tokens=group.portion(per_choice_numbers) + sums + experts.num_experts)
     moved = Amount.of(**{group.active: weights}) + bench.bytes(numbers)
     formats, inner = bench.multiplies_in(parameters[0]), matrices[0].shape[-1]
-    work = Work("grouped_matmul", formats, flops, moved, chain=inner)
+    packed = Amount.of(**{group.active: bench.packed_weights(held) // group.active_of})
+    work = Work("grouped_matmul", formats, flops, moved, chain=inner, packed=packed)
     rows = Amount.of(tokens=group.portion(experts.num_experts_per_tok) if sums else 1)
     works = (work, *bench.quantise(formats, rows, inner))
     visits = None if len(group.held) == experts.num_experts else Visits(group.held, per_choice)

@@ -117,13 +117,16 @@ class Work:
     scores: Amount = NOTHING
     """Of attention, the products of a query and a key of one head, the square whole: what goes through memory
     too where attention is no fused kernel."""
+    packed: Amount = NOTHING
+    """Of what it reads, the numbers in formats that nothing multiplies in, such as int4: an engine unpacks
+    them in the kernel itself, or in others before it."""
 
     def in_phase(self, phase: Phase) -> Work | None:
         """Its share for the chunks of one phase; None where that is nothing."""
         flops, moved = self.flops.of_phase(phase), self.moved_bytes.of_phase(phase)
         if not (flops or moved):
             return None
-        names = ("chains", "chain_count", "block_flops", "block_bytes", "joint_flops", "scores")
+        names = ("chains", "chain_count", "block_flops", "block_bytes", "joint_flops", "scores", "packed")
         others = {name: getattr(self, name).of_phase(phase) for name in names}
         return replace(self, flops=flops, moved_bytes=moved, **others)
 

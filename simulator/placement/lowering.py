@@ -42,6 +42,8 @@ class Lowering:
         self.cache = CacheTraffic(self.draft, home) if home else None
         self.launches: dict[tuple[int, int], list[Launched]] = defaultdict(list)
         """What the first rank of each stage launches, by stage and microbatch."""
+        self.called: dict[tuple[int, int], int] = {}
+        """The last operator of each stage that a processor computes, by stage and microbatch."""
         self.gathers: list[int] = []
         self.commits: list[int] = []
 
@@ -99,7 +101,8 @@ class Lowering:
 
     def _launches(self, last: PlacedOperator, stage: Stage, microbatch: int) -> tuple[int, ...]:
         """An eager engine launches kernel after kernel, in a thread of each stage, while the devices work;
-        the `last` operator of the pass cannot start before it has been launched."""
+        the `last` operator of the pass cannot start before it has been launched. A stage whose predecessors
+        a processor computes is launched after them: it is the same thread that calls their operators."""
         if not self.placed.eager:
             return ()
         self._count_launches(last, stage, microbatch)
@@ -109,10 +112,16 @@ class Lowering:
             together = self.launches[number, self.microbatches]  # of work on all microbatches
             launches.append(self.draft.add(Task(
                 f"launch.{number}.m{microbatch}@{lane}", "host", "launch", self.placed.host,
-                (f"{lane}.launch",), (), (), microbatch, after=(self.gathers[microbatch],),
+                (f"{lane}.launch",), (), (), microbatch, after=self._called_before(number, microbatch),
                 host_work="launch", launches=(*self.launches[number, microbatch], *together),
             )))  # fmt: skip
         return tuple(launches)
+
+    def _called_before(self, stage: int, microbatch: int) -> tuple[int, ...]:
+        """What is called before the kernels of a stage are launched: the preparation of the step, and the
+        last operator that each earlier stage computed on a processor."""
+        calls = (self.called.get((number, microbatch)) for number in range(stage))
+        return (self.gathers[microbatch], *(call for call in calls if call is not None))
 
     def _move_on(self, microbatch: int, stage: Stage, following: Stage, closing: Operator | None) -> None:
         """Hand the residual stream to the next stage: rank j takes it from rank j modulo their number.
@@ -229,6 +238,8 @@ class Lowering:
             kv=slab_name(operator.layer, lane) if keeps and operator.layer is not None else None,
         ))  # fmt: skip
         self._count_launches(placed, stage, microbatch)
+        if self.placed.machine.devices[device].device.kind == "cpu":
+            self.called[self.placement.stages.index(stage), microbatch] = index
         if self.cache:
             self.cache.after(placed, microbatch, index)
         if self.weights and operator.layer is not None:

@@ -32,7 +32,7 @@ from simulator.costs.transfers import (
 from simulator.errors import SimulatorError
 from simulator.graph.machine import Correction, Directed
 from simulator.graph.operator_traits import operator_traits
-from simulator.graph.shape import FEATURE_COUNT, Amount, StepShape, total
+from simulator.graph.shape import FEATURE_COUNT, NOTHING, Amount, StepShape, total
 from simulator.graph.work import Work
 from simulator.placement.plan import Launched, Task, Template
 from simulator.placement.program import Program
@@ -397,7 +397,7 @@ class _Pricer:
     def __init__(self, program: Program, engine: Engine) -> None:
         self.program, self.links = program, program.machine.links
         self.pinned = engine.memory.pinned
-        self.launch, self.code = engine.launch, engine.code
+        self.launch, self.code, self.fetch_s = engine.launch, engine.code, engine.overheads.fetch_s
         self.engine_step_s = step_s(engine, program.machine.hosts[program.host].host)
 
     def links_crossed(self, task: Task) -> tuple[str, ...]:
@@ -415,7 +415,8 @@ class _Pricer:
     def price(self, task: Task) -> _Price:
         if task.kind == "compute":
             bus = self._bus(task)
-            moved = total(self._moved_bytes(work) for work in task.works)
+            works = (*self._unpacking(task.works), *task.works)
+            moved = total(self._moved_bytes(work) for work in works)
             over_bus = (_Form(moved.coefficients, 1 / bus.bytes_per_s),) if bus is not None else ()
             return _Price(task.microbatch, kernels=tuple(self._kernels(task)), bus=over_bus)
         if task.kind == "host":
@@ -427,7 +428,9 @@ class _Pricer:
         )
         if task.kind == "collective":
             return self._collective(task, directed, loads)
-        return _Price(task.microbatch, loads=loads, latency_s=self._latency_s(task, directed))
+        brings_weights = any(tensor.kind == "fetched_weights" for tensor in task.writes)
+        latency_s = self._latency_s(task, directed) + self.fetch_s * brings_weights
+        return _Price(task.microbatch, loads=loads, latency_s=latency_s)
 
     def _collective(self, task: Task, directed: Sequence[Directed], loads: tuple[_Form, ...]) -> _Price:
         """What is quickest with nothing to carry is its latency, and no way is quicker."""
@@ -480,10 +483,20 @@ class _Pricer:
         kernels = [
             replace(self._kernel(work, device, passes, own_s if work in called else 0.0),
                     correction=times.correction(work) if times is not None else None)
-            for work in task.works
+            for work in (*self._unpacking(task.works), *task.works)
             if is_needed(device, work)
         ]  # fmt: skip
         return kernels + self._visits(task.operator) * is_slow
+
+    def _unpacking(self, works: Sequence[Work]) -> list[Work]:
+        """The kernels that bring what works read to a format to multiply in, where products do not do that
+        themselves."""
+        nbytes = round(self.code.unpack_bytes)
+        return [
+            Work("elementwise", work.formats[-1:], NOTHING, work.packed * nbytes)
+            for work in works
+            if nbytes and work.packed
+        ]
 
     def _visits(self, operator: str) -> list[_Kernel]:
         each_s = self._of_visit_s(operator)

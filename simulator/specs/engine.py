@@ -76,6 +76,9 @@ class Overheads(Spec):
     """On every step, whatever is in it."""
     per_sequence_s: Annotated[Seconds, Field(alias="per_sequence")]
     """More for each sequence in the step."""
+    fetch_s: Annotated[Seconds, Field(alias="fetch")] = 0.0
+    """What bringing the weights of a layer from another memory costs besides the copy: to allocate their
+    place, and to free it after use."""
 
 
 class Launch(Spec):
@@ -115,6 +118,10 @@ class OwnCode(Spec):
     score_bytes: Annotated[WholeNumber, Field(ge=0, le=1_000_000)] = 0
     """Written and read in memory for each score of a query, a key and a head, where attention is not one
     kernel."""
+    unpack_bytes: Annotated[float, Quantity(units.NUMBER, better="low", least=0, most=1000)] = 0.0
+    """Written and read in memory for each number of a weight or of the KV cache in a format that nothing
+    multiplies in, such as int4, by kernels that unpack it before each use; none where products unpack it
+    themselves."""
 
 
 class HostStages(Spec):

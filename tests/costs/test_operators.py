@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from simulator.costs.operators import arithmetic, blended_terms, efficiency_of, kernel_rates
 from simulator.graph.shape import Chunk, StepShape
-from simulator.graph.work import OperatorClass
+from simulator.graph.work import Formats, OperatorClass
 from simulator.simulation.pricing import PricedTemplate
 from simulator.simulation.ticks import seconds, tick, ticks
+from simulator.specs.architecture import Attention, Mlp
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.device_class import with_defaults
 from simulator.specs.engine import OwnCode
@@ -196,10 +197,12 @@ def test_what_is_charged_to_compute_and_memory_adds_up_to_the_price(
 # --- an engine's own code -----------------------------------------------------------------------------------
 
 
-def price_on_cpu(operator: str, chunks: list[Chunk], code: OwnCode, place: str = "cpu") -> float:
+def price_on_cpu(
+    operator: str, chunks: list[Chunk], code: OwnCode, place: str = "cpu", formats: Formats = tiny.BF16
+) -> float:
     """Seconds of the first task of that operator on a processor, or a GPU, under an engine with such code."""
     graph = tiny.machine(tiny.node(gpus=[tiny.device()], cpu=tiny.device("cpu", overhead_s=5e-6)))
-    program = tiny.program(tiny.single(name=place), graph)
+    program = tiny.program(tiny.single(name=place), graph, formats=formats)
     engine = tiny.engine().model_copy(update={"code": code})
     priced = PricedTemplate(program.template(1), program, engine)
     index = next(i for i, task in enumerate(priced.template.tasks) if task.operator == operator)
@@ -224,6 +227,45 @@ def test_scores_and_passes_go_through_memory() -> None:
     assert scored_s == pytest.approx(5e-6 + np.hypot(768e-9, (480 + 320) * 1e-9), abs=2e-12)
     passed_s = price_on_cpu("attention", chunks, OwnCode(score_bytes=10, passes={"attention": 2.0}))
     assert passed_s == pytest.approx(5e-6 + np.hypot(768e-9, 3 * (480 + 320) * 1e-9), abs=2e-12)
+
+
+def test_packed_weights_and_caches_are_unpacked_by_kernels_of_their_own() -> None:
+    """At 14 bytes a number and 1 GB/s; formats that something multiplies in need none."""
+    chunks, unpacks = [Chunk(1, 7, 1, True)], OwnCode(unpack_bytes=14)
+    packed = Formats("int4", "bf16", "int4")
+    mlp, attention = tiny.LLAMA.layers[0].mlp, tiny.LLAMA.layers[0].attention
+    assert isinstance(mlp, Mlp)
+    assert isinstance(attention, Attention)
+    numbers = {
+        "up_proj": 2 * mlp.intermediate_size * tiny.LLAMA.hidden_size,
+        "attention": 8 * 2 * attention.num_key_value_heads * attention.head_dim,
+        "lm_head": 0,  # stays in 16 bits
+    }
+    for operator, count in numbers.items():
+        fused_s, unpacked_s = (
+            price_on_cpu(operator, chunks, code, "gpu-0", packed) for code in (OwnCode(), unpacks)
+        )
+        assert unpacked_s - fused_s == pytest.approx(14 * count / 1e9, abs=2e-12), operator
+        plain_s, same_s = (price_on_cpu(operator, chunks, code, "gpu-0") for code in (OwnCode(), unpacks))
+        assert same_s == plain_s, operator
+
+
+def test_a_layer_that_is_brought_costs_what_the_engine_says_besides_its_copy() -> None:
+    program = tiny.program(tiny.streamed(), tiny.server())
+    plain = tiny.engine()
+    slow = plain.model_copy(update={"overheads": plain.overheads.model_copy(update={"fetch_s": 3e-3})})
+    template = program.template(1)
+    shape = (StepShape.of([Chunk(0, 0, 4, True)]),)
+    totals = []
+    for engine in (plain, slow):
+        priced = PricedTemplate(template, program, engine)
+        totals.append([seconds(int(t)) for t in priced.durations(shape).total[priced.class_of_task]])
+    brought = [
+        task.kind == "transfer" and task.writes[0].kind == "fetched_weights" for task in template.tasks
+    ]
+    assert sum(brought) == 4
+    for is_brought, fast_s, slow_s in zip(brought, *totals, strict=True):
+        assert slow_s - fast_s == pytest.approx(3e-3 * is_brought, abs=2e-12)
 
 
 # --- ticks --------------------------------------------------------------------------------------------------

@@ -152,3 +152,21 @@ def test_stages_of_a_pipeline_launch_side_by_side() -> None:
     second_s = (KERNELS_PER_LAYER * layers / 2 + ends) * launch_s
     assert one.last_token_s - one.scheduled_s == pytest.approx(launches_s(layers, launch_s), rel=1e-3)
     assert two.last_token_s - two.scheduled_s == pytest.approx(second_s, rel=1e-3)
+
+
+def test_a_stage_behind_a_processor_is_launched_after_what_it_computes() -> None:
+    """One thread calls the operators of the processor's layers, and then launches those of the device."""
+    launch_s, layers, tokens = 1e-4, 8, 100_000
+    parts = (Stage(("cpu",), 0, layers // 2), Stage(("gpu-0",), layers // 2, layers // 2))
+    cpu = tiny.device("cpu", compute={"fp8": RATE, "bf16": FREE}, bandwidth=FREE)
+    gpu = tiny.device(compute={"fp8": FREE, "bf16": FREE}, bandwidth=FREE)
+    link = tiny.link(bandwidth=FREE, latency_s=0.0)
+    machine = tiny.machine(tiny.node(gpus=[gpu], cpu=cpu, host_link=link, dram=FREE))
+    eager = engine(1, STEP_S, launch_s)
+    programs = programs_of(model(layers), (Placement("split", parts, 1),), machine, FORMATS, eager.is_eager)
+    (request,) = serve(programs, eager, 10_000, tiny.source(tiny.requests((0.0, tokens, 1))), "task").requests
+    of_processor_s = tokens * layers / 2 * FLOPS_PER_TOKEN / RATE
+    of_launches_s = (KERNELS_PER_LAYER * layers / 2 + KERNELS_AT_THE_ENDS - 1) * launch_s
+    assert of_processor_s > 0.05 * of_launches_s
+    expected_s = STEP_S + of_processor_s + of_launches_s
+    assert request.last_token_s - request.scheduled_s == pytest.approx(expected_s, rel=1e-4)
