@@ -40,10 +40,6 @@ from simulator.study.calibration.samples import (
 VLLM_COPIES = 6
 TRTLLM_MOST_COPIES = 5
 
-EAGER_FLOOR_S = 200e-6
-"""Block-scaled products were launched one by one, not in a graph: rows that a bare roofline puts below this
-time the host that launches (its floor is 60 to 350 us in these tables)."""
-
 
 def milliseconds(values: Floats) -> Floats:
     """Milliseconds as seconds."""
@@ -64,7 +60,7 @@ def read_gemm(columns: Columns, catalogue: Catalogue) -> TableSamples:
         with counted(found, len(rows)):
             device = known_device(system, catalogue)
             if "block" in dtype:
-                raise NotMapped("block-scaled: launched eagerly, so that they time the host")
+                raise NotMapped("block-scaled: launched eagerly, so that most time the host (60 to 350 us)")
             cache = catalogue.device(device).record.memory.cache_bytes
             parts = _product(m[rows], n[rows], k[rows], known_format(dtype), stack, cache)
             shape = {"m": m[rows], "n": n[rows], "k": k[rows]}
