@@ -71,6 +71,7 @@ class KernelRates:
     chain_most: int | None = None
     block: int = 0
     split_s: float = 0.0
+    regroup_s: float = 0.0
     joint: int = 0
     cached: float = 1.0
     """How many times faster the cache is than the memory."""
@@ -106,6 +107,8 @@ class KernelLoad:
     """Of one more key for each decoding sequence."""
     beside_prompts: Floats
     """1 for attention in decode in a batch that has prompts too, else 0."""
+    regroups: Floats
+    """1 for attention in decode of several sequences whose heads of queries share several heads of keys."""
     used_bytes: Floats
     """Of the cache, where operands may be in it; infinite where they are not."""
 
@@ -114,11 +117,11 @@ class KernelLoad:
         cls, flops: Floats, moved_bytes: Floats, chain: float | Floats = 0.0,
         block_flops: float | Floats = 0.0, block_bytes: float | Floats = 0.0,
         joint_flops: float | Floats = 0.0, beside_prompts: float | Floats = 0.0,
-        used_bytes: float | Floats = np.inf,
+        regroups: float | Floats = 0.0, used_bytes: float | Floats = np.inf,
     ) -> KernelLoad:  # fmt: skip
         """What is the same for all may be one number."""
         shape = np.shape(moved_bytes)
-        fields = (flops, moved_bytes, chain, block_flops, block_bytes, joint_flops, beside_prompts,
+        fields = (flops, moved_bytes, chain, block_flops, block_bytes, joint_flops, beside_prompts, regroups,
                   used_bytes)  # fmt: skip
         return cls(*(np.broadcast_to(np.asarray(each, dtype=np.float64), shape) for each in fields))
 
@@ -141,11 +144,14 @@ def kernel_s(load: KernelLoad, rates: KernelRates) -> Floats:
     compute_s = (load.flops + load.block_flops * rates.block**2 / 2) / rates.flops_per_s
     memory_s = load.moved_bytes / rates.bytes_per_s
     chain = load.chain if rates.chain_most is None else np.minimum(load.chain, rates.chain_most)
-    least_s = chain * rates.chain_s + load.block_bytes * rates.block / rates.bytes_per_s
-    overhead_s = rates.overhead_s + rates.split_s * ((least_s > 0) & (memory_s > least_s))
+    chain_s = chain * rates.chain_s
+    is_split = chain_s <= 0
+    least_s = np.where(is_split, load.block_bytes * rates.block / rates.bytes_per_s, chain_s)
+    overhead_s = rates.overhead_s + rates.split_s * (is_split & (least_s > 0) & (memory_s > least_s))
+    overhead_s = overhead_s + rates.regroup_s * load.regroups
     if rates.joint:
         overhead_s = overhead_s * (1 - load.beside_prompts)
-        padded = rates.joint * (load.flops + load.joint_flops * rates.block / 2)
+        padded = rates.joint * (load.flops + load.joint_flops * rates.block)
         compute_s = compute_s + load.beside_prompts * (padded - load.flops) / rates.flops_per_s
     if rates.cache_bytes and rates.cached > 1:
         warm = 1 - cold_share(load.used_bytes / rates.cache_bytes)
@@ -219,7 +225,7 @@ def rates_of(device: Device, reached: Efficiency, peak_flops: float) -> KernelRa
     cache_bytes_per_s = (reached.cached_bytes_per_s or 0.0) * (device.units or 0)
     return KernelRates(
         peak_flops * reached.compute, memory_bytes_per_s, reached.overhead_s, reached.blend, reached.chain_s,
-        reached.chain_most, reached.block, reached.split_s, reached.joint,
+        reached.chain_most, reached.block, reached.split_s, reached.regroup_s, reached.joint,
         max(1.0, cache_bytes_per_s / memory_bytes_per_s), device.memory.cache_bytes,
     )  # fmt: skip
 

@@ -155,7 +155,9 @@ def _attention(bench: Bench, layer: int, attention: Attention) -> Operator:
         read(seen.decode_span * (2 * kv_count)) + bench.bytes(Amount.of(decode_tokens=queries))
         + Amount.of(decode_tokens=once), scores=seen.decode_span * heads,
         block_bytes=read(Amount.of(decode_tokens=2 * kv_count)),
-        joint_flops=Amount.of(decode_tokens=per_pair),
+        joint_flops=Amount.of(decode_tokens=per_pair), chains=seen.decode_span,
+        chain_count=Amount.of(decode_tokens=1), is_shared=query_count > kv_count,
+        regroups=query_count > kv_count > attention.head_dim,
         packed=bench.packed_cache(seen.decode_span * (2 * kv_count)),
     )  # fmt: skip
     return Operator(

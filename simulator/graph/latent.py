@@ -83,7 +83,8 @@ def _latent_attention(bench: Bench, layer: int, latent: LatentAttention, heads: 
         bench.cached_bytes(Amount.of(decode_span=rank + rope))
         + bench.bytes(Amount.of(decode_tokens=heads.count * (2 * rank + rope))),
         block_bytes=bench.cached_bytes(Amount.of(decode_tokens=rank + rope)),
-        joint_flops=Amount.of(decode_tokens=per_key),
+        joint_flops=Amount.of(decode_tokens=per_key), chains=Amount.of(decode_span=1),
+        chain_count=Amount.of(decode_tokens=1), is_shared=True,
         packed=bench.packed_cache(Amount.of(decode_span=rank + rope)),
         scores=Amount.of(decode_span=heads.count),
     )  # fmt: skip

@@ -110,6 +110,11 @@ class Work:
     """Bytes of one more key of every sequence, or one more number of every row."""
     joint_flops: Amount = NOTHING
     """FLOPs that one more key costs the decoding sequences."""
+    is_shared: bool = False
+    """Of attention in decode: heads of queries share those of keys. Kernels split long sequences then; where
+    none are shared, or a prompt is in the same kernel, keys form a chain."""
+    regroups: bool = False
+    """There are several such heads of keys, so that queries of several sequences must be regrouped."""
     is_warm: bool = False
     """Whether what it reads was written just before, so that a cache may hold it."""
     only_in: Precision | None = None

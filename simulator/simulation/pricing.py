@@ -69,9 +69,13 @@ class _Kernel:
     """Longer ones are shared out."""
     joint: _Form | None
     """What comes to the arithmetic, and no overhead, where a batch with prompts is one kernel."""
+    joint_chains: tuple[_Form, _Form] | None
+    """What one processor needs then, for all chains, and how many these are."""
     overhead_s: float
     blend: float
     split_s: float
+    regroup_s: float
+    """With more than one sequence that decodes."""
     cache_s: float
     """How long the device's cache takes to stream through once, from memory; infinite where it plays no
     part."""
@@ -157,12 +161,21 @@ class PricedTemplate:
         forms += [(m, form) for _, m, form in chained]
         forms += [(m, form) for _, m, form in joint]
         forms += [(m, _Form(Amount.of(has_prefill=1).coefficients, 1.0)) for _, m, _ in joint]
+        of_joint = [(at, m, k.joint_chains) for at, (m, k) in enumerate(kernels) if k.joint_chains]
+        forms += [(m, pair[which]) for which in (0, 1) for _, m, pair in of_joint]
+        regrouped = [(at, m) for at, (m, k) in enumerate(kernels) if k.regroup_s]
+        forms += [(m, _Form(Amount.of(decode_tokens=1).coefficients, 1.0)) for _, m in regrouped]
         self._chained = np.array([at for at, *_ in chained], dtype=np.intp)
         self._joint = np.array([at for at, *_ in joint], dtype=np.intp)
-        ends = accumulate((bus_end, len(chained), len(joint), len(joint)))
-        self._chains_at, self._joint_at, self._beside_at = (
-            slice(start, end) for start, end in pairwise(ends)
-        )
+        self._joint_chained = np.array([at for at, *_ in of_joint], dtype=np.intp)
+        self._regrouped = np.array([at for at, _ in regrouped], dtype=np.intp)
+        counts = (len(chained), len(joint), len(joint), len(of_joint), len(of_joint), len(regrouped))
+        (self._chains_at, self._joint_at, self._beside_at, self._joint_chains_at, self._joint_counts_at,
+         self._decoding_at) = (
+            slice(start, end) for start, end in pairwise(accumulate((bus_end, *counts)))
+        )  # fmt: skip
+        self._of_beside = np.searchsorted(self._joint, self._joint_chained)
+        """Which of the joint kernels those with chains are."""
         matrix: Floats = np.zeros((len(forms), FEATURE_COUNT * microbatches))
         for row, (microbatch, form) in enumerate(forms):
             first = FEATURE_COUNT * microbatch if len(form.coefficients) == FEATURE_COUNT else 0
@@ -196,11 +209,16 @@ class PricedTemplate:
         self._inverse_blend = 1 / self._blend
         self._split_s = np.array([kernel.split_s for kernel in kernels])
         self._splits = bool(self._split_s.any())
+        self._regroup_s = np.array([kernels[at].regroup_s for at in self._regrouped])
         self._warm = np.array([at for at, k in enumerate(kernels) if k.cached > 1], dtype=np.intp)
         self._cache_s = np.array([kernels[at].cache_s for at in self._warm])
         self._cached = np.array([kernels[at].cached for at in self._warm])
         self._longest_chain_s = np.array([kernels[at].longest_chain_s for at in self._chained])
-        has_least = [at for at, k in enumerate(kernels) if any(k.least.coefficients) and k.least.s_per_unit]
+        self._joint_longest_s = np.array([kernels[at].longest_chain_s for at in self._joint_chained])
+        has_least = [
+            at for at, k in enumerate(kernels)
+            if (any(k.least.coefficients) and k.least.s_per_unit) or k.joint_chains
+        ]  # fmt: skip
         self._least = np.array(has_least, dtype=np.intp)
         self._corrected = [(at, k.correction) for at, k in enumerate(kernels) if k.correction]
         self._least_blend = self._blend[self._least]
@@ -211,12 +229,16 @@ class PricedTemplate:
         compute_s, memory_s = lone_s[..., :count], lone_s[..., count : 2 * count]
         least_s = lone_s[..., 2 * count : 3 * count]
         overhead_s = self._overhead_s * (memory_s > 0)
-        if len(self._chained):
+        if len(self._chained) or len(self._joint_chained):
             least_s = least_s.copy()
+        if len(self._chained):
             mean_s = least_s[..., self._chained] / np.maximum(lone_s[..., self._chains_at], 1.0)
             least_s[..., self._chained] = np.minimum(mean_s, self._longest_chain_s)
         if self._splits:
             overhead_s = overhead_s + self._split_s * ((least_s > 0) & (memory_s > least_s))
+        if len(self._regrouped):
+            several = lone_s[..., self._decoding_at] > 1
+            overhead_s[..., self._regrouped] += self._regroup_s * several
         if len(self._warm) or len(self._least):
             memory_s = memory_s.copy()
         if len(self._joint):
@@ -224,6 +246,11 @@ class PricedTemplate:
             beside = lone_s[..., self._beside_at]
             compute_s[..., self._joint] += beside * lone_s[..., self._joint_at]
             overhead_s[..., self._joint] *= 1 - beside
+        if len(self._joint_chained):
+            mean_s = lone_s[..., self._joint_chains_at] / np.maximum(lone_s[..., self._joint_counts_at], 1.0)
+            mean_s = np.minimum(mean_s, self._joint_longest_s)
+            at, beside = self._joint_chained, lone_s[..., self._beside_at][..., self._of_beside]
+            least_s[..., at] = np.where(beside > 0, mean_s, least_s[..., at])
         if len(self._warm):
             warm_s = memory_s[..., self._warm]
             share = 1 - (1 - cold_share(warm_s / self._cache_s)) * (1 - 1 / self._cached)
@@ -504,7 +531,9 @@ class _Pricer:
             return []
         nothing = _Form(Amount().coefficients, 0.0)
         visits = _Form(Amount.of(active_experts=1).coefficients, each_s)
-        return [_Kernel(nothing, visits, nothing, None, math.inf, None, 0.0, 1.0, 0.0, math.inf, 1.0)]
+        return [
+            _Kernel(nothing, visits, nothing, None, math.inf, None, None, 0.0, 1.0, 0.0, 0.0, math.inf, 1.0)
+        ]
 
     def _moved_bytes(self, work: Work) -> Amount:
         """Of a kernel, with the scores that attention leaves in memory where the engine does not fuse it."""
@@ -519,24 +548,27 @@ class _Pricer:
         flops = work.flops + work.block_flops * rates.pairs_in_block
         compute = _Form(flops.coefficients, 1 / rates.flops_per_s)
         memory = _Form(self._moved_bytes(work).coefficients, passes / rates.bytes_per_s)
-        chains = None
-        if work.block_bytes and rates.block:
+        chains, joint, joint_chains = None, None, None
+        of_chains = _Form(work.chains.coefficients, rates.chain_s)
+        chain_count = _Form(work.chain_count.coefficients, 1.0)
+        is_chained = bool(work.chains and rates.chain_s)
+        is_split = bool(work.block_bytes) and (work.is_shared or not is_chained)
+        if is_split:
             least = _Form((work.block_bytes * rates.block).coefficients, 1 / rates.bytes_per_s)
-        elif work.chains and rates.chain_s:
-            least = _Form(work.chains.coefficients, rates.chain_s)
-            chains = _Form(work.chain_count.coefficients, 1.0)
+        elif is_chained:
+            least, chains = of_chains, chain_count
         else:
             least = _Form(Amount.of(one=1).coefficients, rates.chain_time_s(work.chain))
-        joint = None
         if rates.joint and work.joint_flops:
-            # Half a block of keys: amounts are whole, so the block is counted in and the half divided out.
-            more = work.flops * (2 * (rates.joint - 1)) + work.joint_flops * (rates.joint * rates.block)
-            joint = _Form(more.coefficients, 0.5 / rates.flops_per_s)
+            more = work.flops * (rates.joint - 1) + work.joint_flops * (rates.joint * rates.block)
+            joint = _Form(more.coefficients, 1 / rates.flops_per_s)
+            joint_chains = (of_chains, chain_count) if is_chained else None
         cached = rates.cached if work.is_warm and rates.cache_bytes else 1.0
         cache_s = (rates.cache_bytes or math.inf) / rates.bytes_per_s
         return _Kernel(
-            compute, memory, least, chains, rates.longest_chain_s, joint, rates.overhead_s + code_s,
-            rates.blend, rates.split_s, cache_s, cached,
+            compute, memory, least, chains, rates.longest_chain_s, joint, joint_chains,
+            rates.overhead_s + code_s, rates.blend, rates.split_s if is_split else 0.0,
+            rates.regroup_s if work.regroups else 0.0, cache_s, cached,
         )  # fmt: skip
 
     def _bytes_per_s(self, task: Task, directed: Sequence[Directed], link: Directed) -> float:

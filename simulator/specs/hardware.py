@@ -141,7 +141,7 @@ class Efficiency(Spec):
     chain_s: Annotated[Seconds, Field(alias="chain")] = 0.0
     """Time that one processor takes for each number it goes through in sequence: of a matmul those summed
     into one output, of a norm or another kernel by rows those of a row, of attention in prefill the keys of a
-    sequence."""
+    sequence; of attention in decode too, where a head of keys has one of queries and kernels do not split."""
     chain_most: Annotated[WholeNumber, Field(ge=1, le=10**9)] | None = None
     """Longer chains are shared out among processors; absent: never."""
     block: Annotated[WholeNumber, Field(ge=0, le=10**6)] = 0
@@ -149,10 +149,13 @@ class Efficiency(Spec):
     quantise kernel so many numbers of each row."""
     split_s: Annotated[Seconds, Field(alias="split")] = 0.0
     """Of attention in decode: what it takes to join the parts of sequences longer than a block."""
+    regroup_s: Annotated[Seconds, Field(alias="regroup")] = 0.0
+    """Of attention in decode, where several heads of queries share one of keys: what it takes to bring those
+    of one together, if there are several sequences and several heads of keys."""
     joint: Annotated[WholeNumber, Field(ge=0, le=4096)] = 0
     """Of attention in decode, where a batch that has prompts too is one kernel: how many rows of queries that
-    works on at once, of which a decoding sequence fills one, each on half a block of keys more than there
-    are; 0 where such a batch is two kernels."""
+    works on at once, of which a decoding sequence fills one, each on a block of keys more than there are; 0
+    where such a batch is two kernels."""
     cached_bytes_per_s: Annotated[BytesPerSecond | None, Field(alias="cached")] = None
     """What each of the device's `units` reads and writes in a second of what the cache holds; absent: the
     cache is no faster than the memory."""

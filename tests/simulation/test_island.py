@@ -72,7 +72,7 @@ def test_windows_change_no_tick() -> None:
     R priced beside others."""
     taken_over, handed_back, beside = list[bool](), list[bool](), list[bool]()
 
-    @settings(max_examples=250)
+    @settings(max_examples=350)
     @given(crowdable())
     def check(launches: list[MadeUp]) -> None:
         run = Run(launches)

@@ -56,6 +56,7 @@ _CHAIN = _Number("chain_s", 1.0, 0.0, 50.0, 1e-9)
 _CHAIN_MOST = _Number("chain_most", 2.0, 0.25, 32.0, 1024)
 _BLOCK = _Number("block", 1.0, 0.0, 40.0, 100)
 _SPLIT = _Number("split_s", 2.0, 0.0, 30.0, 1e-6)
+_REGROUP = _Number("regroup_s", 1.0, 0.0, 30.0, 1e-6)
 _JOINT = _Number("joint", 64.0, 1.0, 256.0)
 _CACHED = _Number("cached_bytes_per_s", 16.0, 1.0, 100.0, 1e9)
 
@@ -64,7 +65,9 @@ NUMBERS: Mapping[OperatorClass, tuple[_Number, ...]] = {
     "matmul": (_COMPUTE, _MEMORY, _OVERHEAD, _BLEND, _CHAIN, _CHAIN_MOST, _CACHED),
     "grouped_matmul": (_COMPUTE, _MEMORY, _OVERHEAD, _BLEND, _CHAIN, _CHAIN_MOST),
     "attention_prefill": (_COMPUTE, _MEMORY, _OVERHEAD, _BLEND, _CHAIN, _BLOCK, _CACHED),
-    "attention_decode": (_COMPUTE, _MEMORY, _OVERHEAD, _BLEND, _BLOCK, _SPLIT, _JOINT, _CACHED),
+    "attention_decode": (
+        _COMPUTE, _MEMORY, _OVERHEAD, _BLEND, _CHAIN, _BLOCK, _SPLIT, _REGROUP, _JOINT, _CACHED
+    ),
     "norm": _ROWS,
     "activation": _ROWS,
     "rotary": _ROWS,
@@ -129,13 +132,26 @@ def _fit(
     fewest = max(min(len(each) for each in samples), FEWEST_ROWS)
     most = min(MOST_ROWS, MOST_OF_FEWEST * fewest)
     thinned = [_thinned(each, most) for each in samples]
-    numbers = [(key, number) for key in keys for number in _free(key, devices, thinned)]
+    free = [(key, number) for key in keys for number in _free(key, devices, thinned)]
+    chained = [each for each in free if each[0][0] == "attention_decode" and each[1].name == _CHAIN.name]
+    if not chained:
+        return _search(devices, keys, thinned, free)[1]
+    # With a chain, sequences of unshared keys are not split at all: nothing leads from one to the other.
+    split = _search(devices, keys, thinned, [each for each in free if each not in chained])
+    return min(split, _search(devices, keys, thinned, free), key=lambda found: found[0])[1]
+
+
+def _search(
+    devices: Mapping[str, Device], keys: Sequence[Key], samples: Sequence[Samples],
+    numbers: Sequence[tuple[Key, _Number]],
+) -> tuple[float, dict[Key, Efficiency]]:  # fmt: skip
+    """The free numbers that fit best, the others as they are by default, and how badly they fit."""
     low, high = (np.array([getattr(number, end) for _, number in numbers]) for end in ("low", "high"))
 
     def residuals(values: Floats) -> Floats:
         efficiency = _efficiency_of(keys, numbers, values)
         return np.concatenate([
-            np.log(predict(each, devices[each.device], efficiency) / each.time_s) for each in thinned
+            np.log(predict(each, devices[each.device], efficiency) / each.time_s) for each in samples
         ])  # fmt: skip
 
     def found_from(factor: float, of_cache: float) -> Any:
@@ -147,7 +163,7 @@ def _fit(
     best = _better(found_from(1.0, 1.0), found_from(0.4, 0.4))
     if _has_idle_cache(_efficiency_of(keys, numbers, best.x), devices[samples[0].device]):
         best = _better(best, found_from(1.0, 4.0))
-    return _efficiency_of(keys, numbers, best.x)
+    return float(best.cost), _efficiency_of(keys, numbers, best.x)
 
 
 def _better(one: Any, other: Any) -> Any:
@@ -178,6 +194,8 @@ def _free(key: Key, devices: Mapping[str, Device], samples: Sequence[Samples]) -
         unknowable |= {"block", "split_s"}
     if not any(part.load.beside_prompts.any() for part in parts):
         unknowable.add("joint")
+    if not any(part.load.regroups.any() for part in parts):
+        unknowable.add("regroup_s")
     return tuple(number for number in NUMBERS[key[0]] if number.name not in unknowable)
 
 

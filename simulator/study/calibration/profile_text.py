@@ -83,6 +83,8 @@ def efficiency_line(efficiency: Efficiency) -> str:
         parts.append(f"block: {round(efficiency.block)}")
     if efficiency.split_s:
         parts.append(f"split: {short(efficiency.split_s * 1e6)} us")
+    if efficiency.regroup_s:
+        parts.append(f"regroup: {short(efficiency.regroup_s * 1e6)} us")
     if round(efficiency.joint):
         parts.append(f"joint: {round(efficiency.joint)}")
     if efficiency.cached_bytes_per_s:
@@ -98,8 +100,9 @@ def short(value: float) -> str:
 def rounded(efficiency: Efficiency) -> Efficiency:
     """The numbers that the line of a profile stands for."""
     raw: Mapping[str, Any] = yaml.safe_load(efficiency_line(efficiency))
-    scale = {"overhead": 1e-6, "chain": 1e-9, "split": 1e-6, "cached": 1e9}
-    names = {"overhead": "overhead_s", "chain": "chain_s", "split": "split_s", "cached": "cached_bytes_per_s"}
+    scale = {"overhead": 1e-6, "chain": 1e-9, "split": 1e-6, "regroup": 1e-6, "cached": 1e9}
+    names = {"overhead": "overhead_s", "chain": "chain_s", "split": "split_s", "regroup": "regroup_s",
+             "cached": "cached_bytes_per_s"}  # fmt: skip
     values = {
         names.get(key, key): float(str(value).split()[0]) * scale[key] if key in scale else value
         for key, value in raw.items()
