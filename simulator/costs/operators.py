@@ -107,8 +107,11 @@ class KernelLoad:
     """Of one more key for each decoding sequence."""
     beside_prompts: Floats
     """1 for attention in decode in a batch that has prompts too, else 0."""
+    is_shared: Floats
+    """1 for attention in decode whose heads of queries share heads of keys: their chains are split, but in
+    the kernel of a prompt."""
     regroups: Floats
-    """1 for attention in decode of several sequences whose heads of queries share several heads of keys."""
+    """1 where there are several such heads of keys, and several sequences."""
     used_bytes: Floats
     """Of the cache, where operands may be in it; infinite where they are not."""
 
@@ -117,12 +120,12 @@ class KernelLoad:
         cls, flops: Floats, moved_bytes: Floats, chain: float | Floats = 0.0,
         block_flops: float | Floats = 0.0, block_bytes: float | Floats = 0.0,
         joint_flops: float | Floats = 0.0, beside_prompts: float | Floats = 0.0,
-        regroups: float | Floats = 0.0, used_bytes: float | Floats = np.inf,
+        is_shared: float | Floats = 0.0, regroups: float | Floats = 0.0, used_bytes: float | Floats = np.inf,
     ) -> KernelLoad:  # fmt: skip
         """What is the same for all may be one number."""
         shape = np.shape(moved_bytes)
-        fields = (flops, moved_bytes, chain, block_flops, block_bytes, joint_flops, beside_prompts, regroups,
-                  used_bytes)  # fmt: skip
+        fields = (flops, moved_bytes, chain, block_flops, block_bytes, joint_flops, beside_prompts, is_shared,
+                  regroups, used_bytes)  # fmt: skip
         return cls(*(np.broadcast_to(np.asarray(each, dtype=np.float64), shape) for each in fields))
 
     def __len__(self) -> int:
@@ -144,21 +147,23 @@ def kernel_s(load: KernelLoad, rates: KernelRates) -> Floats:
     compute_s = (load.flops + load.block_flops * rates.block**2 / 2) / rates.flops_per_s
     memory_s = load.moved_bytes / rates.bytes_per_s
     chain = load.chain if rates.chain_most is None else np.minimum(load.chain, rates.chain_most)
+    beside = load.beside_prompts * (rates.joint > 0)
     chain_s = chain * rates.chain_s
-    is_split = chain_s <= 0
+    is_split = (chain_s <= 0) | ((load.is_shared > 0) & (beside == 0))
     least_s = np.where(is_split, load.block_bytes * rates.block / rates.bytes_per_s, chain_s)
     overhead_s = rates.overhead_s + rates.split_s * (is_split & (least_s > 0) & (memory_s > least_s))
     overhead_s = overhead_s + rates.regroup_s * load.regroups
     if rates.joint:
-        overhead_s = overhead_s * (1 - load.beside_prompts)
+        overhead_s = overhead_s * (1 - beside)
         padded = rates.joint * (load.flops + load.joint_flops * rates.block)
-        compute_s = compute_s + load.beside_prompts * (padded - load.flops) / rates.flops_per_s
+        compute_s = compute_s + beside * (padded - load.flops) / rates.flops_per_s
     if rates.cache_bytes and rates.cached > 1:
         warm = 1 - cold_share(load.used_bytes / rates.cache_bytes)
         memory_s = memory_s * (1 - warm * (1 - 1 / rates.cached))
     memory_s = with_least(memory_s, least_s, blend)
     arithmetic_s, traffic_s = blended_terms(compute_s, memory_s, blend)
-    return arithmetic_s + traffic_s + overhead_s
+    took_s: Floats = arithmetic_s + traffic_s + overhead_s
+    return took_s
 
 
 TWINS: dict[Precision, Precision] = {"bf16": "fp16", "fp16": "bf16"}

@@ -59,9 +59,10 @@ def gpu_facts() -> GpuFacts:
     """Of the first one."""
     facts = torch.cuda.get_device_properties(0)
     capability = (facts.major, facts.minor)
+    has_fp8 = capability >= (8, 9) and torch.version.hip is None  # AMD counts otherwise
     return GpuFacts(
         facts.name, facts.total_memory, facts.multi_processor_count, getattr(facts, "L2_cache_size", 0),
-        "bf16" if capability >= (8, 0) else "fp16", capability >= (8, 9),
+        "bf16" if capability >= (8, 0) else "fp16", has_fp8,
     )  # fmt: skip
 
 

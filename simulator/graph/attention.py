@@ -9,7 +9,7 @@ from simulator.graph.bench import PER_TOKEN, Bench
 from simulator.graph.delta import linear_attention
 from simulator.graph.latent import latent_attention
 from simulator.graph.output import output_projection
-from simulator.graph.shape import Amount
+from simulator.graph.shape import NOTHING, Amount
 from simulator.graph.share import Part, Share
 from simulator.graph.work import Operator, Parameter, Value, Work
 from simulator.specs.architecture import Attention, LatentAttention, LayerSpec, LinearAttention
@@ -120,15 +120,17 @@ class _Seen:
     pairs: Amount
     square: Amount
     span: Amount
+    context: Amount
+    """Of what prompts see, what was cached before."""
     decode_span: Amount
 
 
 FULL = _Seen(Amount.of(prefill_pairs=1), Amount.of(prefill_square=1), Amount.of(prefill_span=1),
-             Amount.of(decode_span=1))  # fmt: skip
+             Amount.of(prefill_context=1), Amount.of(decode_span=1))  # fmt: skip
 WINDOW = _Seen(Amount.of(window_pairs=1), Amount.of(window_square=1), Amount.of(window_span=1),
-               Amount.of(window_decode_span=1))  # fmt: skip
+               Amount.of(window_context=1), Amount.of(window_decode_span=1))  # fmt: skip
 BOTH_WAYS = _Seen(Amount.of(prefill_square=1), Amount.of(prefill_square=1), Amount.of(prefill_span=1),
-                  Amount.of(decode_span=1))  # fmt: skip
+                  NOTHING, Amount.of(decode_span=1))  # fmt: skip
 
 
 def _attention(bench: Bench, layer: int, attention: Attention) -> Operator:
@@ -149,6 +151,7 @@ def _attention(bench: Bench, layer: int, attention: Attention) -> Operator:
         read(seen.span * (2 * kv_count)) + bench.bytes(Amount.of(prefill_tokens=queries))
         + Amount.of(prefill_sequences=once), scores=seen.square * heads, chains=seen.span,
         chain_count=Amount.of(prefill_sequences=1), block_flops=Amount.of(prefill_sequences=per_pair),
+        packed=bench.packed_cache(seen.context * (2 * kv_count)),
     )  # fmt: skip
     decode = Work(
         "attention_decode", as_is, seen.decode_span * per_pair,
@@ -158,7 +161,7 @@ def _attention(bench: Bench, layer: int, attention: Attention) -> Operator:
         joint_flops=Amount.of(decode_tokens=per_pair), chains=seen.decode_span,
         chain_count=Amount.of(decode_tokens=1), is_shared=query_count > kv_count,
         regroups=query_count > kv_count > attention.head_dim,
-        packed=bench.packed_cache(seen.decode_span * (2 * kv_count)),
+        packed=bench.packed_cache(seen.decode_span * (2 * kv_count)) if attention.causal else NOTHING,
     )  # fmt: skip
     return Operator(
         "attention", layer, ("query",) if attention.causal else ("qkv",),

@@ -10,7 +10,7 @@ from simulator.graph.share import ExpertSplit, Part, Share
 from simulator.graph.work import Formats, Operator, OperatorClass, Parameter, Value, Work, byte_amount
 from simulator.specs.architecture import Architecture, Attention
 from simulator.specs.hardware import ITEM_BYTES, Precision
-from simulator.specs.weight_formats import WeightStorage
+from simulator.specs.weight_formats import WEIGHT_FORMATS, WeightStorage
 
 PER_TOKEN = Amount.of(tokens=1)
 ALL_HELD = ExpertSplit()
@@ -78,8 +78,9 @@ class Bench:
         )
 
     def packed_cache(self, elements: Amount) -> Amount:
-        """Numbers of the KV cache, if attention must widen them first."""
-        return Amount() if self.formats.kv_cache in self.attends_in() else elements
+        """Numbers of the KV cache, if nothing multiplies in their format."""
+        form = WEIGHT_FORMATS.get(self.formats.kv_cache)
+        return elements if form is not None and form.computes_in is None else NOTHING
 
     def row_bytes(self, table: Parameter) -> int:
         """Of one row of a table that rows are looked up in."""

@@ -76,6 +76,7 @@ def _latent_attention(bench: Bench, layer: int, latent: LatentAttention, heads: 
         chains=Amount.of(prefill_span=1), chain_count=Amount.of(prefill_sequences=1),
         block_flops=Amount.of(prefill_sequences=per_pair),
         scores=Amount.of(prefill_square=heads.count),
+        packed=bench.packed_cache(Amount.of(prefill_context=rank + rope)),
     )  # fmt: skip
     per_key = 2 * heads.count * (2 * rank + rope)
     decode = Work(

@@ -44,6 +44,8 @@ class Lowering:
         """What the first rank of each stage launches, by stage and microbatch."""
         self.called: dict[tuple[int, int], int] = {}
         """The last operator of each stage that a processor computes, by stage and microbatch."""
+        self.launched: dict[int, list[int]] = defaultdict(list)
+        """The launches of stages so far, by microbatch."""
         self.gathers: list[int] = []
         self.commits: list[int] = []
 
@@ -101,27 +103,26 @@ class Lowering:
 
     def _launches(self, last: PlacedOperator, stage: Stage, microbatch: int) -> tuple[int, ...]:
         """An eager engine launches kernel after kernel, in a thread of each stage, while the devices work;
-        the `last` operator of the pass cannot start before it has been launched. A stage whose predecessors
-        a processor computes is launched after them: it is the same thread that calls their operators."""
+        the `last` operator of the pass cannot start before it has been launched."""
         if not self.placed.eager:
             return ()
         self._count_launches(last, stage, microbatch)
-        launches = []
-        for number, stage in enumerate(self.placement.stages):
-            lane = stage.devices[self.ranks(stage, microbatch)[0]]
-            together = self.launches[number, self.microbatches]  # of work on all microbatches
-            launches.append(self.draft.add(Task(
-                f"launch.{number}.m{microbatch}@{lane}", "host", "launch", self.placed.host,
-                (f"{lane}.launch",), (), (), microbatch, after=self._called_before(number, microbatch),
-                host_work="launch", launches=(*self.launches[number, microbatch], *together),
-            )))  # fmt: skip
-        return tuple(launches)
+        self._launch_stage(stage, microbatch)
+        return tuple(self.launched[microbatch])
 
-    def _called_before(self, stage: int, microbatch: int) -> tuple[int, ...]:
-        """What is called before the kernels of a stage are launched: the preparation of the step, and the
-        last operator that each earlier stage computed on a processor."""
-        calls = (self.called.get((number, microbatch)) for number in range(stage))
-        return (self.gathers[microbatch], *(call for call in calls if call is not None))
+    def _launch_stage(self, stage: Stage, microbatch: int) -> None:
+        """Launch what a stage has for a microbatch, after the preparation of the step and after what a
+        processor computes of earlier stages: the thread that launches calls its operators, too."""
+        number = self.placement.stages.index(stage)
+        lane = stage.devices[self.ranks(stage, microbatch)[0]]
+        together = self.launches[number, self.microbatches]  # of work on all microbatches
+        calls = (self.called.get((earlier, microbatch)) for earlier in range(number))
+        after = (self.gathers[microbatch], *(call for call in calls if call is not None))
+        self.launched[microbatch].append(self.draft.add(Task(
+            f"launch.{number}.m{microbatch}@{lane}", "host", "launch", self.placed.host,
+            (f"{lane}.launch",), (), (), microbatch, after=after, host_work="launch",
+            launches=(*self.launches[number, microbatch], *together),
+        )))  # fmt: skip
 
     def _move_on(self, microbatch: int, stage: Stage, following: Stage, closing: Operator | None) -> None:
         """Hand the residual stream to the next stage: rank j takes it from rank j modulo their number.
@@ -166,6 +167,8 @@ class Lowering:
         is_open = factory.leaves_branch(stage.first_layer, stage.layer_count)
         closing = factory.residual_add(stage.layers[-1]) if is_open else None
         self._move_on(microbatch, stage, following, closing)
+        if self.placed.eager:
+            self._launch_stage(stage, microbatch)
 
     def _order(self, stage: Stage) -> Iterator[tuple[int, int]]:
         """A streamed stage does each layer for all microbatches before the next, so that a fetched layer
@@ -231,6 +234,7 @@ class Lowering:
         keeps = operator.uses_kv and operator.layer is not None
         phase = "" if placed.phase == "all" else f".{placed.phase}"
         share = Share() if operator.once else self.placed.share(stage, stage.devices.index(lane))
+        after += self._launched_before(device, stage, microbatch)
         index = draft.add(Task(
             f"{label}{phase}.m{microbatch}@{placed.where}", "compute", operator.name, device, (device,),
             (*arrived, *weights), tuple(writes), microbatch, operator.layer, share, placed.phase,
@@ -244,6 +248,12 @@ class Lowering:
             self.cache.after(placed, microbatch, index)
         if self.weights and operator.layer is not None:
             self.weights.used(lane, operator.layer, index)
+
+    def _launched_before(self, device: str, stage: Stage, microbatch: int) -> tuple[int, ...]:
+        """What the thread that calls the first operator of a stage on a processor has launched before."""
+        is_first = (self.placement.stages.index(stage), microbatch) not in self.called
+        is_called = self.placed.machine.devices[device].device.kind == "cpu"
+        return tuple(self.launched[microbatch]) if is_called and is_first else ()
 
     def _count_launches(self, placed: PlacedOperator, stage: Stage, microbatch: int) -> None:
         """Ranks launch side by side, so those of the first one are counted; a processor's are plain calls. A

@@ -46,23 +46,23 @@ class Kernel:
     memory: Form
     least: Form
     """What one processor needs for its part; of several chains, for all of them."""
-    chains: Form | None
-    """How many chains those are, where that depends on the step."""
-    longest_chain_s: float
-    """Longer ones are shared out."""
-    joint: Form | None
-    """What comes to the arithmetic, and no overhead, where a batch with prompts is one kernel."""
-    joint_chains: tuple[Form, Form] | None
-    """What one processor needs then, for all chains, and how many these are."""
     overhead_s: float
     blend: float
-    split_s: float
-    regroup_s: float
+    chains: Form | None = None
+    """How many chains those are, where that depends on the step."""
+    longest_chain_s: float = math.inf
+    """Longer ones are shared out."""
+    joint: Form | None = None
+    """What comes to the arithmetic, and no overhead, where a batch with prompts is one kernel."""
+    joint_chains: tuple[Form, Form] | None = None
+    """What one processor needs then, for all chains, and how many these are."""
+    split_s: float = 0.0
+    regroup_s: float = 0.0
     """With more than one sequence that decodes."""
-    cache_s: float
+    cache_s: float = math.inf
     """How long the device's cache takes to stream through once, from memory; infinite where it plays no
     part."""
-    cached: float
+    cached: float = 1.0
     correction: Correction | None = None
     """By measured times, where there are some."""
 
@@ -178,10 +178,10 @@ class Pricer:
         graph has neither."""
         own = sum(tick(self._own_s(each.operator, each.layer)) for each in launches)
         fixed = sum(each.kernels for each in launches) * tick(self.launch.kernel_s) + own
-        if self.launch.graphs == "decode":
-            return Amount.of(has_prefill=fixed)
-        visits = sum(tick(self._of_visit_s(each.operator)) for each in launches)
         prompts = sum(tick(of_prompt_s(self.code, each.operator)) for each in launches)
+        if self.launch.graphs == "decode":
+            return Amount.of(has_prefill=fixed + prompts)
+        visits = sum(tick(self._of_visit_s(each.operator)) for each in launches)
         return Amount.of(one=fixed, active_experts=visits, has_prefill=prompts)
 
     def _own_s(self, operator: str, layer: int | None) -> float:
@@ -200,10 +200,11 @@ class Pricer:
         passes = own_passes(self.code, task.operator, traits)
         of_attention = [work for work in task.works if work.operator_class.startswith("attention")]
         called = of_attention or task.works[:1]
-        kernels = [
+        kernels = [self._kernel(work, device, 1.0, 0.0) for work in self._unpacking(task.works)]
+        kernels += [
             replace(self._kernel(work, device, passes, own_s if work in called else 0.0),
                     correction=times.correction(work) if times is not None else None)
-            for work in (*self._unpacking(task.works), *task.works)
+            for work in task.works
             if is_needed(device, work)
         ]  # fmt: skip
         return kernels + self._visits(task.operator) * is_slow
@@ -211,11 +212,10 @@ class Pricer:
     def _unpacking(self, works: Sequence[Work]) -> list[Work]:
         """The kernels that bring what works read to a format to multiply in, where products do not do that
         themselves."""
-        nbytes = round(self.code.unpack_bytes)
         return [
-            Work("elementwise", work.formats[-1:], NOTHING, work.packed * nbytes)
+            Work("elementwise", work.formats[-1:], NOTHING, work.packed * self.code.unpack_bytes)
             for work in works
-            if nbytes and work.packed
+            if self.code.unpack_bytes and work.packed
         ]
 
     def _visits(self, operator: str) -> list[Kernel]:
@@ -224,9 +224,7 @@ class Pricer:
             return []
         nothing = Form(Amount().coefficients, 0.0)
         visits = Form(Amount.of(active_experts=1).coefficients, each_s)
-        return [
-            Kernel(nothing, visits, nothing, None, math.inf, None, None, 0.0, 1.0, 0.0, 0.0, math.inf, 1.0)
-        ]
+        return [Kernel(compute=nothing, memory=visits, least=nothing, overhead_s=0.0, blend=1.0)]
 
     def _moved_bytes(self, work: Work) -> Amount:
         """Of a kernel, with the scores that attention leaves in memory where the engine does not fuse it."""
@@ -259,9 +257,10 @@ class Pricer:
         cached = rates.cached if work.is_warm and rates.cache_bytes else 1.0
         cache_s = (rates.cache_bytes or math.inf) / rates.bytes_per_s
         return Kernel(
-            compute, memory, least, chains, rates.longest_chain_s, joint, joint_chains,
-            rates.overhead_s + code_s, rates.blend, rates.split_s if is_split else 0.0,
-            rates.regroup_s if work.regroups else 0.0, cache_s, cached,
+            compute, memory, least, rates.overhead_s + code_s, rates.blend, chains=chains,
+            longest_chain_s=rates.longest_chain_s, joint=joint, joint_chains=joint_chains,
+            split_s=rates.split_s if is_split else 0.0, regroup_s=rates.regroup_s if work.regroups else 0.0,
+            cache_s=cache_s, cached=cached,
         )  # fmt: skip
 
     def _bytes_per_s(self, task: Task, directed: Sequence[Directed], link: Directed) -> float:

@@ -118,7 +118,7 @@ class OwnCode(Spec):
     score_bytes: Annotated[WholeNumber, Field(ge=0, le=1_000_000)] = 0
     """Written and read in memory for each score of a query, a key and a head, where attention is not one
     kernel."""
-    unpack_bytes: Annotated[float, Quantity(units.NUMBER, better="low", least=0, most=1000)] = 0.0
+    unpack_bytes: Annotated[WholeNumber, Field(ge=0, le=1000)] = 0
     """Written and read in memory for each number of a weight or of the KV cache in a format that nothing
     multiplies in, such as int4, by kernels that unpack it before each use; none where products unpack it
     themselves."""
@@ -160,4 +160,5 @@ class Engine(Spec):
     @property
     def is_eager(self) -> bool:
         """Whether kernels are launched one by one, at least in some steps."""
-        return self.launch.kernel_s > 0 and self.launch.graphs != "all"
+        launching = self.launch.kernel_s or self.code.operator_s or self.code.operators
+        return self.launch.graphs != "all" and bool(launching)

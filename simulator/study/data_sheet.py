@@ -35,6 +35,7 @@ EXAMPLES: Mapping[KeyPath, str] = {
     "efficiency.*.chain_most": "4096",
     "efficiency.*.block": "64",
     "efficiency.*.split": "3 us",
+    "efficiency.*.regroup": "5 us",
     "efficiency.*.joint": "8",
     "efficiency.*.cached": "18 GB/s",
     "tables": "[silicon]",

@@ -14,7 +14,7 @@ from simulator.graph.model_graph import model_operators
 from simulator.graph.shape import Chunk, StepShape
 from simulator.graph.work import Formats, Work
 from simulator.simulation.pricing import PricedTemplate
-from simulator.specs.architecture import Attention
+from simulator.specs.architecture import Architecture, Attention
 from simulator.specs.hardware import OPERATOR_CLASSES, Device, Efficiency, Memory
 from tests import tiny
 
@@ -86,15 +86,22 @@ def test_regrouping_is_paid_where_it_is_said_to_be() -> None:
     assert one(rates, 1e6, 1e6, regroups=1.0) - one(rates, 1e6, 1e6) == pytest.approx(6e-6)
 
 
+CHUNKS = (Chunk(0, 5, 1, True), Chunk(1, 9, 1, True), Chunk(2, 0, 4, True))
+
+
+def with_heads(heads: int, kv_heads: int) -> Architecture:
+    """The small Llama with so many."""
+    attention = tiny.LLAMA.layers[0].attention
+    assert isinstance(attention, Attention)
+    spec = replace(attention, num_attention_heads=heads, num_key_value_heads=kv_heads)
+    return replace(tiny.LLAMA, layers=tuple(replace(layer, attention=spec) for layer in tiny.LLAMA.layers))
+
+
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "is_shared", "regroups"), [(4, 4, False, False), (4, 2, True, True), (4, 1, True, False)]
 )
 def test_which_heads_share_keys(heads: int, kv_heads: int, is_shared: bool, regroups: bool) -> None:
-    attention = tiny.LLAMA.layers[0].attention
-    assert isinstance(attention, Attention)
-    spec = replace(attention, num_attention_heads=heads, num_key_value_heads=kv_heads)
-    model = replace(tiny.LLAMA, layers=(replace(tiny.LLAMA.layers[0], attention=spec),))
-    operators = model_operators(model, tiny.BF16)
+    operators = model_operators(with_heads(heads, kv_heads), tiny.BF16)
     decode = next(w for o in operators for w in o.works if w.operator_class == "attention_decode")
     assert (decode.is_shared, decode.regroups) == (is_shared, regroups)
 
@@ -122,24 +129,27 @@ DETAILED = Efficiency(
 
 @given(
     contexts=st.lists(st.integers(0, 300), max_size=5), prompts=st.lists(st.integers(2, 40), max_size=3),
-    formats=st.sampled_from([tiny.BF16, Formats("fp8", "bf16", "fp8")]),
+    formats=st.sampled_from([tiny.BF16, Formats("fp8", "bf16", "fp8")]), joint=st.sampled_from([0, 5]),
+    kv_heads=st.sampled_from([1, 2, 4]),
 )  # fmt: skip
 def test_the_price_of_a_step_is_that_of_its_kernels(
-    contexts: list[int], prompts: list[int], formats: Formats
+    contexts: list[int], prompts: list[int], formats: Formats, joint: int, kv_heads: int
 ) -> None:
     chunks = [Chunk(number, context, 1, True) for number, context in enumerate(contexts)]
     chunks += [Chunk(100 + number, 7 * number, new, True) for number, new in enumerate(prompts)]
     if not chunks:
         return
     device = tiny.device(compute={"bf16": 1e9, "fp8": 2e9}).model_copy(
-        update={"units": 7, "efficiency": dict.fromkeys(OPERATOR_CLASSES, DETAILED),
+        update={"units": 7, "efficiency": dict.fromkeys(OPERATOR_CLASSES, DETAILED.model_copy(update={"joint": joint})),
                 "memory": Memory(capacity_bytes=1e9, bandwidth_bytes_per_s=1e9, cache_bytes=2000)}
     )  # fmt: skip
     graph = tiny.machine(tiny.node(gpus=[device]))
-    program = tiny.program(tiny.single(), graph, formats=formats)
+    program = tiny.program(tiny.single(), graph, with_heads(4, kv_heads), formats)
     priced = PricedTemplate(program.template(1), program, tiny.engine())
     shape = StepShape.of(chunks)
     durations = priced.durations((shape,))
+    together, _ = priced.durations_of_many(np.array([StepShape.of(CHUNKS), shape], dtype=np.float64))
+    assert together[1].tolist() == durations.total.tolist()
     for index, task in enumerate(priced.template.tasks):
         if task.kind == "compute":
             took = int(durations.total[priced.class_of_task[index]])
@@ -155,10 +165,11 @@ def alone_s(device: Device, work: Work, shape: StepShape) -> float:
     moved = float(work.moved_bytes.at(shape))
     load = KernelLoad.of(
         np.array([float(work.flops.at(shape))]), np.array([moved]),
-        chain=0.0 if work.is_shared and not beside else work.chains.at(shape) / chains if chains else float(work.chain),
+        chain=work.chains.at(shape) / chains if chains else float(work.chain),
         block_flops=float(work.block_flops.at(shape)), block_bytes=float(work.block_bytes.at(shape)),
         joint_flops=float(work.joint_flops.at(shape)),
-        beside_prompts=float(beside), regroups=float(work.regroups and shape.decode_tokens > 1 and not beside),
+        beside_prompts=float(beside), is_shared=float(work.is_shared),
+        regroups=float(work.regroups and shape.decode_tokens > 1),
         used_bytes=moved if work.is_warm else np.inf,
     )  # fmt: skip
     return float(kernel_s(load, kernel_rates(device, work.operator_class, work.formats))[0])

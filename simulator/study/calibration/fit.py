@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
-from simulator.costs.operators import Floats, KernelRates, arithmetic, kernel_s, rates_of
+from simulator.costs.operators import Floats, KernelLoad, KernelRates, arithmetic, kernel_s, rates_of
 from simulator.graph.work import OperatorClass
 from simulator.specs.hardware import Device, Efficiency, Precision
 from simulator.study.calibration.samples import Part, Samples
@@ -161,7 +161,8 @@ def _search(
         return least_squares(residuals, start, bounds=(low, high), loss="soft_l1", f_scale=LARGE_ERROR)
 
     best = _better(found_from(1.0, 1.0), found_from(0.4, 0.4))
-    if _has_idle_cache(_efficiency_of(keys, numbers, best.x), devices[samples[0].device]):
+    found = _efficiency_of(keys, numbers, best.x)
+    if any(_has_idle_cache(found, devices[each.device]) for each in samples):
         best = _better(best, found_from(1.0, 4.0))
     return float(best.cost), _efficiency_of(keys, numbers, best.x)
 
@@ -174,8 +175,8 @@ def _better(one: Any, other: Any) -> Any:
 def _has_idle_cache(found: Mapping[Key, Efficiency], device: Device) -> bool:
     """Whether a cache was found to be no quicker than the memory. The search cannot leave such a number: near
     it nothing changes."""
-    bandwidth, units = device.memory.bandwidth_bytes_per_s or 0.0, device.units or 1
-    return any(
+    bandwidth, units = device.memory.bandwidth_bytes_per_s or 0.0, device.units or 0
+    return bool(units) and any(
         each.cached_bytes_per_s is not None and each.cached_bytes_per_s * units <= each.memory * bandwidth
         for each in found.values()
     )
@@ -188,7 +189,7 @@ def _free(key: Key, devices: Mapping[str, Device], samples: Sequence[Samples]) -
     unknowable = set[str]()
     if not any(_tells_of_cache(each, key, devices[each.device]) for each in samples):
         unknowable.add("cached_bytes_per_s")
-    if not any(part.load.chain.any() for part in parts):
+    if not any(_has_chains(part.load) for part in parts):
         unknowable |= {"chain_s", "chain_most"}
     if not any(part.load.block_bytes.any() or part.load.block_flops.any() for part in parts):
         unknowable |= {"block", "split_s"}
@@ -197,6 +198,11 @@ def _free(key: Key, devices: Mapping[str, Device], samples: Sequence[Samples]) -
     if not any(part.load.regroups.any() for part in parts):
         unknowable.add("regroup_s")
     return tuple(number for number in NUMBERS[key[0]] if number.name not in unknowable)
+
+
+def _has_chains(load: KernelLoad) -> bool:
+    """Whether some kernels have chains that are not split."""
+    return bool((load.chain * np.maximum(1 - load.is_shared, load.beside_prompts)).any())
 
 
 def _tells_of_cache(samples: Samples, key: Key, device: Device) -> bool:

@@ -110,7 +110,7 @@ def fitted_gpu(
         facts.name, facts.capacity_bytes, bytes_per_s, best_rates(rows), {}, facts.cache_bytes, facts.units
     )
     classes = fitted_classes(read_samples(columns, Catalogue()).samples, {"": _as_device(bare)})
-    device = replace(bare, efficiency={each.key: _as_numbers(each) for each in classes})
+    device = replace(bare, efficiency={_key(each): _as_numbers(each) for each in classes})
     return _with_link(device, columns, launch_s)
 
 
@@ -126,6 +126,11 @@ def _as_device(figures: DeviceFigures) -> Device:
         "compute": {name: f"{peak} FLOP/s" for name, peak in figures.peak_flops.items()},
         "power": unknown, "price": {"purchase": "unknown"},
     })  # fmt: skip
+
+
+def _key(fitted: FittedClass) -> str:
+    """Products are by format; what is found of other kernels in 16 bits is taken to hold in fp32 too."""
+    return fitted.key if fitted.operator_class == "matmul" else fitted.operator_class
 
 
 def _as_numbers(fitted: FittedClass) -> FittedEfficiency:

@@ -144,15 +144,15 @@ def decode_load(
     batch: Floats, span: Floats, heads: Heads, kv_cache: Precision, with_prompts: bool = False
 ) -> KernelLoad:
     """Of one token of each of `batch` sequences that sees `span` keys, alone or with prompts in the same
-    batch; 16-bit queries. Kernels split the keys of a sequence only where heads of queries share them, and no
-    prompt is with them."""
+    batch; 16-bit queries."""
     per_key = ITEM_BYTES[kv_cache] * 2 * heads.keys * heads.width * batch
     moved = per_key * span + 4 * heads.queries * heads.width * batch
     flops_per_key = 4 * heads.queries * heads.width * batch
-    is_shared = (heads.queries > heads.keys) & (not with_prompts)
+    is_shared = heads.queries > heads.keys
     return KernelLoad.of(
-        flops_per_key * span, moved, chain=np.where(is_shared, 0.0, span), block_bytes=per_key,
+        flops_per_key * span, moved, chain=span, block_bytes=per_key,
         joint_flops=flops_per_key, beside_prompts=float(with_prompts),
+        is_shared=np.where(is_shared, 1.0, 0.0),
         regroups=np.where(is_shared & (heads.keys > 1) & (batch > 1), 1.0, 0.0), used_bytes=per_key * span,
     )  # fmt: skip
 
