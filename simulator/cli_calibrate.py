@@ -32,6 +32,7 @@ def measure(
     no_compare: Annotated[
         bool, typer.Option("--no-compare", help="Do not try the profile on real steps of small models.")
     ] = False,
+    no_gpu: Annotated[bool, typer.Option("--no-gpu", help="Leave a GPU out, if there is one.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -43,7 +44,7 @@ def measure(
     if not force:
         calibration.refuse_existing(name, out)
     with terminal.progress_of_seconds("Measuring") as progress:
-        measured = calibration.measure(name, seconds, not no_compare, threads, progress)
+        measured = calibration.measure(name, seconds, not no_compare, threads, not no_gpu, progress)
     for path, text in measured.texts.items():
         make_folder((out / path).parent)
         write_atomically(out / path, text)

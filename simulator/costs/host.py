@@ -51,6 +51,11 @@ def of_prompt_s(code: OwnCode, operator: str) -> float:
     return code.operators.get(f"{operator}.prompt", 0.0)
 
 
+def of_visit_s(code: OwnCode, operator: str) -> float:
+    """What an engine's own code takes for each expert of a layer that some token chose."""
+    return code.operators.get(f"{operator}.active", 0.0)
+
+
 def launching_s(engine: Engine, kernels: int, operator: str, traits: Mapping[str, int]) -> float:
     """What the thread that launches kernels one by one takes for an operator's."""
     return kernels * engine.launch.kernel_s + own_code_s(engine.code, operator, traits)

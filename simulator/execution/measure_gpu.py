@@ -23,14 +23,19 @@ from simulator.execution.measure import DTYPES, AttentionShape, Matmul, Rows
 GRAPH_S = 2e-3
 """How long a graph is, at least, unless it would have too many kernels."""
 MOST_IN_GRAPH = 512
+FEW = 16
+"""Kernels in a graph that shows how long one takes."""
 REPLAYS = 3
 """Replays of a graph in one timed run, so that only the first waits for the host."""
 FEWEST_RUNS = 2
 CACHES_OF_MATRICES = 4
 LARGEST_BUFFER_BYTES = 2**30
+SHARE_OF_MEMORY = 1 / 16
+"""Of the device's memory that one buffer may take."""
 SMALLEST_BUFFER_BYTES = 2**26
 LAUNCHES = 1000
 SMALL_COPY_BYTES = 8
+BACK_ROUNDS = 20
 HOST_BYTES = 2**30
 """Of the host's memory that copies come from and go to, more than its caches hold."""
 MOST_PIECES = 2**12
@@ -70,13 +75,15 @@ class GpuBench:
     """Times kernels on one device, each for about as long. On a processor, which has no graphs, calls are
     simply made."""
 
-    def __init__(self, seconds_each: float, cache_bytes: int, device: str = "cuda") -> None:
-        """cache_bytes: of the last-level cache, which matrices should not fit into."""
-        self.seconds_each, self.cache_bytes = seconds_each, cache_bytes
+    def __init__(self, seconds_each: float, facts: GpuFacts, device: str = "cuda") -> None:
+        """facts: how much its memory holds, and its cache, which matrices should not fit into."""
+        self.seconds_each, self.cache_bytes = seconds_each, facts.cache_bytes
+        self.largest_bytes = min(LARGEST_BUFFER_BYTES, int(facts.capacity_bytes * SHARE_OF_MEMORY))
         self.device = torch.device(device)
         self._has_gpu = self.device.type == "cuda"
         self._buffers: dict[torch.dtype, Tensor] = {}
         self._host: dict[bool, Tensor] = {}
+        self._small_back_s: float | None = None
 
     # -- the clock ----------------------------------------------------------------------------------------
 
@@ -85,12 +92,19 @@ class GpuBench:
         with torch.no_grad():
             for call in calls[:2]:
                 call()
-            once_s = min(self._elapsed_s(calls[0]) for _ in range(FEWEST_RUNS))
+            alone_s = min(self._elapsed_s(calls[0]) for _ in range(FEWEST_RUNS))  # launching included
+            once_s = alone_s if alone_s > GRAPH_S else self._once_in_graph_s(calls[0])
             wanted = min(MOST_IN_GRAPH, math.ceil(GRAPH_S / once_s))
             count = max(wanted, min(len(calls), MOST_IN_GRAPH))
             run = self._captured([calls[number % len(calls)] for number in range(count)])
             run()
             return self._best_s(lambda: [run() for _ in range(REPLAYS)]) / REPLAYS / count
+
+    def _once_in_graph_s(self, call: Call) -> float:
+        """Of one call, without launching, roughly."""
+        run = self._captured([call] * FEW)
+        run()
+        return max(SHORTEST_S, min(self._elapsed_s(run) for _ in range(FEWEST_RUNS)) / FEW)
 
     def _best_s(self, run: Call) -> float:
         best_s, runs, end = math.inf, 0, perf_counter() + self.seconds_each
@@ -149,7 +163,7 @@ class GpuBench:
         elements = shape.n * shape.k
         nbytes = elements * dtype.itemsize
         copies = min(MOST_IN_GRAPH, max(2, math.ceil(CACHES_OF_MATRICES * self.cache_bytes / nbytes)))
-        copies = max(1, min(copies, LARGEST_BUFFER_BYTES // nbytes))
+        copies = max(1, min(copies, self.largest_bytes // nbytes))
         buffer = self._buffer(dtype, copies * elements)
         pieces = buffer[: copies * elements].split(elements)
         return [piece.view(shape.n, shape.k) for piece in pieces]
@@ -230,7 +244,14 @@ class GpuBench:
             there.copy_(next(pieces), non_blocking=pinned)
             back.copy_(small)
 
-        return max(SHORTEST_S, self._best_wall_s(both) - self._best_wall_s(lambda: back.copy_(small)))
+        return max(SHORTEST_S, self._best_wall_s(both) - self._back_s(lambda: back.copy_(small)))
+
+    def _back_s(self, run: Call) -> float:
+        """Of a small copy back, timed for longer and once: were it too long, the difference would be too
+        short, and the shortest is kept."""
+        if self._small_back_s is None:
+            self._small_back_s = min(self._best_wall_s(run) for _ in range(BACK_ROUNDS))
+        return self._small_back_s
 
     def _pieces(self, nbytes: int, pinned: bool) -> list[Tensor]:
         """Of the host's memory, spread over all that copies use of it; written to, so that it is there."""

@@ -74,6 +74,8 @@ def _sentences(measured: Measured) -> Iterator[str]:
     comparison = measured.comparison
     if comparison is not None and comparison.note is not None:
         yield f"{comparison.note[0].upper()}{comparison.note[1:]}."
+    if measured.gpu_fault is not None:
+        yield f"The GPU could not be measured, so that no file is of it: {measured.gpu_fault}"
     if measured.others > MUCH:
         yield (
             f"Other programs used {measured.others:.0%} of a processor meanwhile: times may be too long, "

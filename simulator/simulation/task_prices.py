@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from simulator.costs.host import of_prompt_s, own_code_s, own_passes, step_s
+from simulator.costs.host import of_prompt_s, of_visit_s, own_code_s, own_passes, step_s
 from simulator.costs.operators import is_needed, kernel_rates
 from simulator.costs.transfers import (
     collective_bytes_per_s,
@@ -181,15 +181,12 @@ class Pricer:
         prompts = sum(tick(of_prompt_s(self.code, each.operator)) for each in launches)
         if self.launch.graphs == "decode":
             return Amount.of(has_prefill=fixed + prompts)
-        visits = sum(tick(self._of_visit_s(each.operator)) for each in launches)
+        visits = sum(tick(of_visit_s(self.code, each.operator)) for each in launches)
         return Amount.of(one=fixed, active_experts=visits, has_prefill=prompts)
 
     def _own_s(self, operator: str, layer: int | None) -> float:
         return own_code_s(self.code, operator, operator_traits(self.program.model, layer, operator))
 
-    def _of_visit_s(self, operator: str) -> float:
-        """What the engine's own code takes for each expert that some token chose."""
-        return self.code.operators.get(f"{operator}.active", 0.0)
 
     def _kernels(self, task: Task) -> list[Kernel]:
         placed = self.program.machine.devices[task.place]
@@ -219,7 +216,7 @@ class Pricer:
         ]
 
     def _visits(self, operator: str) -> list[Kernel]:
-        each_s = self._of_visit_s(operator)
+        each_s = of_visit_s(self.code, operator)
         if not each_s:
             return []
         nothing = Form(Amount().coefficients, 0.0)

@@ -72,7 +72,7 @@ def test_windows_change_no_tick() -> None:
     R priced beside others."""
     taken_over, handed_back, beside = list[bool](), list[bool](), list[bool]()
 
-    @settings(max_examples=350)
+    @settings(max_examples=350)  # so many that each kind of window comes up often enough
     @given(crowdable())
     def check(launches: list[MadeUp]) -> None:
         run = Run(launches)

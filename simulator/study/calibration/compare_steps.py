@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
@@ -77,21 +77,26 @@ class Comparison:
 class RealSteps:
     """Networks, and the steps of each that are to be run and simulated."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
-        from simulator.execution.random_weights import random_transformer
-
-        self.networks = {model: random_transformer(load_model(model, catalogue), seed=0) for model in TINY}
+    def __init__(self, catalogue: Catalogue, models: Sequence[str] = (*TINY, REAL)) -> None:
         self.note: str | None = None
-        try:
-            self.networks[REAL] = _real(catalogue)
-        except InputError:
-            self.networks[REAL] = random_transformer(load_model(REAL, catalogue), seed=0)
-            self.note = f"the weights of {REAL} are random, which take as long; `make smollm2` brings its own"
+        self.networks = {model: self._network(model, catalogue) for model in models}
         self._cases = {
             f"{model}: {phase} of {new} after {context}": (model, phase, new, context)
             for model in self.networks
             for phase, new, context in STEPS
         }
+
+    def _network(self, model: str, catalogue: Catalogue) -> Transformer:
+        """With its own weights if it is the real model and they are installed."""
+        from simulator.execution.random_weights import random_transformer
+
+        if model == REAL:
+            try:
+                return _real(catalogue)
+            except InputError:
+                brings = "`make smollm2` brings its own"
+                self.note = f"the weights of {REAL} are random, which take as long; {brings}"
+        return random_transformer(load_model(model, catalogue), seed=0)
 
     def calls(self, bench: Bench) -> dict[str, Callable[[], float]]:
         """What takes each of them and says how long that took."""

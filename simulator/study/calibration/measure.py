@@ -20,7 +20,7 @@ from simulator.specs.base import is_identifier
 from simulator.specs.catalogue import Catalogue
 from simulator.study.calibration.compare_steps import REAL, Comparison, RealSteps
 from simulator.study.calibration.measured_fit import FittedEfficiency, fit_efficiency
-from simulator.study.calibration.measured_gpu import MeasuredGpu, measure_gpu
+from simulator.study.calibration.measured_gpu import GpuBenches, MeasuredGpu, measure_gpu
 from simulator.study.calibration.measured_profile import (
     DeviceFigures,
     MachineFigures,
@@ -70,6 +70,8 @@ class Measured:
     """Of one processor, what other programs used meanwhile."""
     comparison: Comparison | None
     gpu: MeasuredGpu | None = None
+    gpu_fault: str | None = None
+    """Why there is nothing of a GPU that is there."""
 
     @property
     def texts(self) -> dict[str, str]:
@@ -87,6 +89,7 @@ class Measured:
             "kernels": [asdict(row) for row in self.rows],
             "comparison": None if self.comparison is None else self.comparison.as_dict(),
             "gpu": None if self.gpu is None else self.gpu.as_dict(),
+            "gpu_fault": self.gpu_fault,
         }
 
 
@@ -113,7 +116,7 @@ def _tables(name: str) -> tuple[str, str]:
 
 def measure(
     name: str = "this-machine", seconds: float = USUAL_S, compare: bool = True,
-    thread_count: int | None = None, progress: Progress | None = None,
+    thread_count: int | None = None, with_gpu: bool = True, progress: Progress | None = None,
 ) -> Measured:  # fmt: skip
     """Measure the machine this runs on in about `seconds`; raises InputError for a name that is no id.
 
@@ -123,13 +126,16 @@ def measure(
 
     check_name(name)
     with threads(thread_count):
-        return _measure(name, seconds, compare, progress)
+        return _measure(name, seconds, compare, with_gpu, progress)
 
 
-def _measure(name: str, seconds: float, compare: bool, progress: Progress | None) -> Measured:
+def _measure(
+    name: str, seconds: float, compare: bool, with_gpu: bool, progress: Progress | None
+) -> Measured:
     """Everything is timed round by round, real steps too, so that all of it had the same quiet moments."""
     from simulator.execution.measure import Bench, OtherPrograms, has_gpu
 
+    with_gpu = with_gpu and has_gpu()
     started, catalogue = perf_counter(), Catalogue()
     watch = OtherPrograms(seconds * SHARE_OF_PATIENCE)
     bench, kernels, tell = Bench(EACH_S, "cpu", watch), BestRows(), Teller(progress, seconds)
@@ -137,18 +143,24 @@ def _measure(name: str, seconds: float, compare: bool, progress: Progress | None
     calls: dict[str, Callable[[], float]] = {BANDWIDTH: partial(bench.s_per_byte, LARGE_ARRAY_BYTES)}
     calls |= kernels.calls(timings(), bench) | layer_calls(bench) | step_calls(bench)
     calls |= real.calls(bench) if real is not None else {}
-    best = best_of_rounds(calls, started + seconds * (SHARE_BEFORE_GPU if has_gpu() else 1.0), tell)
+    best = best_of_rounds(calls, started + seconds * (SHARE_BEFORE_GPU if with_gpu else 1.0), tell)
     figures = _processor(name, bench, kernels.rows, best)
-    gpu = None
+    gpu, gpu_fault = None, None
     with TemporaryDirectory() as folder:
         figures = replace(figures, code=_own_code(figures, bench, best, catalogue, Path(folder)))
         figures = _in_steps(figures, best, Path(folder))
         own = written(figures, Path(folder))
         comparison = None if real is None else real.compared(best, name, own)
-        if has_gpu():
-            gpu = measure_gpu(figures, real, Path(folder), started + seconds, tell)
-            figures = replace(figures, gpu=gpu.figures)
-    return Measured(figures, kernels.rows, perf_counter() - started, watch.share, comparison, gpu)
+        if with_gpu:
+            try:
+                gpu = measure_gpu(
+                    figures, GpuBenches.of_first(), real, Path(folder), started + seconds, tell
+                )
+                figures = replace(figures, gpu=gpu.figures)
+            except RuntimeError as error:  # of PyTorch: out of memory, no kernel for the device ...
+                gpu_fault = str(error).splitlines()[0]
+    took_s = perf_counter() - started
+    return Measured(figures, kernels.rows, took_s, watch.share, comparison, gpu, gpu_fault)
 
 
 # --- kernels ------------------------------------------------------------------------------------------------

@@ -35,19 +35,39 @@ from simulator.study.calibration.profile_text import efficiency_line
 from simulator.study.calibration.readers import read_samples
 from simulator.study.calibration.rounds import BestRows, best_of_rounds
 from simulator.study.calibration.timed_gpu_kernels import gpu_timings
-from simulator.study.calibration.timed_kernels import KernelRow, as_csv, best_rates
+from simulator.study.calibration.timed_kernels import KernelRow, Timing, as_csv, best_rates
 
 if TYPE_CHECKING:
+    from simulator.execution.measure import Bench
     from simulator.execution.measure_gpu import GpuBench, GpuFacts
 
 EACH_S = 0.01
 """How long a kernel is timed in each round, at least."""
 STEP_S = 0.04
 """How long a layer or a step is."""
-LARGE_ARRAY_BYTES = 2**30
 THE_FOUR = ("compute", "memory", "overhead", "blend")
 """Numbers that every class has."""
 BANDWIDTH, LAUNCH = "GPU: memory bandwidth", "GPU: launching kernels"
+
+
+@dataclass(frozen=True)
+class GpuBenches:
+    """What a GPU is timed with."""
+
+    facts: GpuFacts
+    kernels: GpuBench
+    steps: Bench
+    timings: tuple[Timing[GpuBench], ...]
+
+    @classmethod
+    def of_first(cls) -> GpuBenches:
+        """Of the first GPU that PyTorch sees."""
+        from simulator.execution.measure import Bench
+        from simulator.execution.measure_gpu import GpuBench, gpu_facts
+
+        facts = gpu_facts()
+        timings = gpu_timings(cast(Precision, facts.half), facts.has_fp8, facts.capacity_bytes)
+        return cls(facts, GpuBench(EACH_S, facts), Bench(STEP_S, "cuda"), timings)
 
 
 @dataclass(frozen=True)
@@ -66,18 +86,15 @@ class MeasuredGpu:
 
 
 def measure_gpu(
-    figures: MachineFigures, real: RealSteps | None, folder: Path, until_s: float, tell: Callable[[str], None]
-) -> MeasuredGpu:
-    """The first GPU, until `perf_counter` says `until_s`; `figures` are what its machine was found to be.
+    figures: MachineFigures, benches: GpuBenches, real: RealSteps | None, folder: Path, until_s: float,
+    tell: Callable[[str], None],
+) -> MeasuredGpu:  # fmt: skip
+    """A GPU, until `perf_counter` says `until_s`; `figures` are what its machine was found to be.
 
     real: networks whose steps are compared; they are moved to the GPU. folder: to try profiles in.
     """
-    from simulator.execution.measure import Bench
-    from simulator.execution.measure_gpu import GpuBench, gpu_facts
-
-    facts = gpu_facts()
-    bench, steps, kernels = GpuBench(EACH_S, facts.cache_bytes), Bench(STEP_S, "cuda"), BestRows()
-    calls = gpu_calls(bench, facts, kernels) | layer_calls(steps, in_prompts=("plain",))
+    bench, steps, facts, kernels = benches.kernels, benches.steps, benches.facts, BestRows()
+    calls = gpu_calls(bench, benches.timings, kernels) | layer_calls(steps, in_prompts=("plain",))
     calls |= real.calls(steps) if real is not None else {}
     best = best_of_rounds(calls, until_s, tell)
     gpu = fitted_gpu(facts, kernels.rows, 1 / best[BANDWIDTH], best[LAUNCH], folder)
@@ -93,10 +110,12 @@ def measure_gpu(
     return MeasuredGpu(gpu, kernels.rows, comparison)
 
 
-def gpu_calls(bench: GpuBench, facts: GpuFacts, kernels: BestRows) -> dict[str, Callable[[], float]]:
+def gpu_calls(
+    bench: GpuBench, timings: Sequence[Timing[GpuBench]], kernels: BestRows
+) -> dict[str, Callable[[], float]]:
     """What times kernels and copies, a large array, and launches."""
-    timed = kernels.calls(gpu_timings(cast(Precision, facts.half), facts.has_fp8), bench)
-    return {BANDWIDTH: partial(bench.s_per_byte, LARGE_ARRAY_BYTES), LAUNCH: bench.launch_s, **timed}
+    timed = kernels.calls(timings, bench)
+    return {BANDWIDTH: partial(bench.s_per_byte, bench.largest_bytes), LAUNCH: bench.launch_s, **timed}
 
 
 def fitted_gpu(

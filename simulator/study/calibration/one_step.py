@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator.costs.host import launching_s, of_prompt_s
+from simulator.costs.host import launching_s, of_prompt_s, of_visit_s
 from simulator.errors import SimulatorError
 from simulator.graph.operator_traits import operator_traits
-from simulator.graph.shape import Chunk
+from simulator.graph.shape import Chunk, StepShape
 from simulator.placement.placement import NotPlaceable
 from simulator.placement.plan import Launched
 from simulator.placement.strategies import SingleDevice
@@ -53,7 +53,8 @@ class OneSequence:
         """Of the first layer's operators, one after the other; on a device that a host launches kernels on,
         of launching them."""
         if self.is_launched:
-            return sum(self._launch_s(each, has_prompt=new > 1) for each in self._launches)
+            active = self._shape(new, context).active_experts
+            return sum(self._launch_s(each, new > 1, active) for each in self._launches)
         totals = self._durations(new, context).total[self.priced.class_of_task].tolist()
         tasks = self.priced.template.tasks
         return sum(seconds(ticks) for task, ticks in zip(tasks, totals, strict=True) if task.layer == 0)
@@ -69,15 +70,20 @@ class OneSequence:
         """Whether it is on a device whose kernels a host launches."""
         return bool(self._launches)
 
-    def _launch_s(self, launched: Launched, has_prompt: bool) -> float:
-        traits = operator_traits(self.model, launched.layer, launched.operator)
-        more_s = of_prompt_s(self.engine.code, launched.operator) if has_prompt else 0.0
-        return launching_s(self.engine, launched.kernels, launched.operator, traits) + more_s
+    def _launch_s(self, launched: Launched, has_prompt: bool, active_experts: float) -> float:
+        code, operator = self.engine.code, launched.operator
+        traits = operator_traits(self.model, launched.layer, operator)
+        more_s = of_prompt_s(code, operator) if has_prompt else 0.0
+        more_s += of_visit_s(code, operator) * active_experts
+        return launching_s(self.engine, launched.kernels, operator, traits) + more_s
 
     @property
     def operators_a_layer(self) -> int:
         return sum(task.layer == 0 and task.kind == "compute" for task in self.priced.template.tasks)
 
     def _durations(self, new: int, context: int) -> Durations:
-        template = self.priced.template
-        return self.priced.durations(template.shapes(((Chunk(0, context, new, commits=True),),)))
+        return self.priced.durations((self._shape(new, context),))
+
+    def _shape(self, new: int, context: int) -> StepShape:
+        (shape,) = self.priced.template.shapes(((Chunk(0, context, new, commits=True),),))
+        return shape

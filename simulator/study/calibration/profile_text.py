@@ -16,6 +16,7 @@ from simulator.specs.yaml_file import read_text
 from simulator.study.calibration.fit import PLAIN, FittedClass
 
 INDENT = "  "
+LEAST = 1e-6
 LEAST_CHAIN_S = 1e-12
 """For each number; the longest chains take nothing at less than this."""
 
@@ -93,8 +94,9 @@ def efficiency_line(efficiency: Efficiency) -> str:
 
 
 def short(value: float) -> str:
-    """Three significant digits, never in powers of ten."""
-    return f"{float(f'{value:.3g}'):.10f}".rstrip("0").rstrip(".") or "0"
+    """Three significant digits, never in powers of ten; what is below a millionth is nothing."""
+    digits = f"{float(f'{value:.3g}'):.10f}".rstrip("0").rstrip(".")
+    return digits if digits and abs(value) >= LEAST else "0"
 
 
 def rounded(efficiency: Efficiency) -> Efficiency:

@@ -1,5 +1,5 @@
-"""Which kernels of a GPU `calibrate measure` times, as rows of a table of operators: those of models with
-half a billion to seventy billion parameters, from one sequence that decodes to a large prefill."""
+"""Which kernels of a GPU `calibrate measure` times, as rows of a table of operators: those of models with 0.1
+to 70 billion parameters, from one sequence that decodes to a large prefill."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ PROMPTS = ((1, 64), (1, 256), (1, 1024), (1, 4096), (8, 256), (8, 1024))
 """Sequences, and new tokens of each."""
 DECODES = tuple((batch, context) for batch in (1, 8, 64) for context in (127, 1023, 4095, 16383))
 """Sequences, and cached tokens of each."""
+MOST_KV_SHARE = 1 / 32
+"""Of the device's memory, for keys and values; 2 GiB are enough."""
 MOST_KV_BYTES = 2**31
 WIDTHS = (576, 2048, 4096, 8192)
 ROWS = (1, 32, 256, 2048, 8192)
@@ -38,12 +40,13 @@ PASSES: Mapping[RowWise, int] = {"norm": 2, "activation": 2, "elementwise": 3, "
 COPIED_BYTES = tuple(2**power for power in (3, 12, 16, 18, 20, 22, 24, 26, 28))
 
 
-def gpu_timings(half: Precision, has_fp8: bool) -> tuple[Timing[GpuBench], ...]:
+def gpu_timings(half: Precision, has_fp8: bool, capacity_bytes: float) -> tuple[Timing[GpuBench], ...]:
     """Everything to time: products in fp32, in the device's 16-bit format and in fp8 where it has it, other
-    kernels in 16 bits; copies."""
+    kernels in 16 bits; copies. What takes too much of the device's memory is left out."""
+    most_kv_bytes = min(MOST_KV_BYTES, capacity_bytes * MOST_KV_SHARE)
     formats: tuple[Precision, ...] = ("fp32", half, "fp8") if has_fp8 else ("fp32", half)
     products = (timing for precision in formats for timing in _matmuls(precision))
-    return (*products, *_attention(half), *_rowwise(half), *_copies())
+    return (*products, *_attention(half, most_kv_bytes), *_rowwise(half), *_copies())
 
 
 def _matmuls(precision: Precision) -> Iterator[Timing[GpuBench]]:
@@ -64,14 +67,14 @@ def _matmul(precision: Precision, m: int, n: int, k: int) -> Time:
     return time
 
 
-def _attention(precision: Precision) -> Iterator[Timing[GpuBench]]:
+def _attention(precision: Precision, most_kv_bytes: float) -> Iterator[Timing[GpuBench]]:
     item = ITEM_BYTES[precision]
     for heads, kv_heads, width in HEADS:
         for batch, new, context in (
             *((batch, new, 0) for batch, new in PROMPTS),
             *((batch, 1, context) for batch, context in DECODES),
         ):
-            if 2 * item * batch * (context + new) * kv_heads * width <= MOST_KV_BYTES:
+            if 2 * item * batch * (context + new) * kv_heads * width <= most_kv_bytes:
                 what = f"GPU: attention of {batch} x {new} after {context}, {heads}/{kv_heads}/{width}"
                 yield Timing(what, _attend(precision, batch, new, context, (heads, kv_heads, width)))
 
