@@ -51,11 +51,22 @@ class Correction:
     factors: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class GridCorrection:
+    """How much longer attention takes than the formula says, by how many sequences there are and how many
+    keys one sees: 1, 2, 4 ... of each; in between in proportion to the logarithms, beyond the last as
+    there."""
+
+    factors: tuple[tuple[float, ...], ...]
+    """[sequences, keys]."""
+
+
 class MeasuredTimes(Protocol):
     """Measured kernels of a device, to correct the formula by."""
 
-    def correction(self, work: Work) -> Correction | None:
-        """Of one kernel for any number of rows; None where nothing like it was measured."""
+    def correction(self, work: Work) -> Correction | GridCorrection | None:
+        """Of one kernel for any number of rows, or of sequences and keys; None where nothing like it was
+        measured."""
 
 
 @dataclass(frozen=True, slots=True)

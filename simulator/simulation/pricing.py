@@ -78,15 +78,18 @@ class PricedTemplate:
         forms += [(m, Form(Amount.of(has_prefill=1).coefficients, 1.0)) for _, m, _ in joint]
         of_joint = [(at, m, k.joint_chains) for at, (m, k) in enumerate(kernels) if k.joint_chains]
         forms += [(m, pair[which]) for which in (0, 1) for _, m, pair in of_joint]
+        grids = [(m, k.grid) for m, k in kernels if k.grid]
+        forms += [(m, grid[which]) for which in (1, 2) for m, grid in grids]
         regrouped = [(at, m) for at, (m, k) in enumerate(kernels) if k.regroup_s]
         forms += [(m, Form(Amount.of(decode_tokens=1).coefficients, 1.0)) for _, m in regrouped]
         self._chained = np.array([at for at, *_ in chained], dtype=np.intp)
         self._joint = np.array([at for at, *_ in joint], dtype=np.intp)
         self._joint_chained = np.array([at for at, *_ in of_joint], dtype=np.intp)
         self._regrouped = np.array([at for at, _ in regrouped], dtype=np.intp)
-        counts = (len(chained), len(joint), len(joint), len(of_joint), len(of_joint), len(regrouped))
+        counts = (len(chained), len(joint), len(joint), len(of_joint), len(of_joint), len(grids), len(grids),
+                  len(regrouped))  # fmt: skip
         (self._chains_at, self._joint_at, self._beside_at, self._joint_chains_at, self._joint_counts_at,
-         self._decoding_at) = (
+         self._keys_at, self._sequences_at, self._decoding_at) = (
             slice(start, end) for start, end in pairwise(accumulate((bus_end, *counts)))
         )  # fmt: skip
         self._of_beside = np.searchsorted(self._joint, self._joint_chained)
@@ -136,6 +139,7 @@ class PricedTemplate:
         ]  # fmt: skip
         self._least = np.array(has_least, dtype=np.intp)
         self._corrected = [(at, k.correction) for at, k in enumerate(kernels) if k.correction]
+        self._grids = [(at, np.array(k.grid[0].factors)) for at, k in enumerate(kernels) if k.grid]
         self._least_blend = self._blend[self._least]
 
     def _kernel_terms(self, lone_s: Floats) -> tuple[Floats, Floats, Floats]:
@@ -173,17 +177,20 @@ class PricedTemplate:
         if len(self._least):
             which = self._least
             memory_s[..., which] = with_least(memory_s[..., which], least_s[..., which], self._least_blend)
-        if self._corrected:
-            factors = self._factors(compute_s)
+        if self._corrected or self._grids:
+            factors = self._factors(compute_s, lone_s)
             return compute_s * factors, memory_s * factors, overhead_s * factors
         return compute_s, memory_s, overhead_s
 
-    def _factors(self, compute_s: Floats) -> Floats:
+    def _factors(self, compute_s: Floats, lone_s: Floats) -> Floats:
         """What measured times make of each kernel: a factor on all of its terms, and so on their norm."""
         factors = np.ones_like(compute_s)
         for at, correction in self._corrected:
             log_s = np.log(np.maximum(compute_s[..., at], TINY_S))
             factors[..., at] = np.interp(log_s, correction.log_compute_s, correction.factors)
+        keys, sequences = lone_s[..., self._keys_at], lone_s[..., self._sequences_at]
+        for number, (at, grid) in enumerate(self._grids):
+            factors[..., at] = _between(grid, sequences[..., number], keys[..., number])
         return factors
 
     def durations(self, shapes: Sequence[StepShape]) -> Durations:
@@ -282,6 +289,22 @@ class PricedTemplate:
 
 
 TINY_S = 1e-300
+
+
+def _between(grid: Floats, sequences: Floats, keys: Floats) -> Floats:
+    """The entry of a `GridCorrection` for so many sequences that see so many keys together."""
+    count = np.maximum(sequences, 1.0)
+    at = [np.log2(each) for each in (count, np.maximum(keys / count, 1.0))]
+    low, share = [], []
+    for each, size in zip(at, grid.shape, strict=True):
+        first = np.clip(np.floor(each).astype(np.intp), 0, size - 2)
+        low.append(first)
+        share.append(np.clip(each - first, 0.0, 1.0))
+    (i, j), (a, b) = low, share
+    below = (1 - b) * grid[i, j] + b * grid[i, j + 1]
+    above = (1 - b) * grid[i + 1, j] + b * grid[i + 1, j + 1]
+    found: Floats = (1 - a) * below + a * above
+    return found
 
 
 def _most_loads(price: Price) -> list[float]:

@@ -19,7 +19,7 @@ from simulator.costs.transfers import (
     copy_latency_s,
     transition_s,
 )
-from simulator.graph.machine import Correction, Directed
+from simulator.graph.machine import Correction, Directed, GridCorrection, MeasuredTimes
 from simulator.graph.operator_traits import operator_traits
 from simulator.graph.shape import NOTHING, Amount, total
 from simulator.graph.work import Work
@@ -65,6 +65,8 @@ class Kernel:
     cached: float = 1.0
     correction: Correction | None = None
     """By measured times, where there are some."""
+    grid: tuple[GridCorrection, Form, Form] | None = None
+    """The same of attention, with the keys of all sequences and how many of these there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,15 @@ class Price:
     @property
     def rank(self) -> int:
         return 0 if self.kernels else 1 if self.loads else 2
+
+
+def _corrected(kernel: Kernel, work: Work, times: MeasuredTimes | None) -> Kernel:
+    """With what measured times say of it."""
+    found = times.correction(work) if times is not None else None
+    if isinstance(found, GridCorrection):
+        keys, sequences = (Form(each.coefficients, 1.0) for each in (work.chains, work.chain_count))
+        return replace(kernel, grid=(found, keys, sequences))
+    return replace(kernel, correction=found)
 
 
 ALGORITHM: Mapping[str, Algorithm] = {
@@ -199,11 +210,10 @@ class Pricer:
         called = of_attention or task.works[:1]
         kernels = [self._kernel(work, device, 1.0, 0.0) for work in self._unpacking(task.works)]
         kernels += [
-            replace(self._kernel(work, device, passes, own_s if work in called else 0.0),
-                    correction=times.correction(work) if times is not None else None)
+            _corrected(self._kernel(work, device, passes, own_s if work in called else 0.0), work, times)
             for work in task.works
             if is_needed(device, work)
-        ]  # fmt: skip
+        ]
         return kernels + self._visits(task.operator) * is_slow
 
     def _unpacking(self, works: Sequence[Work]) -> list[Work]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.costs.operators import kernel_s, rates_of
+from simulator.costs.operators import kernel_rates, kernel_s, rates_of
 from simulator.errors import InputError
 from simulator.graph.attention import attention_operators
 from simulator.graph.bench import Bench
+from simulator.graph.machine import Correction
 from simulator.graph.shape import Amount, Chunk, StepShape, Traits
 from simulator.graph.share import Share
 from simulator.graph.work import Formats, Value
+from simulator.simulation.pricing import PricedTemplate
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.hardware import Device, Efficiency, Memory
 from simulator.specs.load import load
@@ -290,15 +293,63 @@ def test_a_run_takes_the_times_of_a_table() -> None:
         1024, Value("y", Amount.of(tokens=2048)),
     ).works  # fmt: skip
     correction = TableTimes(device, (slow,)).correction(work)
-    assert correction is not None
+    assert isinstance(correction, Correction)
     assert correction.factors[:13] == pytest.approx([2.0] * 13, rel=0.02)
     assert TableTimes(device, (slow,)).correction(work.__class__("norm", ("bf16",), work.flops, work.moved_bytes)) is None
+
+
+@pytest.mark.parametrize("phase", ["attention_prefill", "attention_decode"])
+def test_a_run_takes_the_times_of_attention_from_a_table(tmp_path: Path, phase: str) -> None:
+    """A table in which attention takes three times what the formula says, from eight sequences on; no table is of
+    other heads, or of keys far beyond its own. Prompts with a context are left out of it."""
+    is_decode = phase == "attention_decode"
+    rows = [
+        {"operator": phase, "precision": "bf16", "batch": batch, "new": 1 if is_decode else span,
+         "context": span - 1 if is_decode else 0, "heads": 4, "kv_heads": 2, "head_dim": 6,
+         "time_us": 1e6 * attention_s(phase, batch, span) * (3 if batch >= 8 else 1)}
+        for batch in (1, 2, 4, 8, 16, 32) for span in (16, 64, 256)
+    ]  # fmt: skip
+    rows.append(rows[0] | {"new": 5, "context": 300, "time_us": 1e6}) if not is_decode else None
+    table = write(tmp_path / "t.csv", rows)
+    device = DEVICE.model_copy(update={"tables": (str(table),)})
+    graph = with_measured_times(tiny.machine(tiny.node(gpus=[device])))
+    plain = tiny.machine(tiny.node(gpus=[DEVICE]))
+    for sequences, span, expected in ((8, 64, 3.0), (32, 256, 3.0), (2, 16, 1.0), (8, 64 * 2**9, 1.0)):
+        chunks = [
+            Chunk(each, span - 1 if is_decode else 0, 1 if is_decode else span, True) for each in range(sequences)
+        ]
+        measured_s, formula_s = (attention_in_step_s(machine, chunks) for machine in (graph, plain))
+        assert measured_s / formula_s == pytest.approx(expected, rel=0.02), (sequences, span)
+    other = replace(tiny.LLAMA, layers=tuple(replace(layer, attention=replace(layer.attention, head_dim=64, scale=0.1))
+                                             for layer in tiny.LLAMA.layers))  # fmt: skip
+    chunks = [Chunk(each, 63, 1, True) for each in range(8)]
+    assert attention_in_step_s(graph, chunks, other) == attention_in_step_s(plain, chunks, other)
+
+
+def attention_s(phase: str, batch: int, span: int) -> float:
+    """By the formula, of four heads of queries on two of keys, each 6 wide."""
+    one = np.ones(1)
+    heads = Heads(4 * one, 2 * one, 6 * one)
+    if phase == "attention_decode":
+        load = decode_load(batch * one, span * one, heads, "bf16")
+    else:
+        load = prefill_load(batch * one, span * one, 0 * one, heads, "bf16")
+    return float(kernel_s(load, kernel_rates(DEVICE, phase, ("bf16",)))[0])  # type: ignore[arg-type]
+
+
+def attention_in_step_s(machine: Any, chunks: list[Chunk], model: Any = tiny.LLAMA) -> float:
+    """Seconds of a layer's attention."""
+    program = tiny.program(tiny.single(), machine, model)
+    priced = PricedTemplate(program.template(1), program, tiny.engine())
+    index = next(i for i, task in enumerate(priced.template.tasks) if task.operator == "attention")
+    durations = priced.durations((StepShape.of(chunks),))
+    return int(durations.total[priced.class_of_task[index]]) * 1e-12
 
 
 def test_a_device_whose_tables_have_none_of_its_products_is_refused(tmp_path: Path) -> None:
     table = write(tmp_path / "t.csv", [{"operator": "norm", "precision": "bf16", "time_us": 3, "bytes": 1e6}])
     graph = tiny.machine(tiny.node(gpus=[DEVICE.model_copy(update={"tables": (str(table),)})]))
-    with pytest.raises(InputError, match="no row of these tables is a product on this device"):
+    with pytest.raises(InputError, match="no row of these tables is a product, or attention, on this device"):
         with_measured_times(graph)
 
 

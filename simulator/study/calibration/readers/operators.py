@@ -104,7 +104,8 @@ def _load(
             batch, new, queries, keys, width = picked("batch", "new", "heads", "kv_heads", "head_dim")
             context = columns.counts("context", 0.0, least=0, rows=rows)
             heads = Heads(queries, keys, width)
-            shape = {"batch": batch, "new": new, "context": context, "heads": queries, "kv_heads": keys}
+            shape = {"batch": batch, "new": new, "context": context, "heads": queries, "kv_heads": keys,
+                     "head_dim": width}  # fmt: skip
             if operator == "attention_prefill":
                 return prefill_load(batch, new, context, heads, kv_cache), shape
             return decode_load(batch, context + new, heads, kv_cache), shape
