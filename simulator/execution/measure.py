@@ -135,23 +135,12 @@ class Bench:
 
     def _run_s(self, call: Callable[[], object], times: int, inputs: Sequence[Tensor]) -> float:
         """Seconds of so many calls, without what comes between them."""
-        once_s = self._once_on_gpu_s if self.device.type == "cuda" else _once_s
         total_s = 0.0
         for _ in range(times):
             for each in inputs:
                 each.fill_(SOMETHING)
-            total_s += once_s(call)
+            total_s += elapsed_s(call, self.device)
         return total_s
-
-    def _once_on_gpu_s(self, call: Callable[[], object]) -> float:
-        """Between two events around it, on an idle device."""
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(self.device)
-        start.record()
-        call()
-        stop.record()
-        stop.synchronize()
-        return float(start.elapsed_time(stop)) / 1e3  # it says milliseconds
 
     # -- kernels ------------------------------------------------------------------------------------------
 
@@ -309,10 +298,19 @@ def _used_by_others_s() -> float:
     return everyone - own.user - own.system
 
 
-def _once_s(call: Callable[[], object]) -> float:
-    start = perf_counter_ns()
+def elapsed_s(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call; on a GPU between two events around it, on an idle device."""
+    if device.type != "cuda":
+        begun = perf_counter_ns()
+        call()
+        return (perf_counter_ns() - begun) / NANOSECONDS
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    start.record()
     call()
-    return (perf_counter_ns() - start) / NANOSECONDS
+    stop.record()
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) / 1e3  # it says milliseconds
 
 
 def _branched(cache: Cache) -> Cache:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from simulator.execution.measure import DTYPES, AttentionShape, Matmul, Rows
+from simulator.execution.measure import DTYPES, AttentionShape, Matmul, Rows, elapsed_s
 
 GRAPH_S = 2e-3
 """How long a graph is, at least, unless it would have too many kernels."""
@@ -92,7 +92,7 @@ class GpuBench:
         with torch.no_grad():
             for call in calls[:2]:
                 call()
-            alone_s = min(self._elapsed_s(calls[0]) for _ in range(FEWEST_RUNS))  # launching included
+            alone_s = min(elapsed_s(calls[0], self.device) for _ in range(FEWEST_RUNS))  # launching included
             once_s = alone_s if alone_s > GRAPH_S else self._once_in_graph_s(calls[0])
             wanted = min(MOST_IN_GRAPH, math.ceil(GRAPH_S / once_s))
             count = max(wanted, min(len(calls), MOST_IN_GRAPH))
@@ -104,12 +104,12 @@ class GpuBench:
         """Of one call, without launching, roughly."""
         run = self._captured([call] * FEW)
         run()
-        return max(SHORTEST_S, min(self._elapsed_s(run) for _ in range(FEWEST_RUNS)) / FEW)
+        return max(SHORTEST_S, min(elapsed_s(run, self.device) for _ in range(FEWEST_RUNS)) / FEW)
 
     def _best_s(self, run: Call) -> float:
         best_s, runs, end = math.inf, 0, perf_counter() + self.seconds_each
         while runs < FEWEST_RUNS or perf_counter() < end:
-            best_s, runs = min(best_s, self._elapsed_s(run)), runs + 1
+            best_s, runs = min(best_s, elapsed_s(run, self.device)), runs + 1
         return best_s
 
     def _captured(self, calls: Sequence[Call]) -> Call:
@@ -121,18 +121,6 @@ class GpuBench:
             for call in calls:
                 call()
         return graph.replay
-
-    def _elapsed_s(self, run: Call) -> float:
-        """Between two events around it, on an idle device."""
-        if not self._has_gpu:
-            return _wall_s(run)
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(self.device)
-        start.record()
-        run()
-        stop.record()
-        stop.synchronize()
-        return float(start.elapsed_time(stop)) / 1e3  # it says milliseconds
 
     # -- kernels ------------------------------------------------------------------------------------------
 

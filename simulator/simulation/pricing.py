@@ -133,14 +133,11 @@ class PricedTemplate:
         self._cached = np.array([kernels[at].cached for at in self._warm])
         self._longest_chain_s = np.array([kernels[at].longest_chain_s for at in self._chained])
         self._joint_longest_s = np.array([kernels[at].longest_chain_s for at in self._joint_chained])
-        has_least = [
-            at for at, k in enumerate(kernels)
-            if (any(k.least.coefficients) and k.least.s_per_unit) or k.joint_chains
-        ]  # fmt: skip
-        self._least = np.array(has_least, dtype=np.intp)
+        self._has_least = any(
+            (any(k.least.coefficients) and k.least.s_per_unit) or k.joint_chains for k in kernels
+        )
         self._corrected = [(at, k.correction) for at, k in enumerate(kernels) if k.correction]
         self._grids = [(at, np.array(k.grid[0].factors)) for at, k in enumerate(kernels) if k.grid]
-        self._least_blend = self._blend[self._least]
 
     def _kernel_terms(self, lone_s: Floats) -> tuple[Floats, Floats, Floats]:
         """Time of every kernel on arithmetic, on memory with all that delays it, and its fixed overhead."""
@@ -148,9 +145,8 @@ class PricedTemplate:
         compute_s, memory_s = lone_s[..., :count], lone_s[..., count : 2 * count]
         least_s = lone_s[..., 2 * count : 3 * count]
         overhead_s = self._overhead_s * (memory_s > 0)
-        if len(self._chained) or len(self._joint_chained):
-            least_s = least_s.copy()
         if len(self._chained):
+            least_s = least_s.copy()
             mean_s = least_s[..., self._chained] / np.maximum(lone_s[..., self._chains_at], 1.0)
             least_s[..., self._chained] = np.minimum(mean_s, self._longest_chain_s)
         if self._splits:
@@ -158,29 +154,32 @@ class PricedTemplate:
         if len(self._regrouped):
             several = lone_s[..., self._decoding_at] > 1
             overhead_s[..., self._regrouped] += self._regroup_s * several
-        if len(self._warm) or len(self._least):
-            memory_s = memory_s.copy()
-        if len(self._joint):
-            compute_s = compute_s.copy()
-            beside = lone_s[..., self._beside_at]
-            compute_s[..., self._joint] += beside * lone_s[..., self._joint_at]
-            overhead_s[..., self._joint] *= 1 - beside
-        if len(self._joint_chained):
-            mean_s = lone_s[..., self._joint_chains_at] / np.maximum(lone_s[..., self._joint_counts_at], 1.0)
-            mean_s = np.minimum(mean_s, self._joint_longest_s)
-            at, beside = self._joint_chained, lone_s[..., self._beside_at][..., self._of_beside]
-            least_s[..., at] = np.where(beside > 0, mean_s, least_s[..., at])
+        if len(self._joint) and (beside := lone_s[..., self._beside_at]).any():
+            compute_s, least_s = compute_s.copy(), least_s.copy()
+            self._join(lone_s, beside, compute_s, least_s, overhead_s)
         if len(self._warm):
+            memory_s = memory_s.copy()
             warm_s = memory_s[..., self._warm]
             share = 1 - (1 - cold_share(warm_s / self._cache_s)) * (1 - 1 / self._cached)
             memory_s[..., self._warm] = warm_s * share
-        if len(self._least):
-            which = self._least
-            memory_s[..., which] = with_least(memory_s[..., which], least_s[..., which], self._least_blend)
+        if self._has_least:
+            memory_s = with_least(memory_s, least_s, self._blend)
         if self._corrected or self._grids:
             factors = self._factors(compute_s, lone_s)
             return compute_s * factors, memory_s * factors, overhead_s * factors
         return compute_s, memory_s, overhead_s
+
+    def _join(
+        self, lone_s: Floats, beside: Floats, compute_s: Floats, least_s: Floats, overhead_s: Floats
+    ) -> None:
+        """Let decoding sequences be part of the prompts' kernel, in the steps that have prompts."""
+        compute_s[..., self._joint] += beside * lone_s[..., self._joint_at]
+        overhead_s[..., self._joint] *= 1 - beside
+        if len(self._joint_chained):
+            mean_s = lone_s[..., self._joint_chains_at] / np.maximum(lone_s[..., self._joint_counts_at], 1.0)
+            mean_s = np.minimum(mean_s, self._joint_longest_s)
+            at, beside = self._joint_chained, beside[..., self._of_beside]
+            least_s[..., at] = np.where(beside > 0, mean_s, least_s[..., at])
 
     def _factors(self, compute_s: Floats, lone_s: Floats) -> Floats:
         """What measured times make of each kernel: a factor on all of its terms, and so on their norm."""
