@@ -55,5 +55,5 @@ def _print_link(fitted: FittedLink, console: Console) -> None:
     if fitted.copies is not None and fitted.copies.synchronize_s is not None:
         wait = f"{short(fitted.copies.synchronize_s * 1e6)} us"
         console.print(Text(f"A copy to the host ends {wait} later: the device's `transition.synchronize`."))
-    if fitted.unused:
-        console.print(Text(f"{fitted.unused:,} rows not used: kernels, which tell of a device"))
+    for reason, count in fitted.unused.items():
+        console.print(Text(f"{count:,} rows not used: {reason}"))

@@ -422,6 +422,16 @@ def test_what_cannot_be_fitted_to_a_link_says_why(tmp_path: Path) -> None:
         fit_link([few], "nvlink3")
 
 
+def test_rows_that_are_too_few_are_named_beside_what_was_fitted(tmp_path: Path) -> None:
+    table = write(tmp_path / "mine.csv", collective_rows(12e-6, 0.7e-6, 0.5))
+    few = write(tmp_path / "few.csv", copy_table(6e-6, 4e-6, 7e-6)[:5])
+    fitted = fit_link([table, few], "nvlink-3", "a40", out=tmp_path)
+    assert fitted.copies is None
+    assert fitted.unused == {"copies: fewer than 8 of pinned memory": 5}
+    command = ["calibrate", "fit", str(table), str(few), "--link", "nvlink-3", "--device", "a40", "--dry-run"]
+    assert "5 rows not used: copies: fewer than 8 of pinned memory" in CliRunner().invoke(app, command).output
+
+
 def test_the_command_fits_a_link(tmp_path: Path) -> None:
     table = write(tmp_path / "mine.csv", collective_rows(12e-6, 0.7e-6, 0.5))
     command = ["calibrate", "fit", str(table), "--link", "nvlink-3", "--out", str(tmp_path)]

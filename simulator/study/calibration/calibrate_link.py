@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,15 @@ class FittedLink:
     link: str
     collectives: Fit | None
     copies: CopyFit | None
-    unused: int
-    """Rows of kernels, which are a device's."""
+    unused: Mapping[str, int]
+    """Rows that no number was fitted to, by reason."""
     path: Path
     """Of the link's file, in a folder of profiles."""
     text: str
     """Of that file, the fitted numbers in it."""
 
     def as_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"link": self.link, "unused": self.unused}
+        found: dict[str, Any] = {"link": self.link, "unused": dict(self.unused)}
         for name, fit in (("collectives", self.collectives), ("copies", self.copies)):
             if fit is not None:
                 found[name] = {"samples": fit.samples, "median_error": fit.median_error,
@@ -71,7 +71,7 @@ def fit_link(
     check_date(date)
     catalogue = Catalogue((Path(out), *default_roots()))
     record = catalogue.link(link).record
-    collective_rows, copy_rows, unused = _rows(tables)
+    collective_rows, copy_rows, kernels = _rows(tables)
     collectives = fit_collectives([Sample(rows, record.bandwidth_bytes_per_s) for rows in collective_rows])
     copies = _fitted_copies(copy_rows, record, device, catalogue)
     if collectives is None and copies is None:
@@ -81,6 +81,12 @@ def fit_link(
             f"the tables have {counts}"
         )
         raise InputError([Problem("command line", key="--link", value=link, advice=advice)])
+    unused = {
+        "kernels, which tell of a device": kernels,
+        f"collectives: fewer than {FEWEST_ROWS} of a library": _left(collective_rows, collectives),
+        f"copies: fewer than {FEWEST_ROWS} of pinned memory": _left(copy_rows, copies),
+    }
+    unused = {reason: count for reason, count in unused.items() if count}
     where = ref or ", ".join(dict.fromkeys(Path(table).name for table in tables))
     top, sources = _entries(record, collectives, copies, where, date)
     text = with_entries(catalogue.path("links", link), {"sources": sources}, top)
@@ -101,6 +107,11 @@ def _rows(tables: Sequence[str | Path]) -> tuple[list[CollectiveRows], list[Copy
             copies.append(read_copies(columns))
         others += int((~np.isin(operators, ("collective", "copy"))).sum())
     return collectives, copies, others
+
+
+def _left(tables: Sequence[CollectiveRows] | Sequence[CopyRows], fitted: Fit | CopyFit | None) -> int:
+    """Rows that are there, and that nothing was fitted to."""
+    return sum(map(len, tables)) if fitted is None else 0
 
 
 def _fitted_copies(
