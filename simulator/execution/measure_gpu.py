@@ -34,12 +34,15 @@ SHARE_OF_MEMORY = 1 / 16
 """Of the device's memory that one buffer may take."""
 SMALLEST_BUFFER_BYTES = 2**26
 LAUNCHES = 1000
+"""Kernels launched one by one in a timed run."""
 SMALL_COPY_BYTES = 8
 BACK_ROUNDS = 20
+"""Of a small copy back to the host."""
 HOST_BYTES = 2**30
 """Of the host's memory that copies come from and go to, more than its caches hold."""
 MOST_PIECES = 2**12
 SHORTEST_S = 1e-8
+"""What a difference of two times, or a time too short to be told, counts as."""
 FP8 = torch.float8_e4m3fn
 
 Call = Callable[[], object]

@@ -198,7 +198,6 @@ class Pricer:
     def _own_s(self, operator: str, layer: int | None) -> float:
         return own_code_s(self.code, operator, operator_traits(self.program.model, layer, operator))
 
-
     def _kernels(self, task: Task) -> list[Kernel]:
         placed = self.program.machine.devices[task.place]
         device, times = placed.device, placed.times

@@ -508,8 +508,15 @@ def test_patience_comes_to_an_end():
     assert watch.share >= 0
 
 
-def test_this_machine_for_real():
-    """Complete, and where nobody else computes, right within a factor of two."""
+def test_this_machine_for_real_beside_a_gpu_that_fails(monkeypatch):
+    """Complete, and where nobody else computes, right within a factor of two; of a GPU without memory the end
+    says so, and no file is of it."""
+
+    def no_memory(cls):
+        raise torch.OutOfMemoryError("CUDA out of memory\nof which much could be said")
+
+    monkeypatch.setattr("simulator.execution.measure.has_gpu", lambda: True)
+    monkeypatch.setattr(GpuBenches, "of_first", classmethod(no_memory))
     told = []
     measured = measure("here", seconds=20, progress=lambda done, total, what: told.append((done, total, what)))
     assert told
@@ -521,3 +528,8 @@ def test_this_machine_for_real():
     assert set(measured.as_dict()) == {"name", "took_s", "others", "figures", "kernels", "comparison", "gpu", "gpu_fault"}
     if measured.others < 0.1:
         assert measured.comparison.median_error < 1.0
+    assert (measured.gpu, measured.gpu_fault) == (None, "CUDA out of memory")
+    assert not [path for path in measured.texts if "-gpu" in path]
+    console = Console(width=200, file=StringIO())
+    print_measured(measured, console)
+    assert "The GPU could not be measured" in console.file.getvalue()

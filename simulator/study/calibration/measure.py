@@ -158,7 +158,7 @@ def _measure(
                 )
                 figures = replace(figures, gpu=gpu.figures)
             except RuntimeError as error:  # of PyTorch: out of memory, no kernel for the device ...
-                gpu_fault = str(error).splitlines()[0]
+                gpu_fault = next(iter(str(error).splitlines()), type(error).__name__)
     took_s = perf_counter() - started
     return Measured(figures, kernels.rows, took_s, watch.share, comparison, gpu, gpu_fault)
 
