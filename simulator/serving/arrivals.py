@@ -40,6 +40,12 @@ class Request:
     sent_s: float
     prompt_tokens: int
     output_tokens: int
+    priority: int = 0
+    """The lowest is served first, where the engine goes by it."""
+    prefix: tuple[int, ...] = ()
+    """What the prompt's tokens are, as an id for each `prefix_block_tokens` of them, the last of which may be
+    fewer: the same id says that these tokens and all before them are the same. None: like no other's."""
+    prefix_block_tokens: int = 0
 
 
 class Source:
