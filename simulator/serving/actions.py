@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from simulator.graph.shape import Chunk, StepShape, Traits
 
+Move = tuple[int, int]
+"""A KV block to read and one to write, one in the device and one in host memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
@@ -38,6 +41,12 @@ class Step:
     """Decoding sequences that do not fill the window yet."""
     of_ranks: tuple[Step | None, ...] = ()
     """What each rank's own sequences bring to it, where ranks have sequences of their own."""
+    saved: tuple[Move, ...] = ()
+    """Blocks copied to host memory before it."""
+    restored: tuple[Move, ...] = ()
+    """Blocks copied back from there after that, before it."""
+    returned: tuple[int, ...] = ()
+    """Decoding sequences that had been swapped out."""
 
     @property
     def token_count(self) -> int:

@@ -1,10 +1,21 @@
-"""The pool of KV blocks."""
+"""The pools of KV blocks: a plain one, one that remembers what returned blocks hold so that other sequences
+can use it again, and the one in host memory where blocks go that leave their device."""
 
 from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
+
+from simulator.serving.actions import Move
+from simulator.serving.sequences import BlockKey
 
 
 class BlockPool:
     """Hands out block numbers; the one returned last goes out first, so stale contents show soonest."""
+
+    remembers = False
+    """Whether contents of blocks can be found again."""
 
     def __init__(self, count: int, first: int = 0) -> None:
         """first: the number of the first block."""
@@ -19,12 +30,14 @@ class BlockPool:
     def free_count(self) -> int:
         return self.count - self._taken
 
+    @property
+    def quiet_count(self) -> int:
+        """Free blocks that can be taken without anything having to be moved first."""
+        return self.count - self._taken
+
     def take(self, count: int) -> list[int]:
         """Take `count` blocks; the caller has checked that so many are free."""
-        assert count <= self.count - self._taken, "more blocks taken than are free"
-        self._taken += count
-        if self._taken > self.peak_taken:
-            self.peak_taken = self._taken
+        self._note_taken(count)
         returned = self._returned
         again = min(count, len(returned))
         taken = [returned.pop() for _ in range(again)]
@@ -38,3 +51,182 @@ class BlockPool:
         self._returned.extend(reversed(blocks))
         self._taken -= len(blocks)
         assert self._taken >= 0, "a block was returned twice"
+
+    def find(self, keys: Iterable[BlockKey]) -> list[int]:
+        """The blocks that hold these contents, up to the first that none holds."""
+        return []
+
+    def free_among(self, blocks: Sequence[int]) -> int:
+        """How many of some found blocks nobody uses."""
+        return 0
+
+    def share(self, blocks: Sequence[int]) -> None:
+        """Let another sequence use some found blocks."""
+        assert not blocks
+
+    def remember(self, block: int, key: BlockKey) -> None:
+        """Note what a block holds from now on."""
+
+    def _note_taken(self, count: int) -> None:
+        assert count <= self.count - self._taken, "more blocks taken than are free"
+        self._taken += count
+        if self._taken > self.peak_taken:
+            self.peak_taken = self._taken
+
+
+class RememberingPool(BlockPool):
+    """A pool whose returned blocks keep what they hold until they are needed: blocks nobody has had go out
+    first, then the one that has been free for longest. Of a sequence's blocks the last counts as free
+    before the others, for prefixes are of use to more."""
+
+    remembers = True
+
+    def __init__(self, count: int, first: int = 0, host: HostBlocks | None = None) -> None:
+        """host: where contents go when their block is handed out again."""
+        super().__init__(count, first)
+        self._first = first
+        self._host = host
+        self._users: dict[int, int] = {}
+        self._free: OrderedDict[int, None] = OrderedDict()
+        """Blocks that were returned, the first to go out first."""
+        self._key_of: dict[int, BlockKey] = {}
+        self._block_of: dict[BlockKey, int] = {}
+
+    @property
+    def quiet_count(self) -> int:
+        return self.free_count if self._host is None else self._first + self.count - self._next
+
+    def take(self, count: int) -> list[int]:
+        self._note_taken(count)
+        fresh = range(self._next, min(self._next + count, self._first + self.count))
+        self._next = fresh.stop
+        taken = list(fresh)
+        while len(taken) < count:
+            block, _ = self._free.popitem(last=False)
+            self._forget(block)
+            taken.append(block)
+        for block in taken:
+            self._users[block] = 1
+        return taken
+
+    def give_back(self, blocks: list[int]) -> None:
+        for block in reversed(blocks):
+            self._users[block] -= 1
+            if not self._users[block]:
+                del self._users[block]
+                self._free[block] = None
+                self._taken -= 1
+
+    def find(self, keys: Iterable[BlockKey]) -> list[int]:
+        found = []
+        for key in keys:
+            block = self._block_of.get(key)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def free_among(self, blocks: Sequence[int]) -> int:
+        return sum(block in self._free for block in blocks)
+
+    def share(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            if block in self._free:
+                del self._free[block]
+                self._note_taken(1)
+            self._users[block] = self._users.get(block, 0) + 1
+
+    def remember(self, block: int, key: BlockKey) -> None:
+        """Of several blocks that hold the same the first stays the one that is found."""
+        if key not in self._block_of:
+            self._block_of[key] = block
+            self._key_of[block] = key
+
+    def _forget(self, block: int) -> None:
+        key = self._key_of.pop(block, None)
+        if key is None:
+            return
+        del self._block_of[key]
+        if self._host is not None:
+            self._host.save(block, key)
+
+
+class HostBlocks:
+    """KV blocks in host memory: those of sequences that were swapped out, which stay until they return, and
+    what was evicted from the device, which makes room again, the longest unused first.
+
+    What leaves a block is copied before what enters one, so no place is written in a decision that reads it.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._next = 0
+        self._free: list[int] = []
+        self._place_of: OrderedDict[BlockKey, int] = OrderedDict()
+        """Evicted contents, the longest unused first."""
+        self._read: set[int] = set()
+        """Places that are read before the coming step."""
+        self._left: list[int] = []
+        """Of these the ones that are free after it."""
+        self._saved: list[Move] = []
+        self._restored: list[Move] = []
+
+    @property
+    def free_count(self) -> int:
+        """Places that can be written before the coming step."""
+        evictable = sum(place not in self._read for place in self._place_of.values()) if self._read else (
+            len(self._place_of))  # fmt: skip
+        return self.count - self._next + len(self._free) + evictable
+
+    def swap_out(self, blocks: Sequence[int]) -> list[int]:
+        """Give some blocks of the device a place; the caller has checked that there is one."""
+        places = [self._take() for _ in blocks]
+        self._saved += zip(blocks, places, strict=True)
+        return places
+
+    def swap_in(self, places: Sequence[int], blocks: Sequence[int]) -> None:
+        """Bring back what was swapped out; its places are free from the next decision on."""
+        self._restored += zip(places, blocks, strict=True)
+        self._read.update(places)
+        self._left += places
+
+    def give_back(self, places: Sequence[int]) -> None:
+        """Free the places of what is needed no more."""
+        self._free += places
+
+    def save(self, block: int, key: BlockKey) -> None:
+        """Keep what a block of the device holds that is about to be overwritten, if there is a place."""
+        if key in self._place_of:
+            self._place_of.move_to_end(key)
+        elif self.free_count:
+            place = self._take()
+            self._place_of[key] = place
+            self._saved.append((block, place))
+
+    def find(self, keys: Iterable[BlockKey]) -> Iterator[BlockKey]:
+        """Of some contents those that are here, up to the first that is not."""
+        return takewhile(self._place_of.__contains__, keys)
+
+    def copy_in(self, keys: Sequence[BlockKey], blocks: Sequence[int]) -> None:
+        """Copy kept contents to blocks of the device; they stay here too."""
+        for key, block in zip(keys, blocks, strict=True):
+            self._place_of.move_to_end(key)
+            self._restored.append((self._place_of[key], block))
+            self._read.add(self._place_of[key])
+
+    def take_moves(self) -> tuple[tuple[Move, ...], tuple[Move, ...]]:
+        """What has to be copied before the coming step, as (device, host), and then as (host, device)."""
+        moves = tuple(self._saved), tuple(self._restored)
+        self._free += self._left
+        self._saved, self._restored, self._left = [], [], []
+        self._read.clear()
+        return moves
+
+    def _take(self) -> int:
+        if self._free:
+            return self._free.pop()
+        if self._next < self.count:
+            self._next += 1
+            return self._next - 1
+        key = next(key for key, place in self._place_of.items() if place not in self._read)
+        return self._place_of.pop(key)

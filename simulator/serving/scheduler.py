@@ -1,88 +1,25 @@
-"""Continuous batching, first come first served, with KV blocks on demand.
+"""The scheduler of one serving loop: who waits, who runs, and which blocks they hold.
 
-The rules of a step, after vLLM's V1 scheduler:
-
-1. Every decoding sequence gets one token. One that has filled its last block takes another; if none is
-   free, the sequence admitted last is preempted: its blocks are freed, and it goes to the head of the
-   queue to compute all its tokens again.
-2. Prefills under way take what is left of the token budget, in the order of admission.
-3. If nobody was preempted, waiting sequences are admitted in order while the budget, the number of
-   sequences and the free blocks allow.
-
-A decode step costs O(1) here, but for blocks taken and sequences that finish: each decoding sequence is
-known by the round it joined, completions wait in a heap by round, and the rounds at which a sequence
-needs a block are those of one residue class modulo the block's length.
+What goes into a step is a policy's to say (`policies`); in which order sequences are admitted, and who gives
+way when KV blocks run out, is the queue's (`waiting`). A sequence that gives way is computed again when it is
+its turn, or waits in host memory. Everything about decoding sequences is kept by increments (`decoding`), so
+that a step costs as much however many they are.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import Counter, defaultdict, deque
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from simulator.graph.shape import Chunk
 from simulator.placement.memory import split_chunks
 from simulator.serving.actions import Completed, Prefill, Step
-from simulator.serving.blocks import BlockPool
+from simulator.serving.blocks import BlockPool, HostBlocks, RememberingPool
+from simulator.serving.decoding import Decoding
+from simulator.serving.policies import POLICIES
+from simulator.serving.sequences import BlockKey, Content, Sequence
+from simulator.serving.waiting import ORDERS
 from simulator.specs.engine import SchedulerSettings
-
-
-@dataclass(slots=True)
-class _Sequence:
-    """A request inside the engine. While it decodes, `cached` and `generated` are as of `joined_round`."""
-
-    number: int
-    prompt_tokens: int
-    output_tokens: int
-    order: int = -1
-    cached: int = 0
-    generated: int = 0
-    goal: int = 0
-    """Tokens to cache before it decodes: the prompt, and what was generated before a preemption."""
-    joined_round: int = -1
-    """The decode round it joined in, or -1 while it does not decode."""
-    blocks: list[int] = field(default_factory=list)
-    epoch: int = 0
-
-
-class _DecodeWindow:
-    """Keys inside the sliding window that decoding sequences read in the coming round, kept by increments:
-    the round in which a sequence fills the window is known when it joins."""
-
-    def __init__(self, length: int | None) -> None:
-        self._length = length or 0
-        self.span = 0
-        self.growing = 0
-        """Sequences that read fewer keys than the window holds."""
-        self._filled: Counter[int] = Counter()
-        """By round, the sequences that read a whole window for the first time."""
-
-    def join(self, now: int, cached: int) -> None:
-        """A sequence with so many cached tokens decodes from round `now` on."""
-        self._change(now, cached, 1)
-
-    def leave(self, now: int, cached: int) -> None:
-        """A sequence that now has so many cached tokens decodes no more."""
-        self._change(now, cached, -1)
-
-    def _change(self, now: int, cached: int, sign: int) -> None:
-        if self._length:
-            missing = self._length - (cached + 1)
-            self.span += sign * min(cached + 1, self._length)
-            if missing > 0:
-                self.growing += sign
-                self._filled[now + missing] += sign
-
-    def advance(self, now: int) -> None:
-        """Round `now` begins: every sequence caches one token more than in the one before."""
-        self.span += self.growing
-        self.growing -= self._filled.pop(now, 0)
-
-    def unchanged_rounds(self, now: int, most: int) -> int:
-        """For how many rounds, this one first and at most `most`, as many sequences grow as now."""
-        if not self.growing:
-            return most
-        return next((ahead for ahead in range(1, most) if self._filled.get(now + ahead)), most)
 
 
 class Scheduler:
@@ -90,71 +27,85 @@ class Scheduler:
 
     def __init__(
         self, settings: SchedulerSettings, block_count: int, sliding_window: int | None = None,
-        first_block: int = 0,
+        first_block: int = 0, host_blocks: int = 0,
     ) -> None:  # fmt: skip
+        """host_blocks: KV blocks that host memory holds besides."""
         self.settings = settings
-        self._window = _DecodeWindow(sliding_window)
+        self.host = HostBlocks(host_blocks) if host_blocks else None
         self.pool = BlockPool(block_count, first_block)
+        if settings.prefix_caching:
+            self.pool = RememberingPool(block_count, first_block, self.host)
         self.preemptions = 0
+        self.prompt_tokens = 0
+        """Of the sequences admitted, what they had to have cached before they could decode."""
+        self.reused_tokens = 0
+        """Of these, the tokens that were in the cache already."""
+        self.batch_open = 0
+        """How many more may join the batch, where batches are static."""
         self._block_tokens = settings.kv_block_tokens
-        self._waiting: deque[_Sequence] = deque()
-        self._running: dict[int, _Sequence] = {}
-        self._prefilling: dict[int, _Sequence] = {}
-        self._round = 0
-        self._decode_count = 0
-        self._decode_context = 0
-        self._finishes: list[tuple[int, int, int, _Sequence]] = []
-        self._takers: defaultdict[int, dict[int, _Sequence]] = defaultdict(dict)
-        self._admitted = 0
+        self._waiting = ORDERS[settings.order]()
+        self._swapped: dict[int, Sequence] = {}
+        self._running: dict[int, Sequence] = {}
+        self._prefilling: dict[int, Sequence] = {}
+        self._decoding = Decoding(self._block_tokens, sliding_window, not settings.full_reservation)
+        self._arrived = self._admitted = 0
         self._pending: Step | None = None
         self._preempted: list[int] = []
+        self._returned: list[int] = []
 
     @property
     def waiting_count(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._swapped)
 
     @property
     def running_count(self) -> int:
         return len(self._running)
 
-    def add(self, number: int, prompt_tokens: int, output_tokens: int) -> bool:
-        """Queue a request; False if it is refused because all blocks together could not hold it, or
-        because its prompt exceeds what one step takes and may not be cut."""
-        fits = self._blocks_for(prompt_tokens + output_tokens) <= self.pool.count
-        if not self.settings.chunked_prefill:
-            fits = fits and prompt_tokens <= self.settings.max_num_batched_tokens
-        if fits:
-            self._waiting.append(_Sequence(number, prompt_tokens, output_tokens, goal=prompt_tokens))
-        return fits
+    @property
+    def decode_count(self) -> int:
+        """Sequences that decode."""
+        return self._decoding.count
 
-    def decide(self) -> Step | None:
-        """The next step, or None if there is nothing to do."""
-        assert self._pending is None, "the step before has not been completed"
-        self._preempted = []
-        self._grow_decodes()
-        budget = self.settings.max_num_batched_tokens - self._decode_count
-        prefills: list[Prefill] = []
-        for sequence in list(self._prefilling.values()):
-            if sequence.number in self._prefilling and budget > 0:
-                new = min(budget, sequence.goal - sequence.cached)
-                if self._take_blocks(sequence, sequence.cached + new):
-                    prefills.append(_piece(sequence, new))
-                    budget -= new
-        if not self._preempted:
-            self._admit(prefills, budget)
-        if not self._decode_count and not prefills:
-            return None
-        span = self._decode_context + self._decode_count
-        self._pending = Step(
-            self._decode_count, span, tuple(prefills), tuple(self._preempted), self._window.span,
-            self._window.growing,
-        )  # fmt: skip
-        return self._pending
+    @property
+    def has_preempted(self) -> bool:
+        """Whether the decision that is being taken has preempted anybody."""
+        return bool(self._preempted)
 
     @property
     def peak_blocks(self) -> int:
         """The most blocks that were taken at once."""
         return self.pool.peak_taken
+
+    def add(
+        self, number: int, prompt_tokens: int, output_tokens: int, priority: int = 0,
+        content: Content | None = None,
+    ) -> bool:  # fmt: skip
+        """Queue a request; False if it is refused because all blocks together could not hold it, because its
+        prompt exceeds what one step takes and may not be cut, or because the queue is full."""
+        settings = self.settings
+        fits = self._blocks_for(prompt_tokens + output_tokens) <= self.pool.count
+        if not settings.chunked_prefill:
+            fits = fits and prompt_tokens <= settings.max_num_batched_tokens
+        if settings.max_queue is not None:
+            fits = fits and len(self._waiting) < settings.max_queue
+        if fits:
+            if content is None and self.pool.remembers:
+                content = Content(number, prompt_tokens)
+            self._waiting.add(Sequence(number, prompt_tokens, output_tokens, priority, content, self._arrived,
+                                       goal=prompt_tokens))  # fmt: skip
+            self._arrived += 1
+        return fits
+
+    def decide(self) -> Step | None:
+        """The next step, or None if there is nothing to do."""
+        assert self._pending is None, "the step before has not been completed"
+        self._preempted, self._returned = [], []
+        decodes, pieces = POLICIES[self.settings.policy](self)
+        decodes = decodes and self._decoding.count > 0
+        if not decodes and not pieces:
+            return None
+        self._pending = self._step(decodes, tuple(pieces))
+        return self._pending
 
     def parts(self, microbatches: int) -> tuple[tuple[Chunk, ...], ...]:
         """The pending step's chunks, cut into microbatches of about equally many tokens."""
@@ -163,10 +114,11 @@ class Scheduler:
 
     def chunks(self) -> tuple[Chunk, ...]:
         """The pending step's chunks with their blocks: decodes by admission, then prefills."""
-        assert self._pending is not None
-        decoding = [s for s in self._running.values() if s.joined_round >= 0]
-        chunks = [Chunk(s.number, self._cached(s), 1, True, tuple(s.blocks)) for s in decoding]
-        for piece in self._pending.prefills:
+        step = self._pending
+        assert step is not None
+        decoding = [s for s in self._running.values() if s.is_decoding] if step.decode_count else []
+        chunks = [Chunk(s.number, self._decoding.cached(s), 1, True, tuple(s.blocks)) for s in decoding]
+        for piece in step.prefills:
             blocks = tuple(self._running[piece.sequence].blocks)
             chunks.append(Chunk(piece.sequence, piece.context, piece.new, piece.commits, blocks))
         return tuple(chunks)
@@ -175,16 +127,18 @@ class Scheduler:
         """Account for the pending step: tokens committed, sequences that start to decode or are done."""
         assert step is self._pending, "only the step decided last can be completed"
         self._pending = None
-        tokens = step.decode_count
-        self._round += 1
-        self._decode_context += step.decode_count
-        self._window.advance(self._round)
-        finished = self._finish_decodes()
+        tokens, finished = step.decode_count, list[int]()
+        if step.decode_count:
+            self._decoding.advance()
+            for sequence in self._decoding.ended():
+                self._release(sequence)
+                finished.append(sequence.number)
         started: list[int] = []
         resumed: list[int] = []
         for piece in step.prefills:
             sequence = self._running[piece.sequence]
             sequence.cached += piece.new
+            self._remember(sequence, sequence.cached)
             if piece.commits:
                 tokens += 1
                 (resumed if sequence.generated else started).append(sequence.number)
@@ -194,8 +148,24 @@ class Scheduler:
                     self._release(sequence)
                     finished.append(sequence.number)
                 else:
-                    self._start_decoding(sequence)
+                    self._decoding.join(sequence)
         return Completed(tuple(started), tuple(resumed), tuple(finished), tokens)
+
+    def abort(self, number: int) -> bool:
+        """Forget a request, between two steps; False if it is not here (any more)."""
+        assert self._pending is None, "a step that is under way cannot be changed"
+        if number in self._running:
+            sequence = self._running[number]
+            if sequence.is_decoding:
+                self._decoding.leave(sequence)
+            self._prefilling.pop(number, None)
+            self._release(sequence)
+            return True
+        if number in self._swapped:
+            assert self.host is not None
+            self.host.give_back(self._swapped.pop(number).host_blocks)
+            return True
+        return self._waiting.remove(number)
 
     def rounds_ahead(self, most: int) -> int:
         """How many steps, the pending one first, are sure to only decode the same sequences: at most
@@ -205,152 +175,225 @@ class Scheduler:
         """
         step = self._pending
         assert step is not None
-        if step.prefills or step.preempted or self._prefilling:
+        others = step.prefills or step.preempted or step.saved or step.restored or self._prefilling
+        if others or not step.decode_count:
             return 0
-        self._forget_stale_finishes()
-        rounds = min(most, self._finishes[0][0] - self._round - 1)
-        rounds = min(rounds, self._window.unchanged_rounds(self._round, rounds))
-        free = self.pool.free_count
-        if self._decode_count * self._blocks_for(rounds) <= free:
-            return rounds
-        for ahead in range(1, rounds + 1):
-            free -= len(self._takers.get((self._round + ahead) % self._block_tokens, ()))
-            if free < 0:
-                return ahead - 1
-        return rounds
+        return self._decoding.quiet_rounds(most, self.pool.quiet_count)
 
     def skip(self, count: int) -> Step:
         """Complete the pending step and those after it, `count` of those `rounds_ahead` allows; the step
         that is pending then."""
+        self._preempted, self._returned = [], []
         for _ in range(count):
-            self._round += 1
-            self._decode_context += self._decode_count
-            self._window.advance(self._round)
-            self._grow_decodes()
-        self._pending = Step(
-            self._decode_count, self._decode_context + self._decode_count,
-            window_decode_span=self._window.span, window_growing=self._window.growing,
-        )  # fmt: skip
+            self._decoding.advance()
+            self.grow()
+        self._pending = self._step(True, ())
         return self._pending
 
-    # -- decoding ---------------------------------------------------------------------------------------
+    def _step(self, decodes: bool, pieces: tuple[Prefill, ...]) -> Step:
+        decoding = self._decoding
+        saved, restored = self.host.take_moves() if self.host else ((), ())
+        if not decodes:
+            return Step(0, 0, pieces, tuple(self._preempted), saved=saved, restored=restored)
+        return Step(
+            decoding.count, decoding.span, pieces, tuple(self._preempted), decoding.window.span,
+            decoding.window.growing, saved=saved, restored=restored, returned=tuple(self._returned),
+        )  # fmt: skip
 
-    def _start_decoding(self, sequence: _Sequence) -> None:
-        sequence.joined_round = self._round
-        self._decode_count += 1
-        self._decode_context += sequence.cached
-        self._window.join(self._round, sequence.cached)
-        left = sequence.output_tokens - sequence.generated
-        sequence.epoch += 1
-        entry = (self._round + left, sequence.order, sequence.epoch, sequence)
-        heapq.heappush(self._finishes, entry)
-        if not self.settings.full_reservation:
-            self._takers[self._residue(sequence)][sequence.number] = sequence
+    # -- what policies are made of --------------------------------------------------------------------------
 
-    def _stop_decoding(self, sequence: _Sequence) -> None:
-        """Take a sequence out of the decoding sums and bring its own counts up to date."""
-        rounds = self._round - sequence.joined_round
-        self._takers[self._residue(sequence)].pop(sequence.number, None)
-        sequence.cached += rounds
-        sequence.generated += rounds
-        sequence.joined_round = -1
-        sequence.epoch += 1
-        self._decode_count -= 1
-        self._decode_context -= sequence.cached
-        self._window.leave(self._round, sequence.cached)
-
-    def _residue(self, sequence: _Sequence) -> int:
-        """Rounds of this residue are those before which the sequence's blocks are full."""
-        return (sequence.joined_round - sequence.cached) % self._block_tokens
-
-    def _cached(self, sequence: _Sequence) -> int:
-        decoding = sequence.joined_round >= 0
-        return sequence.cached + (self._round - sequence.joined_round if decoding else 0)
-
-    def _finish_decodes(self) -> list[int]:
-        finished = []
-        self._forget_stale_finishes()
-        while self._finishes and self._finishes[0][0] <= self._round:
-            sequence = heapq.heappop(self._finishes)[-1]
-            self._stop_decoding(sequence)
-            self._release(sequence)
-            finished.append(sequence.number)
-            self._forget_stale_finishes()
-        return finished
-
-    def _forget_stale_finishes(self) -> None:
-        """Drop ends that were expected of sequences preempted since."""
-        while self._finishes and self._finishes[0][2] != self._finishes[0][3].epoch:
-            heapq.heappop(self._finishes)
-
-    def _grow_decodes(self) -> None:
-        """Give a block to every decoding sequence that has filled its own."""
-        takers = self._takers.get(self._round % self._block_tokens)
+    def grow(self) -> None:
+        """Give a block to every decoding sequence that has filled its own, in the order of admission."""
+        takers = self._decoding.takers()
         if not takers:
             return
-        for sequence in sorted(takers.values(), key=lambda taker: taker.order):
+        pool, full = self.pool, len(takers)
+        if full <= pool.free_count and not pool.remembers:
+            by_order = sorted(takers.values(), key=_order) if full > 1 else takers.values()
+            for sequence, block in zip(by_order, pool.take(full), strict=True):
+                sequence.blocks.append(block)
+            return
+        for sequence in sorted(takers.values(), key=_order):
             if sequence.number in takers:
-                self._take_blocks(sequence, self._cached(sequence) + 1)
+                cached = self._decoding.cached(sequence)
+                self._remember(sequence, cached)
+                self._take_blocks(sequence, cached + 1)
+
+    def go_on(self, budget: int) -> list[Prefill]:
+        """Pieces of the prefills under way, in the order of admission, of `budget` tokens at most."""
+        pieces = []
+        for sequence in list(self._prefilling.values()):
+            if sequence.number in self._prefilling and budget > 0:
+                new = min(budget, sequence.goal - sequence.cached)
+                if self._take_blocks(sequence, sequence.cached + new):
+                    pieces.append(_piece(sequence, new))
+                    budget -= new
+        return pieces
+
+    def bring_back(self, budget: int) -> int:
+        """Let sequences that were swapped out decode again, in the order in which they left, as long as the
+        blocks and a token for each are there; how many."""
+        back = 0
+        for sequence in list(self._swapped.values()):
+            blocks = self._blocks_for(sequence.cached + 1)
+            is_room = back < budget and len(self._running) < self.settings.max_num_seqs
+            if not is_room or blocks > self.pool.free_count:
+                break
+            assert self.host is not None
+            del self._swapped[sequence.number]
+            self._enter(sequence, self.pool.take(blocks))
+            self.host.swap_in(sequence.host_blocks, sequence.blocks[: len(sequence.host_blocks)])
+            sequence.host_blocks, sequence.known_blocks = [], 0
+            self._decoding.join(sequence)
+            self._returned.append(sequence.number)
+            back += 1
+        return back
+
+    def admit(self, budget: int, begun: int, most: int | None = None) -> list[Prefill]:
+        """Admit waiting sequences in order, at most `most`, and give each its first piece of prefill: as long
+        as tokens, sequences and blocks last, and unless somebody waits to be brought back. `begun`: pieces
+        that the step has already."""
+        settings, pieces = self.settings, list[Prefill]()
+        most = len(self._waiting) if most is None else min(most, len(self._waiting))
+        if settings.max_prefills_per_step:
+            most = min(most, settings.max_prefills_per_step - begun)
+        while len(pieces) < most and budget > 0 and not self._swapped:
+            sequence = self._waiting.first()
+            kept = self._kept(sequence)
+            cached = kept.count * self._block_tokens
+            new = min(budget, sequence.goal - cached)
+            alone = not (pieces or begun or self._decoding.count)
+            if cached + new < sequence.goal and not settings.chunked_prefill and not alone:
+                # a preempted sequence may have outgrown the budget; it then goes when it is alone
+                break
+            new = new if settings.chunked_prefill else sequence.goal - cached
+            blocks = self._blocks_for(sequence.tokens if settings.full_reservation else cached + new)
+            if not self._is_room(blocks, kept):
+                break
+            self._waiting.pop()
+            self._begin(sequence, blocks, kept)
+            pieces.append(_piece(sequence, new))
+            budget -= new
+        return pieces
+
+    # -- admission ----------------------------------------------------------------------------------------
+
+    def _kept(self, sequence: Sequence) -> Kept:
+        """What is kept of a sequence's tokens. Its last one is computed in any case, for what follows it."""
+        if not self.pool.remembers:
+            return NOTHING_KEPT
+        assert sequence.content is not None
+        most = (sequence.goal - 1) // self._block_tokens
+        blocks = self.pool.find(self._keys(sequence, range(most)))
+        if self.host is None:
+            return Kept(tuple(blocks))
+        keys = self.host.find(self._keys(sequence, range(len(blocks), most)))
+        return Kept(tuple(blocks), tuple(keys))
+
+    def _is_room(self, blocks: int, kept: Kept) -> bool:
+        """Whether a sequence may run and get so many blocks, those that are kept among them."""
+        if len(self._running) >= self.settings.max_num_seqs:
+            return False
+        missing = blocks - len(kept.blocks) + self.pool.free_among(kept.blocks)
+        spare = int(self.settings.watermark * self.pool.count) if self._running else 0
+        return missing + spare <= self.pool.free_count
+
+    def _begin(self, sequence: Sequence, blocks: int, kept: Kept) -> None:
+        """Admit a sequence with so many blocks, those that are kept among them."""
+        self.pool.share(kept.blocks)
+        self._enter(sequence, [*kept.blocks, *self.pool.take(blocks - len(kept.blocks))])
+        if kept.keys:
+            assert self.host is not None
+            self.host.copy_in(kept.keys, sequence.blocks[len(kept.blocks) : kept.count])
+        sequence.cached = kept.count * self._block_tokens
+        sequence.known_blocks = len(kept.blocks)
+        self._remember(sequence, sequence.cached)
+        self.prompt_tokens += sequence.goal
+        self.reused_tokens += sequence.cached
+        self._prefilling[sequence.number] = sequence
+
+    def _enter(self, sequence: Sequence, blocks: list[int]) -> None:
+        sequence.order = self._admitted
+        self._admitted += 1
+        sequence.blocks = blocks
+        self._running[sequence.number] = sequence
 
     # -- blocks -----------------------------------------------------------------------------------------
 
     def _blocks_for(self, tokens: int) -> int:
         return -(-tokens // self._block_tokens)
 
-    def _take_blocks(self, sequence: _Sequence, tokens: int) -> bool:
-        """Let a running sequence hold `tokens`, preempting the last admitted until the blocks suffice;
-        False if it had to be preempted itself."""
+    def _take_blocks(self, sequence: Sequence, tokens: int) -> bool:
+        """Let a running sequence hold `tokens`, preempting others until the blocks suffice; False if it had
+        to be preempted itself."""
         missing = self._blocks_for(tokens) - len(sequence.blocks)
         while missing > self.pool.free_count:
-            last = next(reversed(self._running.values()))
-            self._preempt(last)
-            if last is sequence:
+            victim = self._waiting.victim(self._running)
+            self._preempt(victim)
+            if victim is sequence:
                 return False
         if missing > 0:
             sequence.blocks += self.pool.take(missing)
         return True
 
-    def _preempt(self, sequence: _Sequence) -> None:
+    def _preempt(self, sequence: Sequence) -> None:
         self.preemptions += 1
         self._preempted.append(sequence.number)
-        if sequence.joined_round >= 0:
-            self._stop_decoding(sequence)
+        swaps = sequence.is_decoding and self.settings.preemption == "swap"
+        if sequence.is_decoding:
+            self._decoding.leave(sequence)
         self._prefilling.pop(sequence.number, None)
+        held = sequence.blocks[: self._blocks_for(sequence.cached)]
+        if swaps and self.host is not None and len(held) <= self.host.free_count:
+            sequence.host_blocks = self.host.swap_out(held)
+            self._swapped[sequence.number] = sequence
+            self._release(sequence)
+            return
         self._release(sequence)
         sequence.cached, sequence.goal = 0, sequence.prompt_tokens + sequence.generated
-        self._waiting.appendleft(sequence)
+        self._waiting.put_back(sequence)
 
-    def _release(self, sequence: _Sequence) -> None:
+    def _release(self, sequence: Sequence) -> None:
+        self._remember(sequence, sequence.cached)
         self.pool.give_back(sequence.blocks)
-        sequence.blocks = []
+        sequence.blocks, sequence.known_blocks = [], 0
         del self._running[sequence.number]
 
-    # -- admission ----------------------------------------------------------------------------------------
+    def _remember(self, sequence: Sequence, cached: int) -> None:
+        """Let others find what a sequence's full blocks hold, of which so many tokens are cached."""
+        if self.pool.remembers:
+            full = cached // self._block_tokens
+            known = range(sequence.known_blocks, full)
+            for index, key in zip(known, self._keys(sequence, known), strict=True):
+                self.pool.remember(sequence.blocks[index], key)
+            sequence.known_blocks = max(full, sequence.known_blocks)
 
-    def _admit(self, prefills: list[Prefill], budget: int) -> None:
-        """Admit waiting sequences in order, and give each its first piece of prefill."""
-        settings = self.settings
-        most = settings.max_prefills_per_step or len(self._waiting) + len(prefills)
-        while self._waiting and budget > 0 and len(prefills) < most:
-            sequence = self._waiting[0]
-            new = min(budget, sequence.goal)
-            if new < sequence.goal and not settings.chunked_prefill and (prefills or self._decode_count):
-                # a preempted sequence may have outgrown the budget; it then goes when it is alone
-                break
-            new = new if settings.chunked_prefill else sequence.goal
-            reserved = sequence.prompt_tokens + sequence.output_tokens if settings.full_reservation else new
-            blocks = self._blocks_for(reserved)
-            if len(self._running) >= settings.max_num_seqs or blocks > self.pool.free_count:
-                break
-            self._waiting.popleft()
-            sequence.order = self._admitted
-            self._admitted += 1
-            sequence.blocks = self.pool.take(blocks)
-            self._running[sequence.number] = sequence
-            self._prefilling[sequence.number] = sequence
-            prefills.append(_piece(sequence, new))
-            budget -= new
+    def _keys(self, sequence: Sequence, blocks: range) -> Iterator[BlockKey]:
+        """What some of a sequence's blocks hold when they are full."""
+        content = sequence.content
+        assert content is not None
+        return (content.key((index + 1) * self._block_tokens) for index in blocks)
 
 
-def _piece(sequence: _Sequence, new: int) -> Prefill:
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is there of a sequence's tokens before they are computed: its first blocks, and what host memory
+    keeps of those that follow."""
+
+    blocks: tuple[int, ...] = ()
+    keys: tuple[BlockKey, ...] = ()
+
+    @property
+    def count(self) -> int:
+        return len(self.blocks) + len(self.keys)
+
+
+NOTHING_KEPT = Kept()
+
+
+def _piece(sequence: Sequence, new: int) -> Prefill:
     return Prefill(sequence.number, sequence.cached, new, sequence.cached + new == sequence.goal)
+
+
+def _order(sequence: Sequence) -> int:
+    return sequence.order

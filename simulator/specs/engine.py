@@ -22,8 +22,23 @@ from simulator.specs.quantities import (
 class SchedulerSettings(Spec):
     """What the engine puts into one step."""
 
-    policy: Literal["continuous_batching"] = "continuous_batching"
-    """Requests join and leave the batch between any two steps."""
+    policy: Literal["continuous_batching", "prefill_first", "static_batch"] = "continuous_batching"
+    """`continuous_batching`: prompts and decodes together in a step, requests join and leave between any two
+    (vLLM V1, TensorRT-LLM, SGLang); `prefill_first`: the same, but a step has either prompts or decodes, and
+    prompts go first (vLLM V0); `static_batch`: a batch is prefilled and decodes until all of it is done."""
+    order: Literal["fcfs", "priority", "shortest_first"] = "fcfs"
+    """In which order those that wait are admitted: as they came, by the lowest priority number, or by the
+    fewest tokens of prompt."""
+    preemption: Literal["recompute", "swap"] = "recompute"
+    """What becomes of a sequence that gives way when KV blocks run out: it is computed again, or waits in
+    the `host_kv` of the engine's memory as long as there is room."""
+    prefix_caching: bool = False
+    """Whether full KV blocks of what was computed are kept until they are needed, for prompts that begin in
+    the same way."""
+    watermark: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the KV blocks that admission leaves free, for those that run to grow into."""
+    max_queue: Tokens | None = None
+    """Most requests that wait; further ones are rejected. None: any number."""
     max_num_seqs: Tokens
     """Most sequences in one step."""
     max_num_batched_tokens: Tokens
