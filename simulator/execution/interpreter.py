@@ -24,8 +24,9 @@ from simulator.execution.quantised import PLAIN, pack, unpack
 from simulator.execution.stores import Fault, Stores
 from simulator.graph.shape import Chunk, Phase
 from simulator.graph.work import Parameter
+from simulator.placement.kv_moves import host_slabs
 from simulator.placement.placed import same_weight
-from simulator.placement.plan import KvCopy, Plan, Task
+from simulator.placement.plan import KvCopy, KvSlab, Plan, Task
 from simulator.placement.program import Program, by_placement
 from simulator.specs.architecture import Attention
 from simulator.specs.weight_formats import WeightFormat
@@ -45,8 +46,9 @@ class Interpreter:
 
     def __init__(
         self, programs: Sequence[Program], model: Transformer, sequences: Sequences, stores: Stores,
-        block_count: int, block_tokens: int,
+        block_count: int, block_tokens: int, host_blocks: int = 0,
     ) -> None:  # fmt: skip
+        """host_blocks: of each placement, besides its KV blocks; in host memory, for those that leave."""
         self.model, self.machine = programs[0].model, programs[0].machine
         self.sequences, self.stores = sequences, stores
         self.dtype = next(model.parameters()).dtype
@@ -54,11 +56,12 @@ class Interpreter:
         self._packed: dict[str, tuple[WeightFormat, tuple[int, ...]]] = {}
         """Weights that are not kept in the format they are computed in, and their shapes."""
         for loops in by_placement(programs):
-            self._load(loops[0], dict(model.named_parameters()), block_count, block_tokens)
+            self._load(loops[0], dict(model.named_parameters()))
+            self._make_room(loops[0].slabs(), block_count, block_tokens)
+            if host_blocks:
+                self._make_room(host_slabs(loops[0]), host_blocks, block_tokens)
 
-    def _load(
-        self, program: Program, parameters: Mapping[str, Tensor], block_count: int, block_tokens: int
-    ) -> None:
+    def _load(self, program: Program, parameters: Mapping[str, Tensor]) -> None:
         for resident in program.residents():
             part = resident.parameter
             tensor, name = _part(parameters[part.name], part), resident.tensor.name
@@ -67,12 +70,15 @@ class Interpreter:
                 self._packed[same_weight(name)] = (form, part.shape)
                 tensor = pack(tensor, form)
             self.stores.keep(resident.tensor.memory, name, tensor)
-        for slab in program.slabs():
-            shape = (slab.planes, block_count, block_tokens, slab.head_count, slab.width)
-            self.stores.keep(slab.memory, slab.name, kv.empty_slab(*shape, self.dtype))
         for state in program.state_slabs():
             rows = torch.full((len(self._slot_of), state.elements), float("nan"), dtype=self.dtype)
             self.stores.keep(state.memory, state.name, rows)
+
+    def _make_room(self, slabs: Sequence[KvSlab], blocks: int, block_tokens: int) -> None:
+        """Empty KV blocks of every layer."""
+        for slab in slabs:
+            shape = (slab.planes, blocks, block_tokens, slab.head_count, slab.width)
+            self.stores.keep(slab.memory, slab.name, kv.empty_slab(*shape, self.dtype))
 
     def begin(self, plan: Plan, index: int) -> None:
         """Reserve what a task will write."""

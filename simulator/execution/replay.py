@@ -86,15 +86,19 @@ def moments(steps: Sequence[TimedPlan]) -> list[tuple[int, int, int, int]]:
 
 def replay(
     programs: Sequence[Program], model: Transformer, prompts: dict[int, list[int]],
-    steps: Sequence[TimedPlan], block_count: int, block_tokens: int,
+    steps: Sequence[TimedPlan], block_count: int, block_tokens: int, host_blocks: int = 0,
 ) -> Replayed:  # fmt: skip
-    """Carry `steps` of placed copies of `model` out, with the KV cache in the model's own format."""
+    """Carry `steps` of placed copies of `model` out, with the KV cache in the model's own format.
+
+    block_count: KV blocks of each placement, and host_blocks what it has in host memory besides.
+    """
     stores = Stores(programs[0].machine)
     sequences = Sequences({number: list(ids) for number, ids in prompts.items()})
     result = Replayed(sequences.tokens, sequences.logits, Counter(), stores.link_bytes, stores.peak_bytes)
     try:
         with torch.no_grad(), FlopCount() as counter:
-            interpreter = Interpreter(programs, model, sequences, stores, block_count, block_tokens)
+            room = block_count, block_tokens, host_blocks
+            interpreter = Interpreter(programs, model, sequences, stores, *room)
             for _, is_start, step, task in moments(steps):
                 plan = steps[step].plan
                 if is_start:

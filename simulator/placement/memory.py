@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from simulator.graph.shape import Chunk
+from simulator.placement.kv_moves import host_slabs
 from simulator.placement.largest_step import (
     Microbatches,
     fetched_bytes_per_token,
@@ -73,6 +74,10 @@ class Budget:
     KV cache is held to."""
     loops: int = 1
     """Serving loops that share the blocks out."""
+    host_blocks: int = 0
+    """KV blocks that host memory holds for those that leave their devices."""
+    stated_blocks: int | None = None
+    """KV blocks that the engine is known to have, whatever the account says."""
 
     @property
     def blocks_of_a_loop(self) -> int:
@@ -82,6 +87,8 @@ class Budget:
     @property
     def kv_blocks(self) -> int:
         """KV blocks of the whole model: as many as the tightest memory holds."""
+        if self.stated_blocks is not None:
+            return self.stated_blocks
         counts = [need.kv_blocks for need in self.needs if need.kv_blocks is not None]
         fits = all(need.room_bytes >= 0 for need in self.needs)
         return min(counts, default=self.most_blocks) if fits else 0
@@ -117,17 +124,32 @@ def budget(program: Program, engine: Engine, steps: Sequence[Microbatches] | Non
         kv[slab.memory] += slab.bytes_per_token * scheduler.kv_block_tokens
     for memory, reserve in _reserves(program, engine, parts).items():
         parts[memory].update(reserve)
+    host_blocks, host_bytes = _host_kv(program, engine)
+    for memory, nbytes in host_bytes.items():
+        parts[memory]["host_kv"] = nbytes
     fetched = fetched_bytes_per_token(program) if steps is None else Counter[str]()
     needs = []
     for memory, capacity in machine.capacity_bytes.items():
-        if not (kv[memory] or parts[memory]["weights"] or _passing(parts[memory])):
+        taken = parts[memory]["weights"] or parts[memory]["host_kv"] or _passing(parts[memory])
+        if not (kv[memory] or taken):
             continue
         usable = _usable(capacity, parts[memory].total(), engine)
         staged = fetched[memory] * scheduler.kv_block_tokens
         needs.append(MemoryNeed(memory, capacity, usable, +parts[memory], kv[memory], staged))
     per_sequence = -(-program.model.max_position_embeddings // scheduler.kv_block_tokens)
     most = per_sequence * scheduler.max_num_seqs * loops * program.rank_groups
-    return Budget(tuple(needs), scheduler.kv_block_tokens, most, loops)
+    return Budget(tuple(needs), scheduler.kv_block_tokens, most, loops, host_blocks)
+
+
+def _host_kv(program: Program, engine: Engine) -> tuple[int, Counter[str]]:
+    """KV blocks that host memory holds besides, and what they take of each host's memory."""
+    if not engine.memory.host_kv_bytes:
+        return 0, Counter()
+    each: Counter[str] = Counter()
+    for slab in host_slabs(program):
+        each[slab.memory] += slab.bytes_per_token * engine.scheduler.kv_block_tokens
+    blocks = int(engine.memory.host_kv_bytes) // each.total()
+    return blocks, Counter({memory: blocks * nbytes for memory, nbytes in each.items()})
 
 
 def _passing(parts: Counter[str]) -> int:

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from simulator.placement.kv_moves import host_slabs
 from simulator.placement.plan import Plan
 from simulator.placement.program import Program
 
 
 def standing_bytes(
-    program: Program, block_count: int, block_tokens: int, sequence_count: int
+    program: Program, block_count: int, block_tokens: int, sequence_count: int, host_blocks: int = 0
 ) -> Counter[str]:
-    """Bytes of weights, KV blocks and sequences' states in each memory."""
+    """Bytes of weights, KV blocks (on their devices, and what host memory has besides) and sequences' states
+    in each memory."""
     standing: Counter[str] = Counter()
     for resident in program.residents():
         standing[resident.tensor.memory] += resident.tensor.nbytes.coefficients[0]
     for slab in program.slabs():
         standing[slab.memory] += slab.bytes_per_token * block_count * block_tokens
+    for slab in host_slabs(program) if host_blocks else ():
+        standing[slab.memory] += slab.bytes_per_token * host_blocks * block_tokens
     for state in program.state_slabs():
         standing[state.memory] += state.bytes_per_sequence * sequence_count
     return standing

@@ -115,6 +115,11 @@ class RunRecord:
     flops: float
     peak_blocks: int
     preemptions: int
+    prefilled_tokens: int
+    """Of the sequences admitted, again after a preemption by recomputation, what had to be cached before they
+    could decode."""
+    reused_tokens: int
+    """Of these, the tokens whose keys and values were in the cache already."""
     in_system_at_arrivals: NDArray[np.int64]
     """Requests in the system as each request arrived at the engine."""
     fidelity: str

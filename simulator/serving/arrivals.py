@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.serving.sequences import Content
 from simulator.specs.quantities import MOST_TOKENS
 from simulator.specs.trace import Trace
 from simulator.specs.workload import (
@@ -46,6 +47,12 @@ class Request:
     """What the prompt's tokens are, as an id for each `prefix_block_tokens` of them, the last of which may be
     fewer: the same id says that these tokens and all before them are the same. None: like no other's."""
     prefix_block_tokens: int = 0
+
+
+def content_of(request: Request) -> Content:
+    """What a request's tokens are, as far as others share them."""
+    ids, size = request.prefix, request.prefix_block_tokens
+    return Content(request.number, request.prompt_tokens, ids, size)
 
 
 class Source:

@@ -158,9 +158,10 @@ class HostBlocks:
     What leaves a block is copied before what enters one, so no place is written in a decision that reads it.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, first: int = 0) -> None:
+        """first: the number of the first place."""
         self.count = count
-        self._next = 0
+        self._next, self._end = first, first + count
         self._free: list[int] = []
         self._place_of: OrderedDict[BlockKey, int] = OrderedDict()
         """Evicted contents, the longest unused first."""
@@ -176,7 +177,7 @@ class HostBlocks:
         """Places that can be written before the coming step."""
         evictable = sum(place not in self._read for place in self._place_of.values()) if self._read else (
             len(self._place_of))  # fmt: skip
-        return self.count - self._next + len(self._free) + evictable
+        return self._end - self._next + len(self._free) + evictable
 
     def swap_out(self, blocks: Sequence[int]) -> list[int]:
         """Give some blocks of the device a place; the caller has checked that there is one."""
@@ -207,12 +208,18 @@ class HostBlocks:
         """Of some contents those that are here, up to the first that is not."""
         return takewhile(self._place_of.__contains__, keys)
 
-    def copy_in(self, keys: Sequence[BlockKey], blocks: Sequence[int]) -> None:
-        """Copy kept contents to blocks of the device; they stay here too."""
-        for key, block in zip(keys, blocks, strict=True):
+    def hold(self, keys: Sequence[BlockKey]) -> list[int]:
+        """The places of found contents, which stay as they are until the coming step, and are the last to be
+        given up after it."""
+        places = [self._place_of[key] for key in keys]
+        for key in keys:
             self._place_of.move_to_end(key)
-            self._restored.append((self._place_of[key], block))
-            self._read.add(self._place_of[key])
+        self._read.update(places)
+        return places
+
+    def copy_in(self, places: Sequence[int], blocks: Sequence[int]) -> None:
+        """Copy held contents to blocks of the device; they stay here too."""
+        self._restored += zip(places, blocks, strict=True)
 
     def take_moves(self) -> tuple[tuple[Move, ...], tuple[Move, ...]]:
         """What has to be copied before the coming step, as (device, host), and then as (host, device)."""
@@ -225,7 +232,7 @@ class HostBlocks:
     def _take(self) -> int:
         if self._free:
             return self._free.pop()
-        if self._next < self.count:
+        if self._next < self._end:
             self._next += 1
             return self._next - 1
         key = next(key for key, place in self._place_of.items() if place not in self._read)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from simulator.graph.shape import Chunk
 from simulator.serving.actions import Completed, Step
 from simulator.serving.scheduler import Scheduler
+from simulator.serving.sequences import Content
 
 
 class Lockstep:
@@ -26,11 +27,30 @@ class Lockstep:
         """The most blocks that were taken on any rank; each has as many."""
         return max(rank.peak_blocks for rank in self.ranks)
 
-    def add(self, number: int, prompt_tokens: int, output_tokens: int) -> bool:
+    @property
+    def block_tokens(self) -> int:
+        return self.ranks[0].block_tokens
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(rank.prompt_tokens for rank in self.ranks)
+
+    @property
+    def reused_tokens(self) -> int:
+        return sum(rank.reused_tokens for rank in self.ranks)
+
+    def add(
+        self, number: int, prompt_tokens: int, output_tokens: int, priority: int = 0,
+        content: Content | None = None,
+    ) -> bool:  # fmt: skip
         """Queue a request on the rank with the fewest; False if no rank can ever serve it."""
         counts = [rank.waiting_count + rank.running_count for rank in self.ranks]
         rank = self.ranks[counts.index(min(counts))]
-        return rank.add(number, prompt_tokens, output_tokens)
+        return rank.add(number, prompt_tokens, output_tokens, priority, content)
+
+    def abort(self, number: int) -> bool:
+        """Forget a request, between two steps; False if it is on no rank."""
+        return any(rank.abort(number) for rank in self.ranks)
 
     def decide(self) -> Step | None:
         """The next step of all ranks, or None if none has anything to do."""

@@ -32,7 +32,7 @@ def prefill_first(scheduler: Scheduler) -> Composed:
     was swapped out comes back before anybody is admitted."""
     budget = scheduler.settings.max_num_batched_tokens
     pieces = scheduler.go_on(budget)
-    pieces += scheduler.admit(budget - sum(piece.new for piece in pieces), len(pieces))
+    pieces += scheduler.admit(budget - sum(piece.new for piece in pieces), len(pieces), whole=True)
     if pieces:
         return False, pieces
     scheduler.grow()
@@ -49,7 +49,7 @@ def static_batch(scheduler: Scheduler) -> Composed:
     budget = scheduler.settings.max_num_batched_tokens
     pieces = scheduler.go_on(budget)
     left = budget - sum(piece.new for piece in pieces)
-    joining = scheduler.admit(left, len(pieces), scheduler.batch_open)
+    joining = scheduler.admit(left, len(pieces), scheduler.batch_open, whole=True)
     scheduler.batch_open = scheduler.batch_open - len(joining) if joining or pieces else 0
     pieces += joining
     if pieces:

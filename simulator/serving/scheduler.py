@@ -27,11 +27,11 @@ class Scheduler:
 
     def __init__(
         self, settings: SchedulerSettings, block_count: int, sliding_window: int | None = None,
-        first_block: int = 0, host_blocks: int = 0,
+        first_block: int = 0, host_blocks: range = range(0),
     ) -> None:  # fmt: skip
-        """host_blocks: KV blocks that host memory holds besides."""
+        """host_blocks: numbers of the KV blocks that host memory holds besides."""
         self.settings = settings
-        self.host = HostBlocks(host_blocks) if host_blocks else None
+        self.host = HostBlocks(len(host_blocks), host_blocks.start) if host_blocks else None
         self.pool = BlockPool(block_count, first_block)
         if settings.prefix_caching:
             self.pool = RememberingPool(block_count, first_block, self.host)
@@ -70,6 +70,11 @@ class Scheduler:
     def has_preempted(self) -> bool:
         """Whether the decision that is being taken has preempted anybody."""
         return bool(self._preempted)
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens that a KV block holds."""
+        return self._block_tokens
 
     @property
     def peak_blocks(self) -> int:
@@ -249,10 +254,16 @@ class Scheduler:
             back += 1
         return back
 
-    def admit(self, budget: int, begun: int, most: int | None = None) -> list[Prefill]:
+    def admit(
+        self, budget: int, begun: int, most: int | None = None, whole: bool = False
+    ) -> list[Prefill]:
         """Admit waiting sequences in order, at most `most`, and give each its first piece of prefill: as long
-        as tokens, sequences and blocks last, and unless somebody waits to be brought back. `begun`: pieces
-        that the step has already."""
+        as tokens, sequences and blocks last, and unless somebody waits to be brought back.
+
+        begun: pieces that the step has already. whole: whether blocks for all of a prompt are taken at once,
+        even if only a piece of it is computed. They must be where decodes wait for prefills: a prefill that
+        could be preempted would be begun again and again.
+        """
         settings, pieces = self.settings, list[Prefill]()
         most = len(self._waiting) if most is None else min(most, len(self._waiting))
         if settings.max_prefills_per_step:
@@ -267,7 +278,8 @@ class Scheduler:
                 # a preempted sequence may have outgrown the budget; it then goes when it is alone
                 break
             new = new if settings.chunked_prefill else sequence.goal - cached
-            blocks = self._blocks_for(sequence.tokens if settings.full_reservation else cached + new)
+            least = sequence.goal if whole else cached + new
+            blocks = self._blocks_for(sequence.tokens if settings.full_reservation else least)
             if not self._is_room(blocks, kept):
                 break
             self._waiting.pop()
@@ -301,10 +313,10 @@ class Scheduler:
     def _begin(self, sequence: Sequence, blocks: int, kept: Kept) -> None:
         """Admit a sequence with so many blocks, those that are kept among them."""
         self.pool.share(kept.blocks)
+        places = self.host.hold(kept.keys) if self.host else []
         self._enter(sequence, [*kept.blocks, *self.pool.take(blocks - len(kept.blocks))])
-        if kept.keys:
-            assert self.host is not None
-            self.host.copy_in(kept.keys, sequence.blocks[len(kept.blocks) : kept.count])
+        if self.host is not None:
+            self.host.copy_in(places, sequence.blocks[len(kept.blocks) : kept.count])
         sequence.cached = kept.count * self._block_tokens
         sequence.known_blocks = len(kept.blocks)
         self._remember(sequence, sequence.cached)

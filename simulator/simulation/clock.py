@@ -21,7 +21,7 @@ from simulator.graph.shape import StepShape
 from simulator.simulation.engine import Launched
 from simulator.simulation.island import Island, Launch, islands_of
 from simulator.simulation.plan_book import Kept, PlanBook, Priced, Use
-from simulator.simulation.pricing import PricedTemplate
+from simulator.simulation.pricing import Durations, PricedTemplate
 from simulator.simulation.recursion import Schedule
 from simulator.simulation.ticks import LAST_LAUNCH, Ticks, seconds
 from simulator.units import SECONDS_PER_DAY
@@ -60,11 +60,16 @@ class Clock:
     ) -> None:
         self.env, self.books, self.fidelity, self.record_steps = env, books, fidelity, record_steps
         self.step_count = 0
+        """Forward passes that were carried out."""
+        self._launched = 0
+        """All plans that were, moves of KV blocks among them."""
         self._recorded: dict[int, Recorded] = {}
-        uses = [book.use(book.program.placement.microbatches) for book in books]
+        uses = [_uses(book) for book in books]
         numbers = _islands(uses)
-        together = [[use for use, own in zip(uses, numbers, strict=True) if own == number]
-                    for number in sorted(set(numbers))]  # fmt: skip
+        by_island: dict[int, list[Use]] = {}
+        for own, number in zip(uses, numbers, strict=True):
+            by_island.setdefault(number, []).extend(own)
+        together = [by_island[number] for number in sorted(by_island)]
         self._islands = [
             Island(env, [(use.priced, use.reduced) for use in members], fidelity == "task", self._note_events)
             for members in together
@@ -75,6 +80,15 @@ class Clock:
 
     def run(self, loop: int, shapes: tuple[StepShape, ...]) -> Launch:
         """Launch a step of a loop now; its `outcome` is an event."""
+        self.step_count += 1
+        return self._launch(loop, *self.books[loop].next_use(shapes), shapes)
+
+    def move(self, loop: int, name: str, shape: StepShape) -> Launch:
+        """Launch one of a loop's plans that move KV blocks."""
+        use = self.books[loop].use_of_move(name)
+        return self._launch(loop, use, use.priced.durations((shape,)), (shape,))
+
+    def _launch(self, loop: int, use: Use, durations: Durations, shapes: tuple[StepShape, ...]) -> Launch:
         at = max(int(self.env.now), self._skipped_to[loop])
         if at > LAST_LAUNCH:
             days = seconds(LAST_LAUNCH) / SECONDS_PER_DAY
@@ -82,9 +96,8 @@ class Clock:
                 f"the run takes more than {days:.0f} simulated days, which is as far as its clock goes; "
                 "ask for fewer requests, or place the model on faster devices"
             )
-        use, durations = self.books[loop].next_use(shapes)
-        launch = Launch(loop, self.step_count, use, shapes, durations, at, self.env.event())
-        self.step_count += 1
+        launch = Launch(loop, self._launched, use, shapes, durations, at, self.env.event())
+        self._launched += 1
         is_recorded = launch.step < self.record_steps
         self._island_of[loop].launch(launch)
         if is_recorded and launch.running is None:
@@ -107,7 +120,7 @@ class Clock:
         already; None where every step needs events of its own. A run needs quiet streams, and a template
         that leaves them quiet when the outcome comes."""
         at = max(int(self.env.now), self._skipped_to[loop])
-        is_asked = self.fidelity == "fast" and most > 0 and self.step_count >= self.record_steps
+        is_asked = self.fidelity == "fast" and most > 0 and self._launched >= self.record_steps
         if not is_asked or at > LAST_LAUNCH or not self._island_of[loop].is_quiet(at):
             return None
         use = self.books[loop].use_of(shapes)
@@ -125,6 +138,7 @@ class Clock:
         use.forecast.use(ahead.shapes, count)
         use.add(Kept(rows.features, rows.total, rows.lone_s, path, active))
         self.step_count += count
+        self._launched += count
         self._skipped_to[loop] = ahead.ends[count - 1]
 
     @property
@@ -152,7 +166,14 @@ class Clock:
         )
 
 
-def _islands(uses: Sequence[Use]) -> list[int]:
-    """For each loop the number of its island."""
-    units = [frozenset(unit for task in use.priced.template.tasks for unit in task.units) for use in uses]
-    return islands_of([use.reduced for use in uses], units)
+def _uses(book: PlanBook) -> list[Use]:
+    """One of each kind of plan that a loop launches."""
+    return [book.use(book.program.placement.microbatches), *map(book.use_of_move, book.moves)]
+
+
+def _islands(uses: Sequence[Sequence[Use]]) -> list[int]:
+    """For each loop, given its plans, the number of its island."""
+    every = [(loop, use) for loop, own in enumerate(uses) for use in own]
+    units = [frozenset(unit for task in use.priced.template.tasks for unit in task.units) for _, use in every]
+    numbers = islands_of([use.reduced for _, use in every], units, [loop for loop, _ in every])
+    return [numbers[[loop for loop, _ in every].index(loop)] for loop in range(len(uses))]

@@ -202,14 +202,21 @@ def watched_links(templates: Sequence[tuple[PricedTemplate, Reduced]]) -> frozen
     return frozenset(link for link, held in units.items() if not held and link in crossing)
 
 
-def islands_of(reduced: Sequence[Reduced], units: Sequence[frozenset[str]]) -> list[int]:
-    """For each loop, given its reduced template and the streams its plans hold, the number of its island.
+def islands_of(
+    reduced: Sequence[Reduced], units: Sequence[frozenset[str]], loops: Sequence[int]
+) -> list[int]:
+    """For each kind of plan, given its reduced template, the streams it holds and the loop it is of, the
+    number of its island.
 
-    Loops share an island if they share a stream; or a link that they could fill between them, or that one of
-    them crosses in tasks that its outcome does not wait for, so that its own steps may meet there.
+    Plans share an island if they are of one loop; if they share a stream; or a link that they could fill
+    between them, or that one of them crosses in tasks that its outcome does not wait for, so that its loop's
+    own steps may meet there.
     """
     island = list(range(len(reduced)))
-    for shared in (*_by_unit(units).values(), *_by_link(reduced).values()):
+    of_loop: dict[int, list[int]] = {}
+    for plan, loop in enumerate(loops):
+        of_loop.setdefault(loop, []).append(plan)
+    for shared in (*of_loop.values(), *_by_unit(units).values(), *_by_link(reduced).values()):
         joined = {island[loop] for loop in shared}
         island = [min(joined) if each in joined else each for each in island]
     numbers = {first: number for number, first in enumerate(sorted(set(island)))}

@@ -26,6 +26,8 @@ class RequestLife:
     """Work that cores did for it alone, and for the delivery of its last token."""
     network_ticks: int = 0
     preemptions: int = 0
+    gave_up: bool = False
+    """Whether the client waits no more."""
     stalled: int = -1
     """When the client received the last token before a preemption that is not over yet."""
 

@@ -7,15 +7,16 @@ the next step is decided. Loops take their turns in their own order.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from simpy import Environment, Event
 
-from simulator.graph.shape import StepShape
+from simulator.graph.shape import Chunk, StepShape
 from simulator.placement.program import Program
-from simulator.serving.actions import Completed, Step
+from simulator.serving.actions import Completed, Move, Step
+from simulator.serving.arrivals import content_of
 from simulator.serving.lockstep import Lockstep
 from simulator.serving.scheduler import Scheduler
 from simulator.simulation.clock import Clock
@@ -32,6 +33,8 @@ class Observer:
     """What who watches a run is told: each decision with the scheduler that took it."""
 
     decided: Callable[[Scheduler | Lockstep, Step, int], None]
+    moved: Callable[[Chunk], None] = lambda blocks: None
+    """And each plan that moves KV blocks, when it is launched: which ones, and where to."""
 
 
 @dataclass
@@ -61,6 +64,8 @@ class ServingLoop:
         self._number, self._is_only, self._answers_matter = program.loop, is_only, answers_matter
         self.lives: dict[int, RequestLife] = {}
         """Requests in the loop."""
+        self._given_up: list[int] = []
+        """Requests whose clients wait no more, and which the scheduler still knows."""
         self._idle: Event | None = None
         self._previous_received = 0
         self._step_ticks = 0
@@ -69,7 +74,9 @@ class ServingLoop:
     def take(self, life: RequestLife) -> bool:
         """Queue a request; False if it can never be served."""
         request = life.request
-        if not self.scheduler.add(request.number, request.prompt_tokens, request.output_tokens):
+        content = content_of(request) if request.prefix else None
+        asked = request.number, request.prompt_tokens, request.output_tokens
+        if not self.scheduler.add(*asked, request.priority, content):
             return False
         self.lives[request.number] = life
         if self._idle is not None:
@@ -77,19 +84,25 @@ class ServingLoop:
             self._idle = None
         return True
 
+    def give_up(self, number: int) -> None:
+        """A request's client waits no more; the next decision goes without it."""
+        self._given_up.append(number)
+
     def serve(self) -> Life:
         """The loop itself, as a process."""
         while True:
             yield from self._all_else_of_this_tick(DECIDE)
+            self._let_go()
             step = self.scheduler.decide()
             if step is None:
                 self._idle = self.env.event()
                 yield self._idle
                 continue
-            launched = int(self.env.now)
+            self._note(step, int(self.env.now))
+            if step.saved or step.restored:
+                yield from self._move(step)
             if self._observer is not None:
-                self._observer.decided(self.scheduler, step, launched)
-            self._note(step, launched)
+                self._observer.decided(self.scheduler, step, int(self.env.now))
             step, shapes = self._run_ahead(step, self._shapes(step))
             launch = self._clock.run(self._number, shapes)
             yield launch.outcome
@@ -97,6 +110,29 @@ class ServingLoop:
             yield from self._all_else_of_this_tick(ACCOUNT)
             self._clock.charge(launch, step.decode_count + len(step.prefills))
             self._account(step, self.scheduler.complete(step))
+
+    def _let_go(self) -> None:
+        """Forget those who gave up while a step was under way."""
+        for number in self._given_up:
+            if number in self.lives:
+                self.scheduler.abort(number)
+                self._fail(self.lives.pop(number))
+        self._given_up = []
+
+    def _fail(self, life: RequestLife) -> None:
+        life.status = "failed"
+        self._left(life)
+
+    def _move(self, step: Step) -> Life:
+        """Copy KV blocks to host memory and back, before the step that needs the room or the blocks."""
+        for name, moves in (("save", step.saved), ("restore", step.restored)):
+            if moves:
+                blocks = _of_blocks(moves, self.scheduler.block_tokens)
+                if self._observer is not None:
+                    self._observer.moved(blocks)
+                launch = self._clock.move(self._number, name, StepShape.of((blocks,), self.program.traits))
+                yield launch.outcome
+                self._clock.charge(launch, step.decode_count + len(step.prefills))
 
     def _run_ahead(self, step: Step, shapes: tuple[StepShape, ...]) -> tuple[Step, tuple[StepShape, ...]]:
         """Carry out at once the decode steps that nothing can touch, because the one after them is launched
@@ -159,9 +195,10 @@ class ServingLoop:
 
     def _account(self, step: Step, completed: Completed) -> None:
         now = int(self.env.now)
-        work, on_wire = self._deliver(now, step.decode_count, completed.token_count - step.decode_count)
+        decoded = step.decode_count - len(step.returned)
+        work, on_wire = self._deliver(now, decoded, completed.token_count - decoded)
         received = self._previous_received
-        for number in completed.resumed:
+        for number in (*step.returned, *completed.resumed):
             life = self.lives[number]
             self._gaps.add(received - life.stalled, 1)
             life.stalled = -1
@@ -170,6 +207,9 @@ class ServingLoop:
             life.first_token, life.first_received = now, received
         for number in completed.finished:
             life = self.lives.pop(number)
+            if life.gave_up:
+                self._fail(life)
+                continue
             life.last_token, life.last_received, life.status = now, received, "finished"
             life.host_ticks += work
             life.network_ticks += on_wire + self._front.latency
@@ -183,3 +223,13 @@ class ServingLoop:
             self._received(received, decoded)
         self._previous_received = received
         return work, on_wire
+
+
+def _of_blocks(moves: Sequence[Move], block_tokens: int) -> Chunk:
+    """Whole KV blocks to be moved, as a chunk of nobody's."""
+    sources, targets = zip(*moves, strict=True)
+    return Chunk(NOBODY, len(moves) * block_tokens, 0, False, sources, targets)
+
+
+NOBODY = -1
+"""Whose blocks are moved: a plan that moves them need not know."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.graph.shape import FEATURE_COUNT, StepShape
-from simulator.placement.plan import of_microbatch
+from simulator.placement.plan import Template, of_microbatch
 from simulator.placement.program import Program
 from simulator.simulation.pricing import PARTS, Durations, PricedTemplate
 from simulator.simulation.reduced import reduce
@@ -144,7 +144,9 @@ class PlanBook:
 
     program: Program
     engine: Engine
-    uses: dict[tuple[int, bool], Use] = field(default_factory=dict)
+    moves: Mapping[str, Template] = field(default_factory=dict)
+    """Plans besides steps, by name: those that move KV blocks."""
+    uses: dict[tuple[int, bool] | str, Use] = field(default_factory=dict)
     warm: bool = False
     """Whether an earlier step has left fetched layers for the next one."""
 
@@ -155,6 +157,12 @@ class PlanBook:
             template = self.program.template(*key)
             self.uses[key] = Use(PricedTemplate(template, self.program, self.engine))
         return self.uses[key]
+
+    def use_of_move(self, name: str) -> Use:
+        """The use of one of the plans besides steps."""
+        if name not in self.uses:
+            self.uses[name] = Use(PricedTemplate(self.moves[name], self.program, self.engine))
+        return self.uses[name]
 
     def use_of(self, shapes: tuple[StepShape, ...]) -> Use:
         """The use of the template that a step with these shapes takes; where ranks have sequences of their

@@ -48,6 +48,8 @@ def run_record(serving: Serving) -> RunRecord:
         flops=flops_total(serving.books),
         peak_blocks=_peak_blocks(serving),
         preemptions=sum(loop.scheduler.preemptions for loop in serving.loops),
+        prefilled_tokens=sum(loop.scheduler.prompt_tokens for loop in serving.loops),
+        reused_tokens=sum(loop.scheduler.reused_tokens for loop in serving.loops),
         in_system_at_arrivals=np.array(serving.in_system_at_arrivals, dtype=np.int64),
         fidelity=serving.fidelity,
         crowded=clock.crowded,

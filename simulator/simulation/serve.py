@@ -13,10 +13,12 @@ from typing import Any
 
 from simpy import Environment, Event
 
+from simulator.placement.kv_moves import WAYS, move_template
 from simulator.placement.program import Program, block_ranges
 from simulator.results.records import RunRecord
 from simulator.serving.arrivals import Request, Source
 from simulator.serving.lockstep import Lockstep
+from simulator.serving.routing import LeastLoaded, Router
 from simulator.serving.scheduler import Scheduler
 from simulator.simulation.clock import Clock
 from simulator.simulation.front import Front
@@ -34,22 +36,31 @@ class Serving:
     def __init__(
         self, programs: Program | Sequence[Program], engine: Engine, block_count: int, source: Source,
         fidelity: str, cores: int, record_steps: int = 0, observer: Observer | None = None,
+        host_blocks: int = 0, router: Router | None = None, timeout_s: float | None = None,
     ) -> None:  # fmt: skip
-        """block_count: KV blocks of each placement, which its loops share out; cores: for all together."""
+        """block_count: KV blocks of each placement, which its loops share out, and host_blocks those in host
+        memory; cores: for all together. timeout_s: how long clients wait for the whole of an answer."""
         self.programs = (programs,) if isinstance(programs, Program) else tuple(programs)
         assert [program.loop for program in self.programs] == list(range(len(self.programs)))
         self.source, self.fidelity = source, fidelity
         self.env = Environment()
-        self.books = tuple(PlanBook(program, engine) for program in self.programs)
+        moves = WAYS if host_blocks else ()
+        self.books = tuple(
+            PlanBook(program, engine, {way: move_template(program, way) for way in moves})
+            for program in self.programs
+        )
         self.clock = Clock(self.env, self.books, fidelity, record_steps)
         self.front = Front(self.env, self.programs[0], engine, cores)
         self.gaps = Gaps()
         blocks = block_ranges(self.programs, block_count)
+        host = block_ranges(self.programs, host_blocks)
         self.loops = tuple(
-            ServingLoop(self.env, program, _scheduler(engine, program, own), self.clock, self.front,
+            ServingLoop(self.env, program, _scheduler(engine, program, own, other), self.clock, self.front,
                         self.gaps, self._leave, len(self.programs) == 1, source.is_closed, observer)
-            for program, own in zip(self.programs, blocks, strict=True)
+            for program, own, other in zip(self.programs, blocks, host, strict=True)
         )  # fmt: skip
+        self._router = router or LeastLoaded(len(self.loops), seed=0)
+        self._timeout = None if timeout_s is None else tick(timeout_s)
         self.lives: dict[int, RequestLife] = {}
         self.in_system_at_arrivals: list[int] = []
         self._live = 0
@@ -76,6 +87,8 @@ class Serving:
         life = self.lives[request.number] = RequestLife(request, int(self.env.now))
         self._live += 1
         self.front.receive(life, self._queue)
+        if self._timeout is not None:
+            self.front.at(int(self.env.now) + self._timeout, lambda: self._give_up(life))
 
     def _queue(self, life: RequestLife) -> None:
         """A request joins the loop with the fewest requests; the first of equals."""
@@ -84,10 +97,23 @@ class Serving:
         model = self.programs[0].model
         answer = 0 if model.is_encoder else life.request.output_tokens
         is_known = life.request.prompt_tokens + answer <= model.max_position_embeddings
-        loop = min(self.loops, key=lambda each: len(each.lives))
-        if not (is_known and loop.take(life)):
+        if life.gave_up:
+            self._leave(life)
+            return
+        chosen = self._router.choose(life.request, [len(loop.lives) for loop in self.loops])
+        if not (is_known and self.loops[chosen].take(life)):
             life.status = "rejected"
             self._leave(life)
+
+    def _give_up(self, life: RequestLife) -> None:
+        """The client stops waiting, unless its answer is complete, or on its way to it."""
+        number = life.request.number
+        if life.status != "failed":
+            return
+        life.gave_up = True
+        for loop in self.loops:
+            if number in loop.lives:
+                loop.give_up(number)
 
     def _leave(self, life: RequestLife) -> None:
         """The request is over; a closed loop's client may send its next once it knows."""
@@ -97,9 +123,9 @@ class Serving:
             self.front.at(max(life.last_received, int(self.env.now)), lambda: self._send(following))
 
 
-def _scheduler(engine: Engine, program: Program, blocks: range) -> Scheduler | Lockstep:
+def _scheduler(engine: Engine, program: Program, blocks: range, host: range) -> Scheduler | Lockstep:
     ranks = [
-        Scheduler(engine.scheduler, len(blocks), program.model.sliding_window, blocks.start)
+        Scheduler(engine.scheduler, len(blocks), program.model.sliding_window, blocks.start, host)
         for _ in range(program.rank_groups)
     ]
     return Lockstep(ranks) if program.placement.by_sequence else ranks[0]
@@ -108,6 +134,10 @@ def _scheduler(engine: Engine, program: Program, blocks: range) -> Scheduler | L
 def serve(
     programs: Program | Sequence[Program], engine: Engine, block_count: int,
     make_source: Callable[[], Source], fidelity: str = "fast", cores: int = 1, record_steps: int = 0,
+    host_blocks: int = 0, router: Router | None = None, timeout_s: float | None = None,
 ) -> RunRecord:  # fmt: skip
     """Run a workload once."""
-    return Serving(programs, engine, block_count, make_source(), fidelity, cores, record_steps).run()
+    return Serving(
+        programs, engine, block_count, make_source(), fidelity, cores, record_steps, None, host_blocks,
+        router, timeout_s,
+    ).run()  # fmt: skip

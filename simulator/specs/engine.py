@@ -1,9 +1,9 @@
 """The serving software being modelled: its scheduling defaults, memory reserve and overheads."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Optional, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, create_model, model_validator
 
 from simulator import units
 from simulator.specs.base import Spec, rule_broken
@@ -79,9 +79,22 @@ class EngineMemory(Spec):
     """Buffers of the collective library on each device that shares layers with others."""
     sampler_bytes_per_logit: Annotated[WholeNumber, Field(ge=0, le=1_000_000)]
     """Temporaries of the sampler for each logit of each sequence."""
+    host_kv_bytes: Annotated[float, Quantity(units.BYTES, better="high"), Field(alias="host_kv")] = 0.0
+    """Host memory for KV blocks of each placement that leave its devices: those of preempted sequences with
+    `preemption: swap`, and with `prefix_caching` what was evicted."""
     pinned: bool = True
     """Whether the host memory that copies start or end in is page-locked; else links move them at their
     `pageable_efficiency`."""
+
+
+def changes_of(settings: type[Spec]) -> type[Spec]:
+    """The record of some of the settings in another one, which replace those of an engine's profile."""
+    fields: dict[str, Any] = {}
+    for name, info in settings.model_fields.items():
+        checked = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+        known = Field(default=None, alias=info.alias, description=info.description)
+        fields[name] = (Optional[checked], known)  # noqa: UP045
+    return create_model(f"{settings.__name__}Changes", __base__=Spec, __doc__=settings.__doc__, **fields)
 
 
 class Overheads(Spec):

@@ -12,11 +12,12 @@ from simulator.errors import InputError, Problem
 from simulator.specs.axes import Choice, choices, find_axes
 from simulator.specs.base import Case, LoadContext, Spec, Uncertain, is_path
 from simulator.specs.catalogue import Catalogue, Kind
+from simulator.specs.engine import EngineMemory, SchedulerSettings, changes_of
 from simulator.specs.layers import base_folder, read_layers
 from simulator.specs.load import in_file_order, try_validate
 from simulator.specs.machine import INLINE, crowding_problems, reference_problems
 from simulator.specs.provenance import Figure, figures_of
-from simulator.specs.scenario_file import Cost, Fidelity, PrecisionChoice, ScenarioFile
+from simulator.specs.scenario_file import Cost, Fidelity, PrecisionChoice, Routing, ScenarioFile
 from simulator.specs.workload import Workload
 from simulator.specs.yaml_file import Document, Loc, dotted, plain
 
@@ -48,6 +49,15 @@ class RunSpec:
     cost: Cost
     seed: int
     fidelity: Fidelity
+    scheduler: Mapping[str, Any]
+    """Settings of the engine's scheduler that differ from its profile."""
+    memory: Mapping[str, Any]
+    """And of its memory."""
+    kv_blocks: int | None
+    """As the engine reported them."""
+    routing: Routing
+    bands: bool
+    """Whether ranges are gone through."""
     axes: Mapping[str, Any]
     """What distinguishes this run, by dotted key: SI floats, counts, words."""
 
@@ -94,10 +104,13 @@ def scenario_type(strategies: tuple[type[Spec], ...]) -> type[ScenarioFile]:
     one: Any = Union[strategies]  # noqa: UP007 - built from a tuple
     if len(strategies) > 1:
         one = Annotated[one, Field(discriminator="strategy")]
+    scheduler: Any = SCHEDULER_CHANGES | None
+    memory: Any = MEMORY_CHANGES | None
     several: Any = Annotated[list[one], Field(min_length=1)]
     return create_model(
-        "ScenarioFile", __base__=ScenarioFile, __doc__=ScenarioFile.__doc__, placements=(several, ...)
-    )
+        "ScenarioFile", __base__=ScenarioFile, __doc__=ScenarioFile.__doc__, placements=(several, ...),
+        scheduler=(scheduler, None), memory=(memory, None),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -265,6 +278,11 @@ class _Reader:
             cost=file.cost,
             seed=file.seed,
             fidelity=file.fidelity,
+            scheduler=_changes(file.scheduler),
+            memory=_changes(file.memory),
+            kv_blocks=file.kv_blocks,
+            routing=file.routing,
+            bands=file.bands,
             axes=axes,
         )
 
@@ -276,6 +294,14 @@ class _Reader:
             f"{prefix}.{dotted(axis)}": _value(record, entry.choice.data, axis)
             for axis in entry.choice.picked
         }
+
+
+SCHEDULER_CHANGES, MEMORY_CHANGES = changes_of(SchedulerSettings), changes_of(EngineMemory)
+
+
+def _changes(record: Spec | None) -> Mapping[str, Any]:
+    """What a record of changes says."""
+    return {} if record is None else record.model_dump(exclude_none=True)
 
 
 def _value(record: Any, data: Any, loc: Loc) -> Any:

@@ -91,6 +91,9 @@ class Cost(Spec):
     """What money costs per year."""
 
 
+Routing = Literal["round_robin", "least_loaded", "two_choices", "prefix_aware"]
+
+
 class ScenarioFile(Spec):
     """A runnable question: which machines, which placements, under which load, at what cost."""
 
@@ -104,6 +107,15 @@ class ScenarioFile(Spec):
     """Ids of machine files, or machines written in place."""
     engine: str
     """Id of a serving engine."""
+    scheduler: Any = None
+    """Settings of the engine's scheduler that differ from how it comes."""
+    memory: Any = None
+    """And of its memory."""
+    kv_blocks: Annotated[WholeNumber, Field(ge=1)] | None = None
+    """KV blocks of each placement, where the engine has reported them; None: as many as fit."""
+    routing: Routing = "least_loaded"
+    """To which of several serving loops a request goes: to one after the other, to the one with the fewest
+    requests, to the better of two drawn at random, or where most of its prefix has gone before."""
     precision: PrecisionChoice
     """Number formats."""
     placements: Annotated[list[Any], Field(min_length=1)]
@@ -119,3 +131,5 @@ class ScenarioFile(Spec):
     fidelity: Fidelity = "fast"
     """Whether each task is an event on the clock, each step, or whole runs of decode steps. Results are the
     same."""
+    bands: bool = True
+    """Whether runs that rest on ranges are simulated with all of them at best and all at worst, too."""

@@ -17,7 +17,7 @@ from pydantic import (
 
 from simulator.specs.base import InputFile, Spec, existing_file, is_path, rule_broken
 from simulator.specs.provenance import Source
-from simulator.specs.quantities import MOST_TOKENS, Requests, RequestsPerSecond
+from simulator.specs.quantities import MOST_TOKENS, Requests, RequestsPerSecond, Seconds
 
 
 def id_or_file(ref: str, info: ValidationInfo) -> str:
@@ -204,6 +204,9 @@ class Workload(Spec):
     """How long prompts and answers are; a trace brings its own."""
     requests: Requests | None = None
     """How many; with a trace, the first so many, or all of them."""
+    timeout_s: Annotated[Annotated[Seconds, Field(gt=0)] | None, Field(alias="timeout")] = None
+    """How long a client waits for the whole of its answer, from sending the request; then it gives up, and
+    the request has failed. None: for ever."""
 
     @model_validator(mode="after")
     def _trace_or_lengths(self) -> Self:

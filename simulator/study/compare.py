@@ -64,6 +64,10 @@ class Verified:
     tasks: int = 0
     tokens: int = 0
     preemptions: int = 0
+    reused_tokens: int = 0
+    """Tokens whose keys and values were in the cache already when their sequence was admitted."""
+    moved_tokens: int = 0
+    """Cached tokens in the blocks that were copied to another memory."""
     logits_difference: float | None = 0.0
     """Largest absolute difference; None where rows are missing or not numbers."""
     flops: int = 0
@@ -90,8 +94,17 @@ class Simulated:
     """Of each step, with blocks, as its loop's scheduler decided them."""
 
 
+@dataclass(frozen=True)
+class Room:
+    """KV blocks of each placement."""
+
+    blocks: int
+    host_blocks: int = 0
+    """In host memory, besides."""
+
+
 def compare(
-    blank: Verified, simulated: Simulated, requests: Sequence[Request], engine: Engine, blocks: int, seed: int
+    blank: Verified, simulated: Simulated, requests: Sequence[Request], engine: Engine, room: Room, seed: int
 ) -> Verified:
     """Carry a simulated run out and compare everything the plan says with what happened."""
     from simulator.execution import replay as real
@@ -109,7 +122,7 @@ def compare(
     size = engine.scheduler.kv_block_tokens
     with real.repeatable():
         network = real.random_model(program.model, seed, program.storage)
-        happened = real.replay(programs, network, prompts, steps, blocks, size)
+        happened = real.replay(programs, network, prompts, steps, room.blocks, size, room.host_blocks)
         tokens, logits = real.reference(network, prompts, finished)
     difference = real.largest_difference(happened.logits, logits)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.named_parameters()}
@@ -123,10 +136,12 @@ def compare(
     if wrong:
         found.append(f"tokens of sequences {wrong} differ from plain generation's")
     if not happened.fault:
-        each = (standing_bytes(replica[0], blocks, size, len(prompts)) for replica in loops)
+        each = (
+            standing_bytes(replica[0], room.blocks, size, len(prompts), room.host_blocks) for replica in loops
+        )
         standing = sum(each, Counter[str]())
         found += _accounts(happened, record, [timed.plan for timed in steps], standing, real.moments(steps))
-        cached = blocks * engine.scheduler.kv_block_tokens
+        cached = room.blocks * size
         found += _beyond_account(happened.peak_bytes, standing, [each[0] for each in loops], engine, cached)
     return replace(
         blank,
@@ -136,6 +151,8 @@ def compare(
         tasks=sum(len(timed.plan.template.tasks) for timed in steps),
         tokens=sum(finished.values()),
         preemptions=record.preemptions,
+        reused_tokens=record.reused_tokens,
+        moved_tokens=sum(c.context for parts in simulated.chunks for c in parts[0] if not c.new),
         logits_difference=difference if math.isfinite(difference) else None,
         flops=sum(happened.flops.values()),
         link_bytes=sum(happened.link_bytes.values()),
@@ -147,7 +164,7 @@ def compare(
 def _kinds(steps: Sequence[Parts]) -> tuple[str, ...]:
     found: set[str] = set()
     for parts in steps:
-        chunks = [chunk for part in parts for chunk in part]
+        chunks = [chunk for part in parts for chunk in part if chunk.new]
         for chunk in chunks:
             found.add("decode" if chunk.new == 1 else "chunk" if chunk.context else "prefill")
         if len({chunk.context + chunk.new for chunk in chunks}) > 1:
@@ -195,8 +212,13 @@ def _plan(recorded: Recorded, parts: Parts) -> Plan:
 
 
 def _prompt(model: Architecture, request: Request, seed: int) -> list[int]:
-    rng = np.random.default_rng((seed, 2, request.number))
-    return [int(token) for token in rng.integers(0, model.vocab_size, request.prompt_tokens)]
+    """Random tokens; where the request says what its prompt begins with, the same for the same ids."""
+    size, tokens = request.prefix_block_tokens, list[int]()
+    for each in request.prefix:
+        tokens += np.random.default_rng((seed, 3, each)).integers(0, model.vocab_size, size).tolist()
+    own = np.random.default_rng((seed, 2, request.number))
+    tokens += own.integers(0, model.vocab_size, max(0, request.prompt_tokens - len(tokens))).tolist()
+    return tokens[: request.prompt_tokens]
 
 
 def _flaws_of(programs: Sequence[Program], steps: Sequence[Any]) -> list[str]:

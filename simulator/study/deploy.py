@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
+
+from pydantic import ValidationError
 
 from simulator.errors import InputError, Problem, SimulatorError
 from simulator.graph.machine import machine_graph
 from simulator.graph.work import Formats
+from simulator.placement.kv_moves import why_not_to_host
 from simulator.placement.memory import Budget, budget, together
 from simulator.placement.placement import NotPlaceable
 from simulator.placement.program import Program, by_placement, programs_of
@@ -19,13 +23,15 @@ from simulator.serving.arrivals import Request, Source, from_trace, generate, us
 from simulator.specs.architecture import Architecture
 from simulator.specs.base import Case
 from simulator.specs.catalogue import Catalogue
-from simulator.specs.engine import Engine
+from simulator.specs.engine import Engine, SchedulerSettings
 from simulator.specs.hardware import Host
 from simulator.specs.machine import load_machine
 from simulator.specs.provenance import Figure
 from simulator.specs.scenario import PrecisionChoice
 from simulator.specs.trace import load_trace
 from simulator.specs.workload import HistogramLengths, TraceArrivals, Workload
+
+UNCHANGED: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class Deployment:
     engine: Engine
     figures: tuple[Figure, ...] = ()
     """Uncertain figures of the machine and the engine."""
+    kv_blocks: int | None = None
+    """Of each placement, where they are stated."""
 
     @property
     def program(self) -> Program:
@@ -52,7 +60,7 @@ class Deployment:
     def budget(self) -> Budget:
         """The account of every memory the placements touch."""
         budgets = [budget(loops[0], self.engine) for loops in by_placement(self.programs)]
-        return together(budgets, self.engine)
+        return replace(together(budgets, self.engine), stated_blocks=self.kv_blocks)
 
     @property
     def host(self) -> Host:
@@ -74,8 +82,12 @@ class Deployment:
 def deploy(
     machine_ref: str | Mapping[str, Any], model: Architecture, engine_id: str, precision: PrecisionChoice,
     strategy: Strategy, catalogue: Catalogue, case: Case = "nominal",
+    scheduler: Mapping[str, Any] = UNCHANGED, memory: Mapping[str, Any] = UNCHANGED,
 ) -> Deployment | NotPlaceable:  # fmt: skip
-    """Place a model; raises InputError for files that cannot be used."""
+    """Place a model; raises InputError for files that cannot be used.
+
+    scheduler, memory: settings of the engine that replace those of its profile.
+    """
     graph = machine_graph(load_machine(machine_ref, catalogue, case))
     if any(placed.device.tables for placed in graph.devices.values()):
         from simulator.study.calibration.measured_times import with_measured_times  # imports scipy, a second
@@ -89,14 +101,33 @@ def deploy(
     placements = placed if isinstance(placed, tuple) else (placed,)
     programs = programs_of(model, placements, graph, formats, engine.record.is_eager)
     program = programs[0]
-    unstorable = _why_not_storable(program)
-    if unstorable is not None:
-        return NotPlaceable(unstorable)
+    record = reset(engine.record, scheduler, memory)
+    reason = _why_not_storable(program)
+    if reason is None and record.memory.host_kv_bytes:
+        reason = why_not_to_host(program)
+    if reason is not None:
+        return NotPlaceable(reason)
     host = graph.hosts[program.host]
     if host.host.cores is None:
         return NotPlaceable(f"host {host.host_id} does not say how many cores it has (unknown)")
     engine_figures = tuple(figure.under(f"engines.{engine_id}") for figure in engine.figures)
-    return Deployment(programs, _for_model(engine.record, model), graph.machine.figures + engine_figures)
+    return Deployment(programs, _for_model(record, model), graph.machine.figures + engine_figures)
+
+
+def reset(engine: Engine, scheduler: Mapping[str, Any], memory: Mapping[str, Any]) -> Engine:
+    """An engine that is set otherwise; raises InputError where settings do not go together."""
+    settings = engine.scheduler.model_dump() | dict(scheduler)
+    try:
+        changed = SchedulerSettings.model_validate(settings)
+    except ValidationError as error:
+        problems = [
+            Problem("scenario", key=".".join(("scheduler", *map(str, each["loc"]))), value=dict(scheduler),
+                    advice=each["msg"])
+            for each in error.errors()
+        ]  # fmt: skip
+        raise InputError(problems) from None
+    update = {"scheduler": changed, "memory": engine.memory.model_copy(update=dict(memory))}
+    return engine.model_copy(update=update)
 
 
 def _why_not_storable(program: Program) -> str | None:

@@ -15,6 +15,7 @@ from simulator.results.metrics import LatencyMetrics, is_saturated, latency_metr
 from simulator.results.records import RunRecord
 from simulator.results.run_result import Band, Economics, MemoryUse, RunResult, StudyResult
 from simulator.serving.arrivals import users_of
+from simulator.serving.routing import ROUTERS
 from simulator.simulation.serve import serve
 from simulator.specs.base import Case
 from simulator.specs.catalogue import Catalogue
@@ -96,14 +97,17 @@ def _cases(run: RunSpec, catalogue: Catalogue, scenario_figures: Sequence[Figure
     deployed = _deploy(run, catalogue, "nominal")
     if isinstance(deployed, NotPlaceable):
         return ("nominal",)
-    return ("nominal", "best", "worst") if deployed.figures or scenario_figures else ("nominal",)
+    is_uncertain = run.bands and (deployed.figures or scenario_figures)
+    return ("nominal", "best", "worst") if is_uncertain else ("nominal",)
 
 
 def _deploy(run: RunSpec, catalogue: Catalogue, case: Case) -> Deployment | NotPlaceable:
     strategy = run.placement
     assert isinstance(strategy, Strategy)
     model = load_model(run.model, catalogue)
-    return deploy(run.machine_ref, model, run.engine, run.precision, strategy, catalogue, case)
+    choice = run.machine_ref, model, run.engine, run.precision, strategy
+    deployed = deploy(*choice, catalogue, case, run.scheduler, run.memory)
+    return deployed if isinstance(deployed, NotPlaceable) else replace(deployed, kv_blocks=run.kv_blocks)
 
 
 # -- one run ------------------------------------------------------------------------------------------------
@@ -134,7 +138,8 @@ def simulate(run: RunSpec, cost: Cost, case: Case, catalogue: Catalogue) -> RunR
     record = serve(
         deployment.programs, deployment.engine, deployment.budget.kv_blocks,
         lambda: source_of(run.workload, requests), run.fidelity, deployment.cores,
-        recorded if case == "nominal" else 0,
+        recorded if case == "nominal" else 0, deployment.budget.host_blocks,
+        ROUTERS[run.routing](len(deployment.programs), run.seed), run.workload.timeout_s,
     )  # fmt: skip
     return _row(blank, deployment, record, run.workload, cost, case)
 

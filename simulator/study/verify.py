@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from simulator.errors import InputError, Problem
+from simulator.graph.shape import Chunk
 from simulator.placement.placement import NotPlaceable
 from simulator.placement.program import Program, by_placement
 from simulator.placement.strategies import STRATEGIES, Strategy
 from simulator.serving.actions import Step
 from simulator.serving.arrivals import Request
 from simulator.serving.lockstep import Lockstep
+from simulator.serving.routing import ROUTERS, Router
 from simulator.serving.scheduler import Scheduler
 from simulator.simulation.loop import Observer
 from simulator.simulation.serve import Serving
@@ -27,7 +29,7 @@ from simulator.specs.model import load_model
 from simulator.specs.scenario import PrecisionChoice, RunSpec, load_scenario
 from simulator.specs.weight_formats import WEIGHT_FORMATS
 from simulator.specs.workload import Workload
-from simulator.study.compare import Parts, Simulated, Verified, compare
+from simulator.study.compare import Parts, Room, Simulated, Verified, compare
 from simulator.study.deploy import Deployment, deploy, requests_of, source_of
 from simulator.study.side_by_side import Progress, carry_out
 
@@ -79,17 +81,19 @@ def verify_run(run: RunSpec, catalogue: Catalogue) -> Verified:
         run.machine_name, run.model, strategy.label, "not placed", strategy.strategy, run.precision.weights,
         exact(run.precision).weights, is_encoder=model.is_encoder,
     )  # fmt: skip
-    deployment = deploy(run.machine_ref, model, run.engine, exact(run.precision), strategy, catalogue)
+    choice = run.machine_ref, model, run.engine, exact(run.precision), strategy
+    deployment = deploy(*choice, catalogue, scheduler=run.scheduler, memory=run.memory)
     if isinstance(deployment, NotPlaceable):
         return replace(blank, mismatches=(deployment.reason,))
     requests = requests_of(run.workload, run.seed, catalogue, model)
     too_large = _too_large(deployment)
     if too_large:
         return replace(blank, mismatches=(too_large,))
-    engine, blocks = made_scarce(deployment.engine, requests, deployment.programs)
+    engine, room = made_scarce(deployment.engine, requests, deployment.programs)
     deployment = replace(deployment, engine=engine)
-    simulated = simulate_for_replay(deployment, requests, blocks, run.workload)
-    return compare(blank, simulated, requests, engine, blocks, run.seed)
+    router = ROUTERS[run.routing](len(deployment.programs), run.seed)
+    simulated = simulate_for_replay(deployment, requests, room, run.workload, router)
+    return compare(blank, simulated, requests, engine, room, run.seed)
 
 
 def _too_large(deployment: Deployment) -> str | None:
@@ -103,9 +107,10 @@ def _too_large(deployment: Deployment) -> str | None:
 
 def made_scarce(
     engine: Engine, requests: Sequence[Request], programs: Sequence[Program]
-) -> tuple[Engine, int]:
+) -> tuple[Engine, Room]:
     """The engine with a token budget that cuts the longest prompt (where it may), and fewer KV blocks of each
-    placement than its share of the requests wants, so that chunks and preemption are verified too."""
+    placement than its share of the requests wants, so that chunks and preemption are verified too; with as
+    many again in host memory, if it uses that."""
     scheduler = engine.scheduler
     size = min(scheduler.kv_block_tokens, SMALL_BLOCK_TOKENS)
     wanted = [-(-(request.prompt_tokens + request.output_tokens) // size) for request in requests]
@@ -117,22 +122,27 @@ def made_scarce(
     scarce = engine.model_copy(update={"scheduler": scheduler.model_copy(update=changes)})
     groups = len(programs) * programs[0].rank_groups
     each_loop = max(max(wanted), sum(wanted) // (2 * groups))
-    return scarce, each_loop * programs[0].placement.loops
+    blocks = each_loop * programs[0].placement.loops
+    return scarce, Room(blocks, blocks if engine.memory.host_kv_bytes else 0)
 
 
 def simulate_for_replay(
-    deployment: Deployment, requests: Sequence[Request], blocks: int, workload: Workload
-) -> Simulated:
-    """Run the workload at fidelity `task`, keeping every task's times and every step's chunks."""
+    deployment: Deployment, requests: Sequence[Request], room: Room, workload: Workload,
+    router: Router | None = None,
+) -> Simulated:  # fmt: skip
+    """Run the workload at fidelity `task`, keeping every task's times and every plan's chunks."""
     decided: list[Parts] = []
     microbatches = deployment.program.placement.microbatches
 
     def note(scheduler: Scheduler | Lockstep, step: Step, _: int) -> None:
         decided.append(scheduler.parts(microbatches))
 
+    def note_move(blocks: Chunk) -> None:
+        decided.append(((blocks,),))
+
     serving = Serving(
-        deployment.programs, deployment.engine, blocks, source_of(workload, tuple(requests)), "task",
-        deployment.cores, record_steps=2**62, observer=Observer(note),
+        deployment.programs, deployment.engine, room.blocks, source_of(workload, tuple(requests)), "task",
+        deployment.cores, 2**62, Observer(note, note_move), room.host_blocks, router, workload.timeout_s,
     )  # fmt: skip
     record = serving.run()
     return Simulated(deployment.programs, record, tuple(serving.clock.recorded), tuple(decided))

@@ -149,9 +149,9 @@ def test_loops_that_cannot_meet_are_islands() -> None:
         return SimpleNamespace(peak_loads=dict(loads), trailing_links=frozenset(trailing))
 
     lone = [frozenset({f"gpu-{loop}"}) for loop in range(3)]
-    assert islands_of([reduced(("a", 1.0)), reduced(("b", 1.0)), reduced(("c", 1.0))], lone) == [0, 1, 2]
-    assert islands_of([reduced(("a", 0.6)), reduced(("b", 1.0)), reduced(("a", 0.6))], lone) == [0, 1, 0]
-    assert islands_of([reduced(("a", 0.3)), reduced(("a", 0.3)), reduced(("a", 0.3))], lone) == [0, 1, 2]
-    assert islands_of([reduced(("a", 0.3)), reduced(("a", 0.3), trailing=("a",)), reduced()], lone) == [0, 0, 1]
+    assert islands_of([reduced(("a", 1.0)), reduced(("b", 1.0)), reduced(("c", 1.0))], lone, range(3)) == [0, 1, 2]
+    assert islands_of([reduced(("a", 0.6)), reduced(("b", 1.0)), reduced(("a", 0.6))], lone, range(3)) == [0, 1, 0]
+    assert islands_of([reduced(("a", 0.3)), reduced(("a", 0.3)), reduced(("a", 0.3))], lone, range(3)) == [0, 1, 2]
+    assert islands_of([reduced(("a", 0.3)), reduced(("a", 0.3), trailing=("a",)), reduced()], lone, range(3)) == [0, 0, 1]
     shared = [frozenset({"x"}), frozenset({"y"}), frozenset({"x", "y"})]
-    assert islands_of([reduced(), reduced(), reduced()], shared) == [0, 0, 0]
+    assert islands_of([reduced(), reduced(), reduced()], shared, range(3)) == [0, 0, 0]

@@ -21,7 +21,7 @@ from simulator.specs.catalogue import Catalogue
 from simulator.specs.model import load_model
 from simulator.specs.scenario import PrecisionChoice, load_scenario
 from simulator.specs.weight_formats import WeightFormat
-from simulator.study.compare import Verified, residency_flaws
+from simulator.study.compare import Room, Verified, residency_flaws
 from simulator.study.deploy import Deployment, deploy, requests_of
 from simulator.study.verify import simulate_for_replay, verify_run
 
@@ -106,7 +106,7 @@ def test_a_prompt_of_an_encoder_is_never_cut(model: str, strategy: SingleDevice 
     requests = requests_of(run.workload, run.seed, CATALOGUE, deployment.program.model)
     scheduler = deployment.engine.scheduler.model_copy(update={"max_num_batched_tokens": 24})
     engine = deployment.engine.model_copy(update={"scheduler": scheduler})
-    simulated = simulate_for_replay(Deployment(deployment.programs, engine), requests, 1000, run.workload)
+    simulated = simulate_for_replay(Deployment(deployment.programs, engine), requests, Room(1000), run.workload)
     served = [(chunk.sequence, chunk.context, chunk.new) for step in simulated.chunks for part in step for chunk in part]
     assert sorted(served) == [(each.number, 0, each.prompt_tokens) for each in requests]
     assert len(simulated.chunks) > 2, "the budget is meant to be small"

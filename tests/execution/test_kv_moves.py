@@ -6,7 +6,7 @@ from simpy import Environment
 from simulator.execution.network import Transformer
 from simulator.execution.replay import Replayed, TimedPlan, random_model, reference, replay
 from simulator.graph.shape import Chunk, StepShape
-from simulator.placement.handover import handover_template
+from simulator.placement.kv_moves import handover_template
 from simulator.placement.placement import Placement, Stage
 from simulator.placement.plan import Plan
 from simulator.placement.program import Program

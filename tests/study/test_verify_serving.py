@@ -1,0 +1,90 @@
+"""Policies, preemption by swapping and kept prefixes, carried out on a real transformer: the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from simulator.placement.placement import Placement
+from simulator.serving.arrivals import Request
+from simulator.specs.workload import Workload
+from simulator.study.compare import Verified, compare
+from simulator.study.deploy import reset
+from simulator.study.verify import made_scarce, simulate_for_replay
+from tests.placed import deployed, stages
+
+GIB = 2**30
+WORKLOAD = Workload.model_validate({"arrivals": {"process": "batch"}, "lengths": {"prompt": 8, "output": 8}, "requests": 1})
+REQUESTS = tuple(
+    Request(number, 0.0, prompt, output, number % 2, prefix, 4 if prefix else 0)
+    for number, (prompt, output, prefix) in enumerate([
+        (22, 12, (1, 2, 3)), (18, 9, (1, 2, 4)), (13, 14, (1, 2, 3)), (21, 6, (1, 2, 3, 5, 6)), (9, 16, ()),
+        (21, 5, (1, 2, 3, 5, 6)), (7, 11, (7,)),
+    ])
+)  # fmt: skip
+
+PLACEMENTS = {
+    "one device": Placement("one device", stages(("gpu-0", 4))),
+    "two ranks": Placement("two ranks", stages(("gpu-0+gpu-1", 4))),
+    "two loops": Placement("two loops", stages(("gpu-0", 2), ("gpu-1", 2)), loops=2),
+    "two microbatches": Placement("two microbatches", stages(("gpu-0", 1), ("gpu-1+gpu-2", 3)), 2),
+}
+
+
+def carried_out(placement: str, scheduler: Mapping[str, Any], host: bool, model: str = "tiny-llama") -> Verified:
+    found = deployed(PLACEMENTS[placement], model)
+    engine = reset(found.engine, scheduler, {"host_kv_bytes": float(GIB)} if host else {})
+    scarce, room = made_scarce(engine, REQUESTS, found.programs)
+    simulated = simulate_for_replay(replace(found, engine=scarce), REQUESTS, room, WORKLOAD)
+    return compare(Verified("machine", model, placement, "not placed"), simulated, REQUESTS, scarce, room, seed=3)
+
+
+def check(row: Verified) -> None:
+    assert row.mismatches == ()
+    assert row.status == "ok"
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("policy", ["continuous_batching", "prefill_first", "static_batch"])
+def test_swapped_sequences_go_on_as_if_nothing_had_been(placement, policy):
+    row = carried_out(placement, {"policy": policy, "preemption": "swap"}, host=True)
+    check(row)
+    assert row.preemptions > 0
+    assert row.moved_tokens > 0
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("order", ["fcfs", "priority", "shortest_first"])
+def test_kept_prefixes_are_what_would_have_been_computed(placement, order):
+    row = carried_out(placement, {"order": order, "prefix_caching": True}, host=False)
+    check(row)
+    assert row.reused_tokens > 0
+    assert row.moved_tokens == 0
+
+
+@pytest.mark.parametrize("placement", ["one device", "two ranks"])
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+@pytest.mark.parametrize("model", ["tiny-mistral", "tiny-deepseek-v2"])
+def test_prefixes_come_back_from_host_memory(placement, preemption, model):
+    """Also those of a sliding window and of latent attention."""
+    row = carried_out(placement, {"prefix_caching": True, "preemption": preemption, "max_num_seqs": 2}, True, model)
+    check(row)
+    assert row.reused_tokens > 0
+    assert row.moved_tokens > 0
+
+
+def test_a_copy_left_out_shows(monkeypatch):
+    """If swapped blocks did not come back, tokens would differ."""
+    from simulator.execution.interpreter import Interpreter
+
+    def forget(self, move, chunks):
+        return () if move.target.name.endswith(".host") else hand_over(self, move, chunks)
+
+    hand_over = Interpreter._hand_over
+    monkeypatch.setattr(Interpreter, "_hand_over", forget)
+    row = carried_out("one device", {"preemption": "swap"}, host=True)
+    assert row.status == "mismatch"
+    assert any("logits differ" in each or "tokens of sequences" in each for each in row.mismatches)
