@@ -131,7 +131,7 @@ def simulate_for_replay(
         decided.append(scheduler.parts(microbatches))
 
     serving = Serving(
-        deployment.programs, deployment.engine, blocks, source_of(workload, tuple(requests)), "task",
+        deployment.programs, deployment.engine, blocks, source_of(workload, requests), "task",
         deployment.cores, record_steps=2**62, observer=Observer(note),
     )  # fmt: skip
     record = serving.run()

@@ -18,19 +18,19 @@ HEADER = "arrival_s,prompt_tokens,output_tokens\n"
     "text",
     [
         HEADER + "0,374,44\n1.5,396,109\n",
-        "timestamp_ms,input_length,output_length,hash_ids\n0,374,44,0 1\n1500,396,109,2 3\n",
+        "timestamp_ms,input_length,output_length,hash_ids\n0,374,44,0\n1500,396,109,2\n",
         "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,374,44\n2023-11-16 18:15:48.1800000,396,109\n",
     ],
 )
 def test_reads_the_columns_of_published_traces(tmp_path: Path, text: str) -> None:
     trace = load_trace(write(tmp_path, "t.csv", text))
     assert trace.arrival_s == pytest.approx((0.0, 1.5))
-    assert (trace.prompt_tokens, trace.output_tokens, len(trace)) == ((374, 396), (44, 109), 2)
+    assert (trace.prompt_tokens.tolist(), trace.output_tokens.tolist(), len(trace)) == ([374, 396], [44, 109], 2)
 
 
 def test_takes_the_first_requests(tmp_path: Path) -> None:
     path = write(tmp_path, "t.csv", HEADER + "0,1,1\n1,2,2\n2,3,3\n")
-    assert load_trace(path, 2).prompt_tokens == (1, 2)
+    assert load_trace(path, 2).prompt_tokens.tolist() == [1, 2]
     assert lines_of(lambda: load_trace(path, 4)) == ["t.csv: holds 3 requests, 4 are asked for"]
 
 
