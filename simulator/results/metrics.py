@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.results.records import RunRecord
+from simulator.results.steady import SteadyState, steady_state
 
 CATEGORIES = ("compute", "memory", "transfer", "host", "network", "waiting")
 
@@ -70,6 +71,8 @@ class LatencyMetrics:
     """Share of the requests' time spent on each category; adds up to 1."""
     overhead_share: float = 0.0
     """Part of the share of compute that is fixed overhead of kernels."""
+    steady: SteadyState | None = None
+    """Means without the warm-up; None where no steady state was found. All else is of the whole run."""
 
 
 def latency_metrics(record: RunRecord) -> LatencyMetrics:
@@ -90,6 +93,7 @@ def latency_metrics(record: RunRecord) -> LatencyMetrics:
         requests_per_s=len(finished) / duration_s,
         attribution={name: record.time_s[name] / total_s for name in CATEGORIES},
         overhead_share=record.overhead_s / total_s,
+        steady=steady_state(record),
     )
 
 
