@@ -137,14 +137,18 @@ def _throughput(requests: Sequence[RequestRecord], start_s: float, end_s: float)
     return _estimate(float(rates.mean()), rates.tolist())
 
 
+_NO_TIME_S = 1e-12
+
+
 def received_tokens(requests: Sequence[RequestRecord], moments_s: Floats) -> Floats:
     """Output tokens that clients have by each moment."""
     first_s = np.array([request.first_received_s for request in requests])
     last_s = np.array([request.last_received_s for request in requests])
     others = np.array([request.output_tokens - 1 for request in requests], dtype=np.float64)
-    lasting_s = np.maximum(last_s - first_s, np.finfo(np.float64).tiny)
+    lasting_s = np.maximum(last_s - first_s, _NO_TIME_S)
 
     def by(moment_s: float) -> float:
-        return float(((first_s <= moment_s) + others * np.clip((moment_s - first_s) / lasting_s, 0, 1)).sum())
+        share = (np.clip(moment_s, first_s, last_s) - first_s) / lasting_s
+        return float(((first_s <= moment_s) + others * np.where(moment_s >= last_s, 1.0, share)).sum())
 
     return np.array([by(moment_s) for moment_s in moments_s])
