@@ -134,8 +134,8 @@ def falls_behind(record: RunRecord, dispersion: float = 1.0, cycle: float = 0.0)
 
     A run that starts empty fills up first, and on a short run that looks like a queue that grows; but
     then answers come at the rate of arrivals once the first are done. Of n arrivals, n - `DEVIATIONS` *
-    sqrt(2 d n) answers are within the noise: the difference of two counts of mean n and dispersion d
-    varies by sqrt(2 d n). Where arrivals are more even than Poisson, answers need not be: d is at least 1.
+    sqrt((d + 1) n) answers are within the noise: the difference of arrivals of dispersion d and answers as
+    of a Poisson process varies so much. Arrivals more even than Poisson are taken for Poisson.
     """
     arrived = np.sort([request.queued_s for request in record.finished()])
     if len(arrived) < 3:
@@ -143,4 +143,4 @@ def falls_behind(record: RunRecord, dispersion: float = 1.0, cycle: float = 0.0)
     count = _window(len(arrived), cycle)
     start_s, end_s = arrived[-count], arrived[-1]
     done = sum(start_s <= request.last_token_s <= end_s for request in record.finished())
-    return bool(done < count - DEVIATIONS * math.sqrt(2 * max(1.0, dispersion) * count))
+    return bool(done < count - DEVIATIONS * math.sqrt((max(1.0, dispersion) + 1) * count))

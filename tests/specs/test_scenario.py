@@ -207,7 +207,7 @@ def test_one_machine_in_place_needs_no_list(house: Path) -> None:
         ("process: poisson, rate: 4 req/s", "process: closed, concurrency: 4, warmup_requests: -1",
          "workload.arrivals.warmup_requests = -1: must be at least 0"),
         ("requests: 1000", "requests: 1000\n  priorities: {0: 0.2, 1: 0.9}",
-         "14:15: workload.priorities = {'0': 0.2, '1': 0.9}: shares of requests by priority must add up to 1, not 1.1"),
+         "14:3: workload.priorities: shares of requests by priority must add up to 1, not 1.1"),
         ("requests: 1000", "requests: 1000\n  priorities: {high: 1}", "workload.priorities.high"),
         ("requests: 1000", "requests: 1000\n  shared_prefix: {tokens: 0}",
          "14:27: workload.shared_prefix.tokens = 0: must be at least 1"),
