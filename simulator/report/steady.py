@@ -20,9 +20,9 @@ def steady_notes(run: RunResult) -> Iterator[str]:
     steady = metrics.steady
     if _is_off(metrics.ttft_s.mean, steady.ttft_s) or _is_off(metrics.tpot_s.mean, steady.tpot_s):
         means = [
-            f"TTFT {_text(steady.ttft_s, 1e3)} ms",
-            f"TPOT {_text(steady.tpot_s, 1e3)} ms",
-            f"{_text(steady.output_tokens_per_s, 1)} tok/s",
+            f"TTFT {_text(steady.ttft_s, 1e3, ' ms')}",
+            f"TPOT {_text(steady.tpot_s, 1e3, ' ms')}",
+            _text(steady.output_tokens_per_s, 1, " tok/s"),
         ]
         yield (
             f"after a warm-up of {steady.warmup_requests} requests, which percentiles include, the means"
@@ -36,7 +36,7 @@ def _is_off(whole: float | None, steady: Estimate | None) -> bool:
     return abs(whole - steady.mean) > max(steady.half_width, WORTH_SAYING * steady.mean)
 
 
-def _text(estimate: Estimate | None, scale: float) -> str:
+def _text(estimate: Estimate | None, scale: float, unit: str) -> str:
     if estimate is None:
-        return "unknown"
-    return f"{format_number(estimate.mean * scale)} ± {format_number(estimate.half_width * scale)}"
+        return "-"
+    return f"{format_number(estimate.mean * scale)} ± {format_number(estimate.half_width * scale)}{unit}"
