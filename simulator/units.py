@@ -108,6 +108,8 @@ FLOPS_PER_S = Dimension(
     ("GFLOP/s", "TFLOP/s", "PFLOP/s", "TOP/s"),
 )
 SECONDS = Dimension("time", _TIME_UNITS, "low", ("2.5 us", "30 s"), _SHOWN_TIMES)
+DURATION = Dimension("duration", _TIME_UNITS, None, ("30 s", "1 day"), _SHOWN_TIMES)
+"""A time that is chosen and not uncertain, such as how long a burst lasts."""
 SECONDS_PER_TOKEN = Dimension(
     "time per token", _times_per("token"), "low", ("2 us/token",), ("us/token", "ms/token")
 )

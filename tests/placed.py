@@ -12,11 +12,12 @@ from simulator.placement.placement import Elsewhere, ExpertsAside, KvHome, Place
 from simulator.placement.program import programs_of
 from simulator.serving.arrivals import Request
 from simulator.specs.architecture import Architecture
+from simulator.specs.arrivals import BatchArrivals
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.engine import Engine
 from simulator.specs.machine import load_machine
 from simulator.specs.model import load_model
-from simulator.specs.workload import BatchArrivals, UniformLengths, Workload
+from simulator.specs.workload import UniformLengths, Workload
 from simulator.study.compare import Verified, compare
 from simulator.study.deploy import Deployment
 from simulator.study.verify import made_scarce, simulate_for_replay

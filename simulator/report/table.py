@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simulator.placement.memory import part_name
+from simulator.report.steady import steady_notes
 from simulator.report.wording import (
     COST,
     ENERGY,
@@ -222,6 +223,7 @@ def _notes_of(run: RunResult) -> Iterator[str]:
         yield f"of {sum(run.requests.values())} requests {counts}"
     if run.preemptions:
         yield f"{run.preemptions} preemptions for want of KV blocks"
+    yield from steady_notes(run)
     if run.crowded:
         steps, links = f"{run.event_steps} of {run.steps} steps", ", ".join(run.crowded)
         yield f"{steps} simulated task by task, because transfers share {links}"

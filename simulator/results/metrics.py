@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.results.records import RunRecord
+from simulator.results.steady import SteadyState, steady_state
 
 CATEGORIES = ("compute", "memory", "transfer", "host", "network", "waiting")
 
@@ -70,6 +71,8 @@ class LatencyMetrics:
     """Share of the requests' time spent on each category; adds up to 1."""
     overhead_share: float = 0.0
     """Part of the share of compute that is fixed overhead of kernels."""
+    steady: SteadyState | None = None
+    """Means without the warm-up; None where no steady state was found. All else is of the whole run."""
 
 
 def latency_metrics(record: RunRecord) -> LatencyMetrics:
@@ -90,6 +93,7 @@ def latency_metrics(record: RunRecord) -> LatencyMetrics:
         requests_per_s=len(finished) / duration_s,
         attribution={name: record.time_s[name] / total_s for name in CATEGORIES},
         overhead_share=record.overhead_s / total_s,
+        steady=steady_state(record),
     )
 
 
@@ -97,34 +101,46 @@ LEAST_GROWN = 8
 DEVIATIONS = 2
 
 
-def is_saturated(record: RunRecord) -> bool:
+def is_saturated(record: RunRecord, dispersion: float = 1.0, cycle: float = 0.0) -> bool:
     """Whether requests arrived faster than they were served when arrivals ended: more of them were in the
-    system, and fewer were finished than arrived."""
-    return is_growing(record.in_system_at_arrivals) and falls_behind(record)
+    system, and fewer were finished than arrived.
+
+    dispersion: variance over mean of how many arrive in a long time. cycle: requests after which the rate of
+    arrivals has been what it was; 0 where it does not vary as planned.
+    """
+    in_system = record.in_system_at_arrivals
+    window = _window(len(in_system), cycle)
+    return is_growing(in_system, window) and falls_behind(record, dispersion, cycle)
 
 
-def is_growing(in_system: NDArray[np.int64]) -> bool:
-    """Whether more requests were in the system during the last third of the arrivals than during the
-    middle third, by more than `LEAST_GROWN` on average."""
-    third = len(in_system) // 3
-    if third < LEAST_GROWN:
+def _window(arrivals: int, cycle: float) -> int:
+    """How many of the last arrivals to compare with as many before: the last third, or a whole cycle where
+    two are there, of which the hours of the day cannot make one look worse."""
+    return round(cycle) if 0 < 2 * cycle <= arrivals else arrivals // 3
+
+
+def is_growing(in_system: NDArray[np.int64], window: int | None = None) -> bool:
+    """Whether more requests were in the system during the last `window` arrivals, a third if it is not said,
+    than during as many before, by more than `LEAST_GROWN` on average."""
+    window = window or len(in_system) // 3
+    if window < LEAST_GROWN:
         return False
-    middle, last = in_system[third : 2 * third].mean(), in_system[-third:].mean()
-    return bool(last - middle > LEAST_GROWN)
+    before, last = in_system[-2 * window : -window].mean(), in_system[-window:].mean()
+    return bool(last - before > LEAST_GROWN)
 
 
-def falls_behind(record: RunRecord) -> bool:
-    """Whether fewer requests were finished than arrived in the last third of the arrivals.
+def falls_behind(record: RunRecord, dispersion: float = 1.0, cycle: float = 0.0) -> bool:
+    """Whether fewer requests were finished than arrived in the last third of the arrivals, or the last cycle.
 
     A run that starts empty fills up first, and on a short run that looks like a queue that grows; but
     then answers come at the rate of arrivals once the first are done. Of n arrivals, n - `DEVIATIONS` *
-    sqrt(2 n) answers are within the noise: the difference of two Poisson counts of mean n varies by
-    sqrt(2 n).
+    sqrt((d + 1) n) answers are within the noise: the difference of arrivals of dispersion d and answers as
+    of a Poisson process varies so much. Arrivals more even than Poisson are taken for Poisson.
     """
     arrived = np.sort([request.queued_s for request in record.finished()])
     if len(arrived) < 3:
         return False
-    count = len(arrived) // 3
+    count = _window(len(arrived), cycle)
     start_s, end_s = arrived[-count], arrived[-1]
     done = sum(start_s <= request.last_token_s <= end_s for request in record.finished())
-    return bool(done < count - DEVIATIONS * math.sqrt(2 * count))
+    return bool(done < count - DEVIATIONS * math.sqrt((max(1.0, dispersion) + 1) * count))

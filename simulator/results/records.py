@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+Amount = TypeVar("Amount", int, float)
 
 Status = Literal["finished", "rejected", "failed"]
 
@@ -136,3 +138,34 @@ class RunRecord:
 
     def finished(self) -> tuple[RequestRecord, ...]:
         return tuple(request for request in self.requests if request.status == "finished")
+
+
+def since(earlier: RunRecord, whole: RunRecord) -> RunRecord:
+    """What a run did after a moment at which it was idle; `earlier` is its record until then. Peaks, shared
+    links and spans stay those of the whole."""
+    before = {request.number for request in earlier.requests}
+    requests = tuple(request for request in whole.requests if request.number not in before)
+    return replace(
+        whole,
+        requests=requests,
+        gaps_s=whole.gaps_s[len(earlier.gaps_s) :],
+        gap_counts=whole.gap_counts[len(earlier.gap_counts) :],
+        step_count=whole.step_count - earlier.step_count,
+        output_tokens=whole.output_tokens - earlier.output_tokens,
+        start_s=min((request.sent_s for request in requests), default=whole.end_s),
+        time_s=_less(whole.time_s, earlier.time_s),
+        overhead_s=whole.overhead_s - earlier.overhead_s,
+        busy_s=_less(whole.busy_s, earlier.busy_s),
+        host_busy_s=whole.host_busy_s - earlier.host_busy_s,
+        link_bytes=_less(whole.link_bytes, earlier.link_bytes),
+        flops=whole.flops - earlier.flops,
+        preemptions=whole.preemptions - earlier.preemptions,
+        prefilled_tokens=whole.prefilled_tokens - earlier.prefilled_tokens,
+        reused_tokens=whole.reused_tokens - earlier.reused_tokens,
+        in_system_at_arrivals=whole.in_system_at_arrivals[len(earlier.in_system_at_arrivals) :],
+        event_steps=whole.event_steps - earlier.event_steps,
+    )
+
+
+def _less(whole: Mapping[str, Amount], earlier: Mapping[str, Amount]) -> dict[str, Amount]:
+    return {name: value - earlier.get(name, 0) for name, value in whole.items()}

@@ -152,6 +152,7 @@ class RunResult:
             "energy_j_per_output_token": economics.energy_j_per_output_token,
             "usd_per_million_output_tokens": economics.usd_per_million_output_tokens,
             "attribution": dict(metrics.attribution),
+            "steady": metrics.steady and metrics.steady.as_dict(),
         }
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any
 
 from simpy import Environment, Event
 
 from simulator.placement.kv_moves import WAYS, move_template
 from simulator.placement.program import Program, block_ranges
-from simulator.results.records import RunRecord
+from simulator.results.records import RunRecord, since
 from simulator.serving.arrivals import Request, Source
 from simulator.serving.lockstep import Lockstep
 from simulator.serving.routing import LeastLoaded, Router
@@ -63,6 +64,8 @@ class Serving:
         self._timeout = None if timeout_s is None else tick(timeout_s)
         self.lives: dict[int, RequestLife] = {}
         self.in_system_at_arrivals: list[int] = []
+        self.warmed_up: RunRecord | None = None
+        """The run until the last request that only warms up was answered."""
         self._live = 0
 
     def run(self) -> RunRecord:
@@ -118,9 +121,13 @@ class Serving:
     def _leave(self, life: RequestLife) -> None:
         """The request is over; a closed loop's client may send its next once it knows."""
         self._live -= 1
+        was_warming_up = self.source.is_warming_up
         following = self.source.after_completion()
-        if following is not None:
-            self.front.at(max(life.last_received, int(self.env.now)), lambda: self._send(following))
+        if was_warming_up and not self.source.is_warming_up:
+            self.warmed_up = run_record(self)
+        for request in following:
+            known = max(life.last_received, int(self.env.now))
+            self.front.at(known + tick(self.source.think_s), partial(self._send, request))
 
 
 def _scheduler(engine: Engine, program: Program, blocks: range, host: range) -> Scheduler | Lockstep:
@@ -136,8 +143,10 @@ def serve(
     make_source: Callable[[], Source], fidelity: str = "fast", cores: int = 1, record_steps: int = 0,
     host_blocks: int = 0, router: Router | None = None, timeout_s: float | None = None,
 ) -> RunRecord:  # fmt: skip
-    """Run a workload once."""
-    return Serving(
+    """Run a workload once; what only warms up is not in the record."""
+    serving = Serving(
         programs, engine, block_count, make_source(), fidelity, cores, record_steps, None, host_blocks,
         router, timeout_s,
-    ).run()  # fmt: skip
+    )  # fmt: skip
+    record = serving.run()
+    return record if serving.warmed_up is None else since(serving.warmed_up, record)

@@ -214,6 +214,8 @@ def _no_truth_value(raw: Any) -> Any:
 MOST_TOKENS = 10**9
 """More tokens than any prompt, answer, cache or batch has."""
 
+MOST_PRIORITY = 10**6
+
 WholeNumber = Annotated[int, BeforeValidator(_no_truth_value)]
 Tokens = Annotated[WholeNumber, Field(ge=1, le=MOST_TOKENS)]
 Requests = Annotated[WholeNumber, Field(ge=1, le=10**7)]

@@ -1,8 +1,8 @@
-"""When requests arrive and how many tokens go in and come out, as a scenario may say it."""
+"""What clients ask for, as a scenario may say it: when, how many tokens go in and out, what is shared."""
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -15,88 +15,16 @@ from pydantic import (
     model_validator,
 )
 
-from simulator.specs.base import InputFile, Spec, existing_file, is_path, rule_broken
+from simulator import units
+from simulator.specs.arrivals import MOST_CYCLES, MOST_DAYS, Arrivals, TraceArrivals, cycles, expected_s
+from simulator.specs.base import Spec, existing_file, is_path, rule_broken
 from simulator.specs.provenance import Source
-from simulator.specs.quantities import MOST_TOKENS, Requests, RequestsPerSecond, Seconds
+from simulator.specs.quantities import MOST_PRIORITY, MOST_TOKENS, Quantity, Requests, Seconds, Tokens
 
 
 def id_or_file(ref: str, info: ValidationInfo) -> str:
     """An id as it is; a path resolved to a file that exists."""
     return existing_file(ref, info) if is_path(ref) else ref
-
-
-MOST_DAYS = 30
-"""Longest expected time of drawn arrivals; the simulated clock counts 64-bit picoseconds, 106 days."""
-
-
-def expected_s(arrivals: Any, requests: int) -> float:
-    """When the last of so many requests arrives, with room for unlucky draws."""
-    match arrivals:
-        case ConstantArrivals():
-            return requests / arrivals.rate_per_s
-        case PoissonArrivals():
-            return (requests + _UNLUCKY) / arrivals.rate_per_s
-        case GammaArrivals():
-            return (requests + _UNLUCKY * arrivals.cv**2) / arrivals.rate_per_s
-    return 0.0
-
-
-_UNLUCKY = 30
-"""By Bernstein's inequality a sum of n gaps of variation cv is over 3.5 (n + 30 cv^2) once in e^50 draws."""
-
-
-class BatchArrivals(Spec):
-    """Every request is there at the start."""
-
-    process: Literal["batch"]
-
-
-class ConstantArrivals(Spec):
-    """Requests at equal distances."""
-
-    process: Literal["constant"]
-    rate_per_s: Annotated[RequestsPerSecond, Field(alias="rate")]
-    """Requests per second."""
-
-
-class PoissonArrivals(Spec):
-    """Requests independent of one another."""
-
-    process: Literal["poisson"]
-    rate_per_s: Annotated[RequestsPerSecond, Field(alias="rate")]
-    """Mean requests per second."""
-
-
-class GammaArrivals(Spec):
-    """Requests in bursts, or more even than Poisson: gaps between them are gamma-distributed."""
-
-    process: Literal["gamma"]
-    rate_per_s: Annotated[RequestsPerSecond, Field(alias="rate")]
-    """Mean requests per second."""
-    cv: Annotated[float, Field(ge=0.01, le=100)]
-    """Coefficient of variation of the gaps: 1 is Poisson, more is burstier."""
-
-
-class ClosedArrivals(Spec):
-    """A fixed number of users, each sending a request when the last is answered."""
-
-    process: Literal["closed"]
-    concurrency: Requests
-    """How many users."""
-
-
-class TraceArrivals(Spec):
-    """Requests as recorded, lengths included."""
-
-    process: Literal["trace"]
-    file: InputFile
-    """A CSV file; see `simulator.specs.trace` for its columns."""
-
-
-Arrivals = Annotated[
-    BatchArrivals | ConstantArrivals | PoissonArrivals | GammaArrivals | ClosedArrivals | TraceArrivals,
-    Field(discriminator="process"),
-]
 
 
 @dataclass(frozen=True)
@@ -195,6 +123,30 @@ Lengths = Annotated[
 ]
 
 
+class SharedPrefix(Spec):
+    """A system prompt that all prompts of a group begin with."""
+
+    tokens: Tokens
+    """How long it is. A prompt's length includes it; one drawn shorter is made one token longer than it."""
+    groups: Requests = 1
+    """How many such prompts there are; each request has one of them, drawn evenly."""
+
+
+_Priority = Annotated[int, Field(ge=0, le=MOST_PRIORITY)]
+_RequestShare = Annotated[float, Quantity(units.SHARE, above=0, most=1)]
+_ROUNDING = 1e-6
+
+
+def _adds_up(shares: dict[int, float]) -> dict[int, float]:
+    total = sum(shares.values())
+    if abs(total - 1) > _ROUNDING:
+        raise rule_broken(f"shares of requests by priority must add up to 1, not {total:g}")
+    return dict(sorted(shares.items()))
+
+
+Priorities = Annotated[dict[_Priority, _RequestShare], Field(min_length=1), AfterValidator(_adds_up)]
+
+
 class Workload(Spec):
     """What the clients ask for."""
 
@@ -204,6 +156,11 @@ class Workload(Spec):
     """How long prompts and answers are; a trace brings its own."""
     requests: Requests | None = None
     """How many; with a trace, the first so many, or all of them."""
+    shared_prefix: SharedPrefix | None = None
+    """What prompts begin with in common; a trace brings its own."""
+    priorities: Priorities | None = None
+    """Share of the requests by priority, as `{0: 0.2, 1: 0.8}`; the lowest is served first, where the engine
+    goes by it. Without it every request has 0, or what a trace says; with it that is replaced."""
     timeout_s: Annotated[Annotated[Seconds, Field(gt=0)] | None, Field(alias="timeout")] = None
     """How long a client waits for the whole of its answer, from sending the request; then it gives up, and
     the request has failed. None: for ever."""
@@ -213,6 +170,9 @@ class Workload(Spec):
         from_trace = isinstance(self.arrivals, TraceArrivals)
         if from_trace and self.lengths is not None:
             raise rule_broken("a trace brings its own lengths; leave this out", "lengths")
+        if from_trace and self.shared_prefix is not None:
+            advice = "a trace says in its hash_ids what prompts share; leave this out"
+            raise rule_broken(advice, "shared_prefix")
         if not from_trace and self.lengths is None:
             raise rule_broken(
                 "missing; say how long prompts and answers are (only a trace brings its own)", "lengths"
@@ -221,8 +181,16 @@ class Workload(Spec):
             raise rule_broken(
                 "missing; say how many requests (only a trace has an end of its own)", "requests"
             )
-        if self.requests is not None and expected_s(self.arrivals, self.requests) > MOST_DAYS * 86400:
+        return self
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        requests = self.requests or 0
+        if expected_s(self.arrivals, requests) > MOST_DAYS * units.SECONDS_PER_DAY:
             advice = f"may take longer than {MOST_DAYS} days to arrive; ask for fewer, or at a higher rate"
+            raise rule_broken(advice, "requests")
+        if cycles(self.arrivals, requests) > MOST_CYCLES:
+            advice = f"take more than {MOST_CYCLES:,} bursts or periods; ask for fewer, or for longer ones"
             raise rule_broken(advice, "requests")
         return self
 

@@ -6,9 +6,10 @@ nothing is a date. A key written twice is a problem, never silently dropped. The
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import yaml
 
@@ -131,8 +132,17 @@ def read_document(path: str | Path) -> Document:
 
 def read_text(path: str | Path) -> str:
     """The text of a file; raises InputError where there is none."""
+    with open_text(path, newline=None) as file:
+        return file.read()
+
+
+@contextmanager
+def open_text(path: str | Path, newline: str | None = "") -> Iterator[TextIO]:
+    """A file to read as text, line ends as they are if not asked otherwise; raises InputError where it cannot
+    be read, or is no text."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        with Path(path).open(encoding="utf-8-sig", newline=newline) as file:
+            yield file
     except FileNotFoundError:
         _refuse(path, "no such file")
     except IsADirectoryError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -19,8 +19,9 @@ from simulator.placement.memory import Budget, budget, together
 from simulator.placement.placement import NotPlaceable
 from simulator.placement.program import Program, by_placement, programs_of
 from simulator.placement.strategies import Strategy
-from simulator.serving.arrivals import Request, Source, from_trace, generate, users_of
+from simulator.serving.arrivals import Request, RequestTable, Source, from_trace, generate
 from simulator.specs.architecture import Architecture
+from simulator.specs.arrivals import ClosedArrivals, TraceArrivals
 from simulator.specs.base import Case
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.engine import Engine, SchedulerSettings
@@ -29,7 +30,7 @@ from simulator.specs.machine import load_machine
 from simulator.specs.provenance import Figure
 from simulator.specs.scenario import PrecisionChoice
 from simulator.specs.trace import load_trace
-from simulator.specs.workload import HistogramLengths, TraceArrivals, Workload
+from simulator.specs.workload import HistogramLengths, Workload
 
 UNCHANGED: Mapping[str, Any] = MappingProxyType({})
 
@@ -153,11 +154,11 @@ def _for_model(engine: Engine, model: Architecture) -> Engine:
 
 def requests_of(
     workload: Workload, seed: int, catalogue: Catalogue, model: Architecture
-) -> tuple[Request, ...]:
+) -> RequestTable:
     """The requests of a workload; the same for every placement. Raises InputError where an encoder is asked
     for more than its one answer."""
     requests = _requests_of(workload, seed, catalogue)
-    most = max(request.output_tokens for request in requests)
+    most = int(requests.output_tokens.max())
     if model.is_encoder and most > 1:
         advice = (f"{model.name} is an encoder: it answers each request once, with a vector; "
                   "ask for an output of 1")  # fmt: skip
@@ -165,18 +166,28 @@ def requests_of(
     return requests
 
 
-def _requests_of(workload: Workload, seed: int, catalogue: Catalogue) -> tuple[Request, ...]:
-    if isinstance(workload.arrivals, TraceArrivals):
-        return from_trace(load_trace(workload.arrivals.file, workload.requests))
+def _requests_of(workload: Workload, seed: int, catalogue: Catalogue) -> RequestTable:
+    arrivals = workload.arrivals
+    if isinstance(arrivals, TraceArrivals):
+        trace = load_trace(
+            arrivals.file, workload.requests, hash_block=arrivals.hash_block, rate_scale=arrivals.rate_scale,
+            repeat=arrivals.repeat,
+        )  # fmt: skip
+        return from_trace(trace, seed, workload.priorities)
     lengths = workload.lengths
     assert lengths is not None and workload.requests is not None
     drawn_from = catalogue.histogram(lengths.histogram) if isinstance(lengths, HistogramLengths) else lengths
-    return generate(workload.arrivals, drawn_from, workload.requests, seed)
+    return generate(
+        arrivals, drawn_from, workload.requests, seed, workload.priorities, workload.shared_prefix
+    )
 
 
-def source_of(workload: Workload, requests: tuple[Request, ...]) -> Source:
+def source_of(workload: Workload, requests: Sequence[Request]) -> Source:
     """A fresh source of these requests for one run."""
-    return Source(requests, users_of(workload.arrivals))
+    arrivals = workload.arrivals
+    if isinstance(arrivals, ClosedArrivals):
+        return Source(requests, arrivals.concurrency, arrivals.warmup_requests, arrivals.think_time_s)
+    return Source(requests)
 
 
 def transitions_per_token(program: Program) -> dict[str, int]:

@@ -17,12 +17,19 @@ from simulator.results.run_result import Band, Economics, MemoryUse, RunResult, 
 from simulator.serving.arrivals import users_of
 from simulator.serving.routing import ROUTERS
 from simulator.simulation.serve import serve
+from simulator.specs.arrivals import (
+    Arrivals,
+    BatchArrivals,
+    DiurnalArrivals,
+    TraceArrivals,
+    dispersion,
+)
 from simulator.specs.base import Case
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.model import load_model
 from simulator.specs.provenance import Figure
 from simulator.specs.scenario import Cost, RunSpec, Scenario, load_scenario
-from simulator.specs.workload import BatchArrivals, Lengths, TraceArrivals, Workload
+from simulator.specs.workload import Lengths, Workload
 from simulator.study.deploy import (
     Deployment,
     deploy,
@@ -129,7 +136,7 @@ def simulate(run: RunSpec, cost: Cost, case: Case, catalogue: Catalogue) -> RunR
     if isinstance(deployment, NotPlaceable):
         return replace(blank, reason=deployment.reason)
     requests = requests_of(run.workload, run.seed, catalogue, deployment.program.model)
-    smallest = min(request.prompt_tokens + request.output_tokens for request in requests)
+    smallest = int(requests.total_tokens.min())
     reason = refusal(deployment.budget, smallest)
     memory = memory_use(deployment, deployment.budget.blocks_for(smallest))
     if reason is not None:
@@ -152,7 +159,8 @@ def _row(
         reason = ("no request could be served: each is longer than the model's context, than the KV cache "
                   "holds, or than a step takes where prompts are not cut")  # fmt: skip
         return replace(blank, reason=reason, requests=_counts(record))
-    open_loop = users_of(workload.arrivals) is None and not isinstance(workload.arrivals, BatchArrivals)
+    arrivals = workload.arrivals
+    open_loop = users_of(arrivals) is None and not isinstance(arrivals, BatchArrivals)
     return replace(
         blank,
         fits=True,
@@ -160,7 +168,7 @@ def _row(
         crowded=record.crowded,
         event_steps=record.event_steps,
         steps=record.step_count,
-        saturated=open_loop and is_saturated(record),
+        saturated=open_loop and is_saturated(record, dispersion(arrivals), _cycle(arrivals)),
         memory=memory_use(deployment, record.peak_blocks),
         requests=_counts(record),
         tokens={
@@ -176,6 +184,11 @@ def _row(
         peak_kv_blocks=record.peak_blocks,
         spans=record.spans,
     )
+
+
+def _cycle(arrivals: Arrivals) -> float:
+    """Requests after which the rate of arrivals is what it was."""
+    return arrivals.rate_per_s * arrivals.period_s if isinstance(arrivals, DiurnalArrivals) else 0.0
 
 
 def _counts(record: RunRecord) -> dict[str, int]:

@@ -141,7 +141,7 @@ def simulate_for_replay(
         decided.append(((blocks,),))
 
     serving = Serving(
-        deployment.programs, deployment.engine, room.blocks, source_of(workload, tuple(requests)), "task",
+        deployment.programs, deployment.engine, room.blocks, source_of(workload, requests), "task",
         deployment.cores, 2**62, Observer(note, note_move), room.host_blocks, router, workload.timeout_s,
     )  # fmt: skip
     record = serving.run()

@@ -19,10 +19,10 @@ from simulator.placement.strategies import (
 )
 from simulator.serving.arrivals import Source, generate
 from simulator.simulation.serve import serve
+from simulator.specs.arrivals import PoissonArrivals
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.model import load_model
 from simulator.specs.scenario import PrecisionChoice
-from simulator.specs.workload import PoissonArrivals
 from simulator.study.deploy import Deployment, deploy
 
 TIMEOUTS = 500_000

@@ -16,8 +16,12 @@ from simulator.results.metrics import (
     QUANTILES,
     distribution,
     is_growing,
+    is_saturated,
     weighted_distribution,
 )
+from simulator.results.records import RequestRecord, RunRecord
+from simulator.serving.arrival_times import arrival_times
+from simulator.specs.arrivals import Arrivals, DiurnalArrivals, OnOffArrivals, dispersion
 
 EXACT = (Fraction(1, 2), Fraction(9, 10), Fraction(95, 100), Fraction(99, 100))
 observed = st.lists(st.tuples(st.integers(-50, 50), st.integers(0, 40)), min_size=1, max_size=30)
@@ -93,3 +97,46 @@ def test_few_requests_in_the_system_tell_nothing() -> None:
 
 def test_a_queue_that_drains_is_not_saturated() -> None:
     assert not is_growing(np.arange(900)[::-1].copy())
+
+
+# --- saturation under arrivals that vary ---------------------------------------------------------------------
+
+
+def queue(arrivals: Arrivals, count: int, service_s: float, seed: int) -> RunRecord:
+    """One server that takes `service_s` for each, in order: the record of a run, as far as saturation goes by it."""
+    sent = arrival_times(arrivals, count, np.random.default_rng((seed, 0)), np.random.default_rng((seed, 5)))
+    done, free = [], 0.0
+    for at in sent.tolist():
+        free = max(free, at) + service_s
+        done.append(free)
+    requests = tuple(
+        RequestRecord(number, "finished", 1, at, 1, queued_s=at, last_token_s=end, first_received_s=end,
+                      last_received_s=end)
+        for number, (at, end) in enumerate(zip(sent.tolist(), done, strict=True))
+    )  # fmt: skip
+    seen = np.arange(1, count + 1) - np.searchsorted(done, sent, side="right")
+    none = np.zeros(0)
+    return RunRecord(requests, none, none.astype(int), 0, count, 0.0, done[-1], {}, 0.0, {}, 0.0, {}, 0.0, 0, 0,
+                     seen, "step")  # fmt: skip
+
+
+def judged(arrivals: Arrivals, count: int, service_s: float, seed: int) -> bool:
+    cycle = arrivals.rate_per_s * arrivals.period_s if isinstance(arrivals, DiurnalArrivals) else 0.0
+    return is_saturated(queue(arrivals, count, service_s, seed), dispersion(arrivals), cycle)
+
+
+BURSTS = OnOffArrivals(process="on_off", rate_per_s=20.0, on_s=4.0, off_s=6.0)
+DAY = DiurnalArrivals(process="diurnal", rate_per_s=8.0, amplitude=0.9, period_s=250.0)
+
+
+@pytest.mark.parametrize(("arrivals", "count"), [(BURSTS, 600), (BURSTS, 5000), (DAY, 4000), (DAY, 5000), (DAY, 9000)])
+def test_variation_alone_is_no_saturation(arrivals: Arrivals, count: int) -> None:
+    """A server that could do 12 a second keeps up with 8 on average, though not with 20 or 15 while they last.
+    Of 40 runs at most two are judged otherwise."""
+    assert sum(judged(arrivals, count, 1 / 12, seed) for seed in range(40)) <= 2
+
+
+@pytest.mark.parametrize(("arrivals", "count"), [(BURSTS, 5000), (DAY, 4000), (DAY, 5000), (DAY, 9000)])
+def test_too_much_on_average_is_saturation(arrivals: Arrivals, count: int) -> None:
+    """4 a second of 8 are served: a growing queue."""
+    assert sum(judged(arrivals, count, 1 / 4, seed) for seed in range(20)) >= 19

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from simulator.serving.arrivals import Request, Source, generate, users_of
-from simulator.specs.provenance import Source as Provenance
-from simulator.specs.workload import (
+from simulator.specs.arrivals import (
     BatchArrivals,
     ClosedArrivals,
     ConstantArrivals,
     GammaArrivals,
+    PoissonArrivals,
+)
+from simulator.specs.provenance import Source as Provenance
+from simulator.specs.workload import (
     LengthBin,
     LengthHistogram,
     Lognormal,
     LognormalLengths,
     LognormalPair,
-    PoissonArrivals,
     TokenRange,
     UniformLengths,
 )
@@ -30,7 +34,7 @@ def poisson(rate: float) -> PoissonArrivals:
     return PoissonArrivals(process="poisson", rate_per_s=rate)
 
 
-def gaps_s(requests: tuple[Request, ...]) -> NDArray[np.float64]:
+def gaps_s(requests: Sequence[Request]) -> NDArray[np.float64]:
     return np.diff(np.array([0.0, *(request.sent_s for request in requests)]))
 
 
@@ -133,22 +137,22 @@ REQUESTS = generate(BatchArrivals(process="batch"), UNIFORM, 5, seed=1)
 def test_open_arrivals_do_not_wait_for_answers() -> None:
     source = Source(REQUESTS)
     assert tuple(source.open_arrivals()) == REQUESTS
-    assert source.after_completion() is None
+    assert list(source.after_completion()) == []
 
 
 def test_users_of_a_closed_loop_ask_in_turn() -> None:
     source = Source(REQUESTS, users=2)
     asked = list(source.open_arrivals())
     assert asked == list(REQUESTS[:2])
-    while (following := source.after_completion()) is not None:
-        asked.append(following)
+    while following := source.after_completion():
+        asked += following
     assert tuple(asked) == REQUESTS
 
 
 def test_more_users_than_requests_ask_once() -> None:
     source = Source(REQUESTS, users=9)
     assert tuple(source.open_arrivals()) == REQUESTS
-    assert source.after_completion() is None
+    assert list(source.after_completion()) == []
 
 
 def test_only_closed_loops_have_users() -> None:
