@@ -116,7 +116,7 @@ def queue(arrivals: Arrivals, count: int, service_s: float, seed: int) -> RunRec
     )  # fmt: skip
     seen = np.arange(1, count + 1) - np.searchsorted(done, sent, side="right")
     none = np.zeros(0)
-    return RunRecord(requests, none, none.astype(int), 0, count, 0.0, done[-1], {}, 0.0, {}, 0.0, {}, 0.0, 0, 0,
+    return RunRecord(requests, none, none.astype(int), 0, count, 0.0, done[-1], {}, 0.0, {}, 0.0, {}, 0.0, 0, 0, 0, 0,
                      seen, "step")  # fmt: skip
 
 
