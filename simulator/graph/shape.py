@@ -36,6 +36,8 @@ class Chunk:
     which counts blocks without naming them."""
     target_blocks: tuple[int, ...] = ()
     """Where a hand-over puts its cached tokens; a chunk handed over has no new ones."""
+    rows: int = 1
+    """How many of its last rows are scored: all of a verification of proposed tokens, of others one."""
 
 
 SHARE_STEPS = 256
@@ -163,7 +165,7 @@ class StepShape(NamedTuple):
     @classmethod
     def of(cls, chunks: Iterable[Chunk], traits: Traits = PLAIN) -> StepShape:
         """Sum the features of `chunks`."""
-        tokens = sequences = decode_tokens = decode_span = 0
+        tokens = sequences = rows = decode_tokens = decode_span = 0
         window_decode_span = window_growing = 0
         prefill_tokens = prefill_pairs = prefill_square = prefill_span = prefill_context = 0
         window_pairs = window_square = window_span = window_context = 0
@@ -171,6 +173,7 @@ class StepShape(NamedTuple):
         for chunk in chunks:
             new, span = chunk.new, chunk.context + chunk.new
             sequences += 1
+            rows += chunk.rows
             tokens += new
             if new == 1:
                 decode_tokens += 1
@@ -191,7 +194,7 @@ class StepShape(NamedTuple):
                 window_span += seen
                 window_context += seen - new
         return cls(
-            1, tokens, sequences, sequences, sequences - decode_tokens, prefill_tokens, prefill_pairs,
+            1, tokens, sequences, rows, sequences - decode_tokens, prefill_tokens, prefill_pairs,
             prefill_square, prefill_span, prefill_context, decode_tokens, decode_span,
             decode_span - decode_tokens, window_pairs, window_square, window_span, window_context,
             window_decode_span, window_decode_span - decode_tokens if window else 0, window_growing,

@@ -41,7 +41,7 @@ class Draft:
 
     def add(self, task: Task) -> int:
         """The task's index."""
-        self.tasks.append(replace(task, name=self.placed.own_name(task.name)) if self.placed.loop else task)
+        self.tasks.append(replace(task, name=self.placed.own_name(task.name)))
         return len(self.tasks) - 1
 
     def tensor(

@@ -30,7 +30,7 @@ def largest_step(program: Program, engine: Engine) -> dict[str, Counter[str]]:
     that is prompts alone, as much decode as may be, or decode with a prompt beside it; or one of them gets
     the rows and another the tokens.
     """
-    placement, batches = program.placement, _corners(engine)
+    placement, batches = program.placement, _corners(engine, program)
     books = _books(program, placement.microbatches)
     if placement.by_sequence:
         return _fullest(books, [(batch,) * program.rank_groups for batch in batches])
@@ -67,13 +67,26 @@ def _candidates(book: Liveness, batches: Sequence[tuple[Chunk, ...]], steps: Seq
     return {-number for _, number in most.values()}
 
 
-def _corners(engine: Engine) -> list[tuple[Chunk, ...]]:
+def _corners(engine: Engine, program: Program) -> list[tuple[Chunk, ...]]:
     """Batches that fill a step's limits each in its own way."""
     tokens = engine.scheduler.max_num_batched_tokens
     rows = min(engine.scheduler.max_num_seqs, tokens)
+    if program.is_drafter:  # of each sequence it may have to make up for a token
+        tokens += rows
+    if program.placement.speculation is not None:
+        return [_verified(tokens, rows, program.placement.speculation.tokens)]
     prompts = tuple(Chunk(index, 0, new, True) for index, new in enumerate(split_evenly(tokens, rows)))
     decodes = tuple(Chunk(index, 0, 1, True) for index in range(rows))
     return [prompts, decodes, _rows_and_tokens(engine)[0]]
+
+
+def _verified(tokens: int, sequences: int, proposed: int) -> tuple[Chunk, ...]:
+    """As many tokens as a step takes, and as many of them scored as may be."""
+    rows = min(tokens, sequences * (proposed + 1))
+    news = split_evenly(tokens, sequences)
+    scored = split_evenly(rows, sequences)
+    pairs = zip(news, scored, strict=True)
+    return tuple(Chunk(index, 0, new, True, rows=count) for index, (new, count) in enumerate(pairs))
 
 
 def _rows_and_tokens(engine: Engine) -> list[tuple[Chunk, ...]]:

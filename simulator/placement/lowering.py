@@ -20,7 +20,7 @@ from simulator.graph.share import Share
 from simulator.graph.work import Operator
 from simulator.placement.cache_traffic import CacheTraffic
 from simulator.placement.draft import Draft, kind_of, label_of
-from simulator.placement.placed import Placed, PlacedOperator, slab_name, weight_name
+from simulator.placement.placed import Placed, PlacedOperator
 from simulator.placement.placement import Stage
 from simulator.placement.plan import Launched, Task, Template, with_frees
 from simulator.placement.traffic import link_bytes, ring_link_elements
@@ -66,7 +66,7 @@ class Lowering:
                 self.weights.for_next_step(stage)
         tasks = with_frees(draft.tasks, draft.imports, draft.discarded)
         return Template(tasks, outcome, tuple(draft.imports), self.microbatches, self.joint,
-                        self.placed.traits)  # fmt: skip
+                        self.placed.traits, self.placed.is_drafter)  # fmt: skip
 
     def ranks(self, stage: Stage, microbatch: int) -> range:
         """The ranks that work on a microbatch."""
@@ -223,7 +223,7 @@ class Lowering:
         if self.cache:
             self.cache.before(placed, stage, microbatch)
         values, label = draft.values[microbatch, lane], label_of(operator)
-        names = [weight_name(parameter.name, placed.where) for parameter in operator.parameters]
+        names = [self.placed.weight_name(parameter.name, placed.where) for parameter in operator.parameters]
         weights = tuple(self.weights.name_of(name) for name in names) if self.weights else tuple(names)
         arrived = draft.here([values[role] for role in operator.reads], device, microbatch)
         writes = []
@@ -239,7 +239,7 @@ class Lowering:
             f"{label}{phase}.m{microbatch}@{placed.where}", "compute", operator.name, device, (device,),
             (*arrived, *weights), tuple(writes), microbatch, operator.layer, share, placed.phase,
             operator.works, operator.dense_flops, operator.visits, after=after,
-            kv=slab_name(operator.layer, lane) if keeps and operator.layer is not None else None,
+            kv=self.placed.slab_name(operator.layer, lane) if keeps and operator.layer is not None else None,
         ))  # fmt: skip
         self._count_launches(placed, stage, microbatch)
         if self.placed.machine.devices[device].device.kind == "cpu":

@@ -33,11 +33,14 @@ class MemoryNeed:
     parts: Mapping[str, int]
     """Bytes by what they are for: `weights`; of the largest step `activations`, `logits`, `fetched_weights`
     and `fetched_kv`; `states` of linear attention; and what the engine reserves, each part by its name
-    (`engine_context`, `engine_graphs`, `engine_collectives`, `engine_sampler`)."""
+    (`engine_context`, `engine_graphs`, `engine_collectives`, `engine_sampler`); `draft_weights` of a model
+    that proposes tokens."""
     kv_block_bytes: int
     """What a KV block takes here for the layers whose cache is here."""
     fetched_block_bytes: int = 0
     """What its copies take that are here only while they are attended to."""
+    draft_block_bytes: int = 0
+    """What the block of the same number takes here that a drafter has."""
 
     @property
     def room_bytes(self) -> int:
@@ -53,12 +56,13 @@ class MemoryNeed:
     @property
     def block_bytes(self) -> int:
         """All that a KV block takes here at most."""
-        return self.kv_block_bytes + self.fetched_block_bytes
+        return self.kv_block_bytes + self.fetched_block_bytes + self.draft_block_bytes
 
     def with_blocks(self, blocks: int) -> dict[str, int]:
         """Every part, so many KV blocks among them; those that are nothing are left out."""
         found = Counter({"weights": self.parts.get("weights", 0), "kv_cache": blocks * self.kv_block_bytes})
         found.update({name: size for name, size in self.parts.items() if name != "weights"})
+        found["draft_kv_cache"] += blocks * self.draft_block_bytes
         found["fetched_kv"] += blocks * self.fetched_block_bytes
         return dict(+found)
 
@@ -119,9 +123,8 @@ def budget(program: Program, engine: Engine, steps: Sequence[Microbatches] | Non
         parts[memory].update({kind: size * loops for kind, size in passing.items()})
     for state in program.state_slabs():
         parts[state.memory]["states"] += state.bytes_per_sequence * scheduler.max_num_seqs * loops
-    kv: Counter[str] = Counter()
-    for slab in program.slabs():
-        kv[slab.memory] += slab.bytes_per_token * scheduler.kv_block_tokens
+    kv = _block_bytes(program, engine)
+    draft_kv = _add_drafter(program, engine, parts)
     for memory, reserve in _reserves(program, engine, parts).items():
         parts[memory].update(reserve)
     host_blocks, host_bytes = _host_kv(program, engine)
@@ -131,14 +134,40 @@ def budget(program: Program, engine: Engine, steps: Sequence[Microbatches] | Non
     needs = []
     for memory, capacity in machine.capacity_bytes.items():
         taken = parts[memory]["weights"] or parts[memory]["host_kv"] or _passing(parts[memory])
-        if not (kv[memory] or taken):
+        if not (kv[memory] or draft_kv[memory] or taken):
             continue
         usable = _usable(capacity, parts[memory].total(), engine)
         staged = fetched[memory] * scheduler.kv_block_tokens
-        needs.append(MemoryNeed(memory, capacity, usable, +parts[memory], kv[memory], staged))
+        needs.append(
+            MemoryNeed(memory, capacity, usable, +parts[memory], kv[memory], staged, draft_kv[memory])
+        )
     per_sequence = -(-program.model.max_position_embeddings // scheduler.kv_block_tokens)
     most = per_sequence * scheduler.max_num_seqs * loops * program.rank_groups
     return Budget(tuple(needs), scheduler.kv_block_tokens, most, loops, host_blocks)
+
+
+def _block_bytes(program: Program, engine: Engine) -> Counter[str]:
+    """Bytes of a KV block in each memory."""
+    each: Counter[str] = Counter()
+    for slab in program.slabs():
+        each[slab.memory] += slab.bytes_per_token * engine.scheduler.kv_block_tokens
+    return each
+
+
+def _add_drafter(
+    program: Program, engine: Engine, parts: defaultdict[str, Counter[str]]
+) -> Counter[str]:
+    """Add what a drafter takes, which works in turn with the model it proposes to; bytes of its part of a KV
+    block in each memory."""
+    drafter = program.drafter
+    if drafter is None:
+        return Counter()
+    for resident in drafter.residents():
+        parts[resident.tensor.memory]["draft_weights"] += resident.tensor.nbytes.per("one")
+    for memory, passing in largest_step(drafter, engine).items():
+        if passing.total() > _passing(parts[memory]):
+            parts[memory].update({kind: passing[kind] - parts[memory][kind] for kind in PASSING})
+    return _block_bytes(drafter, engine)
 
 
 def _host_kv(program: Program, engine: Engine) -> tuple[int, Counter[str]]:
@@ -192,6 +221,7 @@ def _added(one: MemoryNeed, other: MemoryNeed, engine: Engine) -> MemoryNeed:
     return MemoryNeed(
         one.memory, one.capacity_bytes, usable, parts, one.kv_block_bytes + other.kv_block_bytes,
         one.fetched_block_bytes + other.fetched_block_bytes,
+        one.draft_block_bytes + other.draft_block_bytes,
     )  # fmt: skip
 
 

@@ -14,12 +14,13 @@ def standing_bytes(
     program: Program, block_count: int, block_tokens: int, sequence_count: int, host_blocks: int = 0
 ) -> Counter[str]:
     """Bytes of weights, KV blocks (on their devices, and what host memory has besides) and sequences' states
-    in each memory."""
+    in each memory; those of a drafter too."""
     standing: Counter[str] = Counter()
-    for resident in program.residents():
-        standing[resident.tensor.memory] += resident.tensor.nbytes.coefficients[0]
-    for slab in program.slabs():
-        standing[slab.memory] += slab.bytes_per_token * block_count * block_tokens
+    for member in program.members:
+        for resident in member.residents():
+            standing[resident.tensor.memory] += resident.tensor.nbytes.coefficients[0]
+        for slab in member.slabs():
+            standing[slab.memory] += slab.bytes_per_token * block_count * block_tokens
     for slab in host_slabs(program) if host_blocks else ():
         standing[slab.memory] += slab.bytes_per_token * host_blocks * block_tokens
     for state in program.state_slabs():

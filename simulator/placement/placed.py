@@ -56,6 +56,8 @@ class Placed:
     """Which of the serving loops this is, on a machine that runs several."""
     eager: bool = False
     """Whether the engine launches kernels one by one, at least in some steps."""
+    is_drafter: bool = False
+    """Whether it proposes tokens to another placed model, beside which it lies."""
 
     @property
     def host(self) -> str:
@@ -81,11 +83,23 @@ class Placed:
 
     def own_name(self, name: str) -> str:
         """A name of something of one step that no other loop's steps use."""
-        return f"loop-{self.loop}.{name}" if self.loop else name
+        return f"{self._mark}{name}"
 
     def short_name(self, name: str) -> str:
         """The name without the loop's mark."""
-        return name.removeprefix(f"loop-{self.loop}.") if self.loop else name
+        return name.removeprefix(self._mark)
+
+    @cached_property
+    def _mark(self) -> str:
+        return (f"loop-{self.loop}." if self.loop else "") + ("draft." if self.is_drafter else "")
+
+    def weight_name(self, parameter: str, device: str) -> str:
+        """Loops share weights, a drafter has its own."""
+        return weight_name(f"draft.{parameter}" if self.is_drafter else parameter, device)
+
+    def slab_name(self, layer: int, device: str) -> str:
+        """Of what a layer keeps of sequences."""
+        return f"{'draft.' if self.is_drafter else ''}{slab_name(layer, device)}"
 
     @property
     def rank_groups(self) -> int:
@@ -231,7 +245,7 @@ class Placed:
             for parameter in placed.operator.parameters:
                 size = Amount.of(one=self.parameter_bytes(parameter))
                 memory = self.machine.memory_of(placed.device)
-                name = weight_name(parameter.name, placed.where)
+                name = self.weight_name(parameter.name, placed.where)
                 if self.is_fetched(placed):
                     memory = self.home_of(placed.operator.layer)
                     name = home_name(parameter.name, placed.where)
@@ -254,7 +268,7 @@ class Placed:
         if kept is None:
             return None
         nbytes = byte_amount(Amount.of(one=kept.elements), self.formats.kv_cache).per("one")
-        return KvSlab(slab_name(layer, lane), self.kv_memory(layer, lane), layer, kept.heads.start,
+        return KvSlab(self.slab_name(layer, lane), self.kv_memory(layer, lane), layer, kept.heads.start,
                       kept.heads.count, kept.planes, kept.width, nbytes)  # fmt: skip
 
     def kv_memory(self, layer: int, lane: str) -> str:
@@ -278,7 +292,7 @@ class Placed:
                 elements = state_elements(self.model.layers[layer], self.share(stage, rank))
                 nbytes = byte_amount(Amount.of(one=elements), self.formats.activations).per("one")
                 memory = self.kv_memory(layer, device)
-                slabs.append(StateSlab(slab_name(layer, device), memory, layer, elements, nbytes))
+                slabs.append(StateSlab(self.slab_name(layer, device), memory, layer, elements, nbytes))
         return tuple(slab for slab in slabs if slab.elements)
 
     def operators(self) -> Iterator[PlacedOperator]:

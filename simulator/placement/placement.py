@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simulator.specs.architecture import Architecture
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -68,6 +70,21 @@ class ExpertsAside:
 
 
 @dataclass(frozen=True, slots=True)
+class Speculation:
+    """A smaller model, the drafter, that proposes tokens, and the placed one verifies several at once. Its
+    cached tokens lie in KV blocks of the same numbers, in slabs of its own."""
+
+    model: Architecture
+    devices: tuple[str, ...]
+    """Of the drafter; its ranks, if more than one."""
+    tokens: int
+    """How many it proposes for each sequence in a round, at most."""
+    acceptance: float
+    """Probability that a proposed token is the one that the placed model chooses, given that those before it
+    were."""
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """Where everything lives; what a strategy yields and lowering reads. The first stage embeds, the last
     one scores and samples."""
@@ -87,6 +104,7 @@ class Placement:
     by_sequence: bool = False
     """Ranks of the one stage hold everything but routed experts whole, and each has sequences of its own: a
     microbatch for each (data-parallel attention). Tokens of all of them meet at the experts."""
+    speculation: Speculation | None = None
 
     def __post_init__(self) -> None:
         assert self.loops == 1 or self.streaming is None, "loops would overwrite each other's fetched layers"
@@ -99,6 +117,8 @@ class Placement:
             assert len(self.stages) == 1 and self.microbatches == len(self.stages[0].devices)
             away = (self.streaming, self.kv_home, *self.elsewhere)
             assert self.loops == 1 and not any(away), "only experts of such ranks may be somewhere else"
+        if self.speculation is not None:
+            assert self.microbatches == 1, "rounds are not cut into microbatches"
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -109,6 +129,8 @@ class Placement:
             others.append(self.kv_home.decode_device)
         if self.experts_aside is not None:
             others.append(self.experts_aside.device)
+        if self.speculation is not None:
+            others += self.speculation.devices
         return tuple(dict.fromkeys(of_stages + others))
 
 

@@ -154,6 +154,8 @@ class Template:
     and bytes over links may be forms of all shapes side by side."""
     traits: Traits = PLAIN
     """Of the model, which decide the features of a step."""
+    of_drafter: bool = False
+    """Whether it proposes tokens, and does not choose them."""
 
     @cached_property
     def needs(self) -> tuple[tuple[int, ...], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from simulator.graph.machine import MachineGraph
 from simulator.graph.shape import split_evenly, starts_of
@@ -11,7 +12,7 @@ from simulator.graph.work import Formats
 from simulator.placement.by_sequence import BySequence
 from simulator.placement.lowering import Lowering
 from simulator.placement.placed import Placed
-from simulator.placement.placement import Placement
+from simulator.placement.placement import Placement, Stage
 from simulator.placement.plan import Template, flaws
 from simulator.specs.architecture import Architecture
 
@@ -34,6 +35,21 @@ class Program(Placed):
             assert not flaws(template, (resident.tensor.name for resident in self.residents()))
             self._templates[key] = template
         return self._templates[key]
+
+    @cached_property
+    def drafter(self) -> Program | None:
+        """The placed model that proposes tokens to this one."""
+        given = self.placement.speculation
+        if given is None:
+            return None
+        stage = Stage(given.devices, 0, given.model.num_hidden_layers)
+        placement = Placement(f"draft of {self.placement.name}", (stage,))
+        return Program(given.model, placement, self.machine, self.formats, self.loop, self.eager, True)
+
+    @property
+    def members(self) -> tuple[Program, ...]:
+        """This placed model, and the one that proposes tokens to it if there is one."""
+        return (self,) if self.drafter is None else (self, self.drafter)
 
 
 def programs_of(

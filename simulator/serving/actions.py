@@ -22,11 +22,27 @@ class Prefill:
 
 
 @dataclass(frozen=True, slots=True)
+class Verification:
+    """A decoding sequence's round: its last token and those that a drafter proposed go through the model."""
+
+    sequence: int
+    context: int
+    proposed: int
+    generated: int
+    """Tokens of its answer so far."""
+    left: int
+    """And those that are still to come."""
+    lag: int
+    """Of the cached tokens, those that the drafter has not seen."""
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One forward pass: every decoding sequence by one token, and some pieces of prefill.
 
     Decoding sequences are counted, not listed, so that a step costs the same however many there are;
-    `Scheduler.chunks` lists them for who carries the step out.
+    `Scheduler.chunks` lists them for who carries the step out. Where tokens are proposed, they are
+    `verifications`, and none is counted.
     """
 
     decode_count: int
@@ -47,10 +63,25 @@ class Step:
     """Blocks copied back from there after that, before it."""
     returned: tuple[int, ...] = ()
     """Decoding sequences that had been swapped out."""
+    verifications: tuple[Verification, ...] = ()
 
     @property
     def token_count(self) -> int:
-        return self.decode_count + sum(prefill.new for prefill in self.prefills)
+        proposed = sum(each.proposed + 1 for each in self.verifications)
+        return self.decode_count + proposed + sum(prefill.new for prefill in self.prefills)
+
+    @property
+    def sequence_count(self) -> int:
+        """Sequences that take part."""
+        return self.decode_count + len(self.verifications) + len(self.prefills)
+
+    def pieces(self) -> tuple[Chunk, ...]:
+        """Its chunks but for decoding sequences that are only counted, without blocks."""
+        rounds = [
+            Chunk(v.sequence, v.context, v.proposed + 1, True, rows=v.proposed + 1)
+            for v in self.verifications
+        ]
+        return (*rounds, *(Chunk(p.sequence, p.context, p.new, p.commits) for p in self.prefills))
 
     def shapes_of_ranks(self, traits: Traits) -> tuple[StepShape, ...]:
         """The shape of what each rank brings, and of all of it together."""
@@ -68,10 +99,9 @@ class Step:
             window_growing=self.window_growing, active_experts=traits.active_experts(decodes),
             side_experts=traits.side_experts(decodes),
         )  # fmt: skip
-        if not self.prefills:
+        if not (self.prefills or self.verifications):
             return decoding
-        pieces = (Chunk(p.sequence, p.context, p.new, p.commits) for p in self.prefills)
-        return decoding.joined(StepShape.of(pieces, traits), traits)
+        return decoding.joined(StepShape.of(self.pieces(), traits), traits)
 
 
 @dataclass(frozen=True, slots=True)

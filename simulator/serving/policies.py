@@ -18,7 +18,7 @@ def continuous_batching(scheduler: Scheduler) -> Composed:
     """Every decoding sequence and, with the tokens that are left, prefills: those under way first, then those
     of waiting sequences if nobody was preempted (vLLM's V1; TensorRT-LLM's in-flight batching)."""
     scheduler.grow()
-    budget = scheduler.settings.max_num_batched_tokens - scheduler.decode_count
+    budget = scheduler.settings.max_num_batched_tokens - scheduler.decode_tokens
     pieces = scheduler.go_on(budget)
     if not scheduler.has_preempted:
         budget -= sum(piece.new for piece in pieces)

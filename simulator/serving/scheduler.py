@@ -9,6 +9,7 @@ that a step costs as much however many they are.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Sequence as Several
 from dataclasses import dataclass
 
 from simulator.graph.shape import Chunk
@@ -64,6 +65,11 @@ class Scheduler:
     @property
     def decode_count(self) -> int:
         """Sequences that decode."""
+        return self._decoding.count
+
+    @property
+    def decode_tokens(self) -> int:
+        """Tokens that they bring to the step that is being decided."""
         return self._decoding.count
 
     @property
@@ -128,16 +134,14 @@ class Scheduler:
             chunks.append(Chunk(piece.sequence, piece.context, piece.new, piece.commits, blocks))
         return tuple(chunks)
 
-    def complete(self, step: Step) -> Completed:
-        """Account for the pending step: tokens committed, sequences that start to decode or are done."""
+    def complete(self, step: Step, accepted: Several[int] = ()) -> Completed:
+        """Account for the pending step: tokens committed, sequences that start to decode or are done.
+
+        accepted: of each verification, how many of the proposed tokens.
+        """
         assert step is self._pending, "only the step decided last can be completed"
         self._pending = None
-        tokens, finished = step.decode_count, list[int]()
-        if step.decode_count:
-            self._decoding.advance()
-            for sequence in self._decoding.ended():
-                self._release(sequence)
-                finished.append(sequence.number)
+        tokens, finished = self._decoded(step, accepted)
         started: list[int] = []
         resumed: list[int] = []
         for piece in step.prefills:
@@ -155,6 +159,16 @@ class Scheduler:
                 else:
                     self._decoding.join(sequence)
         return Completed(tuple(started), tuple(resumed), tuple(finished), tokens)
+
+    def _decoded(self, step: Step, accepted: Several[int]) -> tuple[int, list[int]]:
+        """Tokens that decoding sequences got, and those of them that are done."""
+        finished = list[int]()
+        if step.decode_count:
+            self._decoding.advance()
+            for sequence in self._decoding.ended():
+                self._release(sequence)
+                finished.append(sequence.number)
+        return step.decode_count, finished
 
     def abort(self, number: int) -> bool:
         """Forget a request, between two steps; False if it is not here (any more)."""

@@ -56,6 +56,8 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     known_blocks: int = 0
     """Of its blocks, the first so many whose content others can find."""
+    lag: int = 0
+    """Of its cached tokens the last so many that a drafter has not seen."""
     host_blocks: list[int] = field(default_factory=list)
     """Where its cached tokens wait, after it was preempted by swapping."""
     epoch: int = 0
