@@ -50,6 +50,8 @@ def why_not_to_host(placed: Placed) -> str | None:
     """What keeps KV blocks from leaving for host memory; None if they can."""
     if placed.model.has_linear_attention:
         return "states of linear attention cannot be copied to host memory (`host_kv`) yet"
+    if placed.placement.speculation is not None:
+        return "KV blocks that a model and its drafter share cannot be copied to host memory (`host_kv`) yet"
     if placed.placement.by_sequence:
         return "ranks that have sequences of their own cannot copy KV blocks to host memory (`host_kv`) yet"
     if any(slab.memory not in placed.machine.devices for slab in placed.slabs()):

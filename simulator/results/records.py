@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +91,45 @@ class Span:
     """Whether its end lets the serving loop go on."""
 
 
+@dataclass(frozen=True, slots=True)
+class SpeculationRecord:
+    """What came of tokens that a drafter proposed."""
+
+    rounds: int
+    """Times that a sequence's proposals were verified; each committed the model's own token and the accepted
+    ones."""
+    proposed_tokens: int
+    accepted_tokens: int
+    draft_passes: int
+    draft_time_s: Mapping[str, float]
+    """Request-seconds on the critical paths of the drafter's passes, by part."""
+
+    @property
+    def tokens_per_round(self) -> float | None:
+        return 1 + self.accepted_tokens / self.rounds if self.rounds else None
+
+    @property
+    def accepted_share(self) -> float | None:
+        """Of what was proposed; less than the probability, as what follows a wrong token is lost too."""
+        return self.accepted_tokens / self.proposed_tokens if self.proposed_tokens else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As `--json` prints it; times as shares."""
+        whole = sum(self.draft_time_s.values())
+        return {
+            "rounds": self.rounds,
+            "proposed_tokens": self.proposed_tokens,
+            "accepted_tokens": self.accepted_tokens,
+            "tokens_per_round": self.tokens_per_round,
+            "accepted_share": self.accepted_share,
+            "draft_passes": self.draft_passes,
+            "draft_request_s": whole,
+            "draft_attribution": {
+                part: spent / whole if whole else 0.0 for part, spent in self.draft_time_s.items()
+            },
+        }
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """Everything measured in one run."""
@@ -130,6 +169,7 @@ class RunRecord:
     were carried out task by task for it, although another fidelity was asked for."""
     event_steps: int = 0
     """Steps carried out task by task, in whole or in part."""
+    speculation: SpeculationRecord | None = None
     spans: tuple[Span, ...] = field(default=(), repr=False)
 
     @property
@@ -164,7 +204,20 @@ def since(earlier: RunRecord, whole: RunRecord) -> RunRecord:
         reused_tokens=whole.reused_tokens - earlier.reused_tokens,
         in_system_at_arrivals=whole.in_system_at_arrivals[len(earlier.in_system_at_arrivals) :],
         event_steps=whole.event_steps - earlier.event_steps,
+        speculation=_speculation_since(earlier.speculation, whole.speculation),
     )
+
+
+def _speculation_since(
+    earlier: SpeculationRecord | None, whole: SpeculationRecord | None
+) -> SpeculationRecord | None:
+    if earlier is None or whole is None:
+        return whole
+    return SpeculationRecord(
+        whole.rounds - earlier.rounds, whole.proposed_tokens - earlier.proposed_tokens,
+        whole.accepted_tokens - earlier.accepted_tokens, whole.draft_passes - earlier.draft_passes,
+        _less(whole.draft_time_s, earlier.draft_time_s),
+    )  # fmt: skip
 
 
 def _less(whole: Mapping[str, Amount], earlier: Mapping[str, Amount]) -> dict[str, Amount]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from simulator.results.metrics import LatencyMetrics
-from simulator.results.records import Span
+from simulator.results.records import Span, SpeculationRecord
 
 TOKENS_PER_PRICE = 1e6
 """Prices are quoted for a million tokens."""
@@ -84,6 +84,8 @@ class RunResult:
     preemptions: int = 0
     kv_blocks: int = 0
     peak_kv_blocks: int = 0
+    speculation: SpeculationRecord | None = None
+    """Of a placement in which a small model proposes tokens."""
     spans: tuple[Span, ...] = field(default=(), repr=False)
     """Tasks of the first steps, for timelines."""
 
@@ -135,6 +137,7 @@ class RunResult:
             "preemptions": self.preemptions,
             "kv_blocks": self.kv_blocks,
             "peak_kv_blocks": self.peak_kv_blocks,
+            "speculation": self.speculation and self.speculation.as_dict(),
         }  # fmt: skip
 
     def _metrics_dict(self) -> dict[str, Any] | None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Several
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.graph.shape import Chunk
+from simulator.placement.placement import Placement
 from simulator.serving.actions import Prefill, Step, Verification
 from simulator.serving.decoding import Decoding
 from simulator.serving.scheduler import Kept, Scheduler
@@ -57,6 +59,12 @@ class KnownAcceptance:
 
     def accepted(self, round: Verification) -> int:
         return _leading(self._agrees[round.sequence][round.generated :][: round.proposed])
+
+
+def drawn_acceptance(placement: Placement, seed: int) -> Acceptance | None:
+    """As a placement says; None where nothing is proposed."""
+    given = placement.speculation
+    return None if given is None else DrawnAcceptance(given.acceptance, seed)
 
 
 def _leading(agrees: NDArray[np.bool_]) -> int:
@@ -143,10 +151,7 @@ class SpeculatingScheduler(Scheduler):
 
     def with_blocks(self, chunks: Iterable[Chunk]) -> tuple[Chunk, ...]:
         """The same chunks with the blocks of their sequences."""
-        return tuple(
-            Chunk(c.sequence, c.context, c.new, c.commits, tuple(self._running[c.sequence].blocks), rows=c.rows)
-            for c in chunks
-        )
+        return tuple(replace(each, blocks=tuple(self._running[each.sequence].blocks)) for each in chunks)
 
     def _step(self, decodes: bool, pieces: tuple[Prefill, ...]) -> Step:
         own = self._verified.sequences

@@ -83,6 +83,12 @@ class Clock:
         self.step_count += 1
         return self._launch(loop, *self.books[loop].next_use(shapes), shapes)
 
+    def propose(self, loop: int, shapes: tuple[StepShape, ...]) -> Launch:
+        """Launch a pass of a loop's drafter."""
+        drafter = self.books[loop].drafter
+        assert drafter is not None
+        return self._launch(loop, *drafter.next_use(shapes), shapes)
+
     def move(self, loop: int, name: str, shape: StepShape) -> Launch:
         """Launch one of a loop's plans that move KV blocks."""
         use = self.books[loop].use_of_move(name)
@@ -168,7 +174,8 @@ class Clock:
 
 def _uses(book: PlanBook) -> list[Use]:
     """One of each kind of plan that a loop launches."""
-    return [book.use(book.program.placement.microbatches), *map(book.use_of_move, book.moves)]
+    of_drafter = [] if book.drafter is None else [book.drafter.use(1)]
+    return [book.use(book.program.placement.microbatches), *map(book.use_of_move, book.moves), *of_drafter]
 
 
 def _islands(uses: Sequence[Sequence[Use]]) -> list[int]:

@@ -15,10 +15,11 @@ from simpy import Environment, Event
 
 from simulator.graph.shape import Chunk, StepShape
 from simulator.placement.program import Program
-from simulator.serving.actions import Completed, Move, Step
+from simulator.serving.actions import Completed, Move, Step, Verification
 from simulator.serving.arrivals import content_of
 from simulator.serving.lockstep import Lockstep
 from simulator.serving.scheduler import Scheduler
+from simulator.serving.speculation import Acceptance, SpeculatingScheduler, draft_passes
 from simulator.simulation.clock import Clock
 from simulator.simulation.events import ACCOUNT, DECIDE, after
 from simulator.simulation.front import Front
@@ -35,6 +36,8 @@ class Observer:
     decided: Callable[[Scheduler | Lockstep, Step, int], None]
     moved: Callable[[Chunk], None] = lambda blocks: None
     """And each plan that moves KV blocks, when it is launched: which ones, and where to."""
+    proposed: Callable[[tuple[Chunk, ...]], None] = lambda chunks: None
+    """And each pass of a drafter."""
 
 
 @dataclass
@@ -49,19 +52,40 @@ class Gaps:
         self.counts.append(count)
 
 
+@dataclass
+class Rounds:
+    """What came of the tokens that a drafter proposed."""
+
+    rounds: int = 0
+    """Times that a sequence's proposals were verified."""
+    proposed: int = 0
+    accepted: int = 0
+    passes: int = 0
+    """Of the drafter."""
+
+    def add(self, verified: Sequence[Verification], accepted: Sequence[int]) -> None:
+        """Note a step's rounds."""
+        self.rounds += len(verified)
+        self.proposed += sum(each.proposed for each in verified)
+        self.accepted += sum(accepted)
+
+
 class ServingLoop:
     """One loop with its program and its scheduler."""
 
     def __init__(
         self, env: Environment, program: Program, scheduler: Scheduler | Lockstep, clock: Clock, front: Front,
         gaps: Gaps, left: Callable[[RequestLife], None], is_only: bool, answers_matter: bool,
-        observer: Observer | None,
+        observer: Observer | None, acceptance: Acceptance | None = None,
     ) -> None:  # fmt: skip
         """left: is told of each request that is over. is_only: whether there are no other loops;
-        answers_matter: whether clients send requests because others were answered."""
+        answers_matter: whether clients send requests because others were answered. acceptance: of tokens that
+        a drafter proposes."""
         self.env, self.program, self.scheduler = env, program, scheduler
         self._clock, self._front, self._gaps, self._left, self._observer = clock, front, gaps, left, observer
         self._number, self._is_only, self._answers_matter = program.loop, is_only, answers_matter
+        self._acceptance = acceptance
+        self.rounds = Rounds()
         self.lives: dict[int, RequestLife] = {}
         """Requests in the loop."""
         self._given_up: list[int] = []
@@ -101,6 +125,8 @@ class ServingLoop:
             self._note(step, int(self.env.now))
             if step.saved or step.restored:
                 yield from self._move(step)
+            if self._acceptance is not None:
+                yield from self._propose(step)
             if self._observer is not None:
                 self._observer.decided(self.scheduler, step, int(self.env.now))
             step, shapes = self._run_ahead(step, self._shapes(step))
@@ -108,8 +134,8 @@ class ServingLoop:
             yield launch.outcome
             self._step_ticks = int(self.env.now) - launch.at
             yield from self._all_else_of_this_tick(ACCOUNT)
-            self._clock.charge(launch, step.decode_count + len(step.prefills))
-            self._account(step, self.scheduler.complete(step))
+            self._clock.charge(launch, step.sequence_count)
+            self._account(step, self._complete(step))
 
     def _let_go(self) -> None:
         """Forget those who gave up while a step was under way."""
@@ -132,7 +158,27 @@ class ServingLoop:
                     self._observer.moved(blocks)
                 launch = self._clock.move(self._number, name, StepShape.of((blocks,), self.program.traits))
                 yield launch.outcome
-                self._clock.charge(launch, step.decode_count + len(step.prefills))
+                self._clock.charge(launch, step.sequence_count)
+
+    def _propose(self, step: Step) -> Life:
+        """Let the drafter make its passes, one after the other, before the step that verifies them."""
+        drafter, scheduler = self.program.drafter, self.scheduler
+        assert drafter is not None and isinstance(scheduler, SpeculatingScheduler)
+        for chunks in draft_passes(step):
+            if self._observer is not None:
+                self._observer.proposed(scheduler.with_blocks(chunks))
+            launch = self._clock.propose(self._number, (StepShape.of(chunks, drafter.traits),))
+            yield launch.outcome
+            self._clock.charge(launch, step.sequence_count)
+            self.rounds.passes += 1
+
+    def _complete(self, step: Step) -> Completed:
+        if self._acceptance is None:
+            return self.scheduler.complete(step)
+        assert isinstance(self.scheduler, SpeculatingScheduler)
+        accepted = [self._acceptance.accepted(each) for each in step.verifications]
+        self.rounds.add(step.verifications, accepted)
+        return self.scheduler.complete(step, accepted)
 
     def _run_ahead(self, step: Step, shapes: tuple[StepShape, ...]) -> tuple[Step, tuple[StepShape, ...]]:
         """Carry out at once the decode steps that nothing can touch, because the one after them is launched
@@ -195,8 +241,11 @@ class ServingLoop:
 
     def _account(self, step: Step, completed: Completed) -> None:
         now = int(self.env.now)
-        decoded = step.decode_count - len(step.returned)
+        decoded = step.decode_count + len(step.verifications) - len(step.returned)
         work, on_wire = self._deliver(now, decoded, completed.token_count - decoded)
+        at_once = completed.token_count - decoded - len(completed.started) - len(completed.resumed)
+        if step.verifications and at_once:  # what was accepted comes with the token before it
+            self._gaps.add(0, at_once)
         received = self._previous_received
         for number in (*step.returned, *completed.resumed):
             life = self.lives[number]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,6 +151,12 @@ class PlanBook:
     warm: bool = False
     """Whether an earlier step has left fetched layers for the next one."""
 
+    @cached_property
+    def drafter(self) -> PlanBook | None:
+        """The plans of what proposes tokens to the program."""
+        drafter = self.program.drafter
+        return None if drafter is None else PlanBook(drafter, self.engine)
+
     def use(self, microbatches: int) -> Use:
         """The use of the template that the next step with so many microbatches takes."""
         key = (microbatches, self.warm)
@@ -180,7 +187,7 @@ class PlanBook:
         """Every template used, all its steps added up."""
         for use in self.uses.values():
             use.settle()
-        return list(self.uses.values())
+        return [*self.uses.values(), *(self.drafter.settled() if self.drafter else ())]
 
 
 def settled(books: Iterable[PlanBook]) -> Iterator[Use]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simulator.placement.placement import Placement
-from simulator.results.records import RequestRecord, RunRecord, Span
+from simulator.results.records import RequestRecord, RunRecord, Span, SpeculationRecord
 from simulator.simulation.clock import Recorded
-from simulator.simulation.plan_book import busy_seconds, flops_total, link_totals, settled
+from simulator.simulation.plan_book import PlanBook, busy_seconds, flops_total, link_totals, settled
 from simulator.simulation.pricing import PARTS
 from simulator.simulation.ticks import seconds, tick
 
@@ -40,7 +40,7 @@ def run_record(serving: Serving) -> RunRecord:
         start_s=min((request.sent_s for request in requests), default=0.0),
         end_s=max((request.last_received_s for request in finished), default=0.0),
         time_s=_times(serving, finished),
-        overhead_s=_times_in_steps(serving)["overhead"],
+        overhead_s=_times_in_steps(serving.books)["overhead"],
         busy_s=busy,
         host_busy_s=sum(busy.get(thread, 0.0) for thread in sorted(threads))
         + seconds(serving.front.cores.busy),
@@ -54,6 +54,7 @@ def run_record(serving: Serving) -> RunRecord:
         fidelity=serving.fidelity,
         crowded=clock.crowded,
         event_steps=clock.event_steps,
+        speculation=_speculation(serving),
         spans=tuple(span for recorded in clock.recorded for span in _spans(recorded)),
     )
 
@@ -66,15 +67,26 @@ def _peak_blocks(serving: Serving) -> int:
     return max(peaks.values())
 
 
-def _times_in_steps(serving: Serving) -> dict[str, float]:
+def _speculation(serving: Serving) -> SpeculationRecord | None:
+    drafters = [book.drafter for book in serving.books if book.drafter is not None]
+    if not drafters:
+        return None
+    rounds = [loop.rounds for loop in serving.loops]
+    return SpeculationRecord(
+        sum(each.rounds for each in rounds), sum(each.proposed for each in rounds),
+        sum(each.accepted for each in rounds), sum(each.passes for each in rounds), _times_in_steps(drafters),
+    )  # fmt: skip
+
+
+def _times_in_steps(books: Sequence[PlanBook]) -> dict[str, float]:
     """Request-seconds on the critical paths of steps, by part."""
-    in_steps = sum((use.time_s for use in settled(serving.books)), np.zeros(len(PARTS)))
+    in_steps = sum((use.time_s for use in settled(books)), np.zeros(len(PARTS)))
     return dict(zip(PARTS, in_steps.tolist(), strict=True))
 
 
 def _times(serving: Serving, finished: Sequence[RequestRecord]) -> dict[str, float]:
     """Request-seconds by category; waiting is what is left of the requests' time."""
-    times = _times_in_steps(serving)
+    times = _times_in_steps(serving.books)
     times["compute"] += times.pop("overhead")
     served = [life for life in serving.lives.values() if life.status == "finished"]
     times["host"] += seconds(sum(life.host_ticks for life in served))

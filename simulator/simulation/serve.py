@@ -21,6 +21,7 @@ from simulator.serving.arrivals import Request, Source
 from simulator.serving.lockstep import Lockstep
 from simulator.serving.routing import LeastLoaded, Router
 from simulator.serving.scheduler import Scheduler
+from simulator.serving.speculation import Acceptance, SpeculatingScheduler, drawn_acceptance
 from simulator.simulation.clock import Clock
 from simulator.simulation.front import Front
 from simulator.simulation.lives import RequestLife
@@ -38,9 +39,11 @@ class Serving:
         self, programs: Program | Sequence[Program], engine: Engine, block_count: int, source: Source,
         fidelity: str, cores: int, record_steps: int = 0, observer: Observer | None = None,
         host_blocks: int = 0, router: Router | None = None, timeout_s: float | None = None,
+        acceptance: Acceptance | None = None,
     ) -> None:  # fmt: skip
         """block_count: KV blocks of each placement, which its loops share out, and host_blocks those in host
-        memory; cores: for all together. timeout_s: how long clients wait for the whole of an answer."""
+        memory; cores: for all together. timeout_s: how long clients wait for the whole of an answer.
+        acceptance: of proposed tokens; drawn as the placement says if not given."""
         self.programs = (programs,) if isinstance(programs, Program) else tuple(programs)
         assert [program.loop for program in self.programs] == list(range(len(self.programs)))
         self.source, self.fidelity = source, fidelity
@@ -57,7 +60,8 @@ class Serving:
         host = block_ranges(self.programs, host_blocks)
         self.loops = tuple(
             ServingLoop(self.env, program, _scheduler(engine, program, own, other), self.clock, self.front,
-                        self.gaps, self._leave, len(self.programs) == 1, source.is_closed, observer)
+                        self.gaps, self._leave, len(self.programs) == 1, source.is_closed, observer,
+                        acceptance or drawn_acceptance(program.placement, seed=0))
             for program, own, other in zip(self.programs, blocks, host, strict=True)
         )  # fmt: skip
         self._router = router or LeastLoaded(len(self.loops), seed=0)
@@ -131,6 +135,9 @@ class Serving:
 
 
 def _scheduler(engine: Engine, program: Program, blocks: range, host: range) -> Scheduler | Lockstep:
+    if program.placement.speculation is not None:
+        proposed = program.placement.speculation.tokens
+        return SpeculatingScheduler(engine.scheduler, len(blocks), proposed, blocks.start)
     ranks = [
         Scheduler(engine.scheduler, len(blocks), program.model.sliding_window, blocks.start, host)
         for _ in range(program.rank_groups)
@@ -142,11 +149,12 @@ def serve(
     programs: Program | Sequence[Program], engine: Engine, block_count: int,
     make_source: Callable[[], Source], fidelity: str = "fast", cores: int = 1, record_steps: int = 0,
     host_blocks: int = 0, router: Router | None = None, timeout_s: float | None = None,
+    acceptance: Acceptance | None = None,
 ) -> RunRecord:  # fmt: skip
     """Run a workload once; what only warms up is not in the record."""
     serving = Serving(
         programs, engine, block_count, make_source(), fidelity, cores, record_steps, None, host_blocks,
-        router, timeout_s,
+        router, timeout_s, acceptance,
     )  # fmt: skip
     record = serving.run()
     return record if serving.warmed_up is None else since(serving.warmed_up, record)

@@ -226,6 +226,9 @@ class _Reader:
         machines = choice.data.get("machine")
         listed = len(machines) if isinstance(machines, list) else 0
         places += [("machines", ("machine", index)) for index in range(listed)]
+        placements = choice.data.get("placements")
+        drafts = len(placements) if isinstance(placements, list) else 0
+        places += [("models", ("placements", index, "draft")) for index in range(drafts)]
         named = [(kind, chosen.at(loc), loc) for kind, loc in places]
         return [
             self.document.problem(self._original(choice, loc), self.catalogue.advice(kind, name), value=name)

@@ -104,6 +104,8 @@ def deploy(
     program = programs[0]
     record = reset(engine.record, scheduler, memory)
     reason = _why_not_storable(program)
+    if reason is None and program.drafter is not None:
+        reason = _why_not_storable(program.drafter)
     if reason is None and record.memory.host_kv_bytes:
         reason = why_not_to_host(program)
     if reason is not None:
@@ -192,7 +194,7 @@ def source_of(workload: Workload, requests: Sequence[Request]) -> Source:
 
 def transitions_per_token(program: Program) -> dict[str, int]:
     """How often one decoded token's pass crosses from each device to each other, by `a->b`; of a token of the
-    first rank, where ranks have sequences of their own."""
+    first rank, where ranks have sequences of their own. Where tokens are proposed, all passes of a round."""
     counted: dict[str, int] = {}
     groups = program.rank_groups
     for task in program.template(groups).tasks:
@@ -201,4 +203,8 @@ def transitions_per_token(program: Program) -> dict[str, int]:
         for source, target in task.crossings:
             key = f"{source}->{target}"
             counted[key] = counted.get(key, 0) + 1
+    if program.drafter is not None:
+        assert program.placement.speculation is not None
+        for key, count in transitions_per_token(program.drafter).items():
+            counted[key] = counted.get(key, 0) + count * program.placement.speculation.tokens
     return counted

@@ -16,6 +16,7 @@ from simulator.results.records import RunRecord
 from simulator.results.run_result import Band, Economics, MemoryUse, RunResult, StudyResult
 from simulator.serving.arrivals import users_of
 from simulator.serving.routing import ROUTERS
+from simulator.serving.speculation import drawn_acceptance
 from simulator.simulation.serve import serve
 from simulator.specs.arrivals import (
     Arrivals,
@@ -147,6 +148,7 @@ def simulate(run: RunSpec, cost: Cost, case: Case, catalogue: Catalogue) -> RunR
         lambda: source_of(run.workload, requests), run.fidelity, deployment.cores,
         recorded if case == "nominal" else 0, deployment.budget.host_blocks,
         ROUTERS[run.routing](len(deployment.programs), run.seed), run.workload.timeout_s,
+        drawn_acceptance(deployment.program.placement, run.seed),
     )  # fmt: skip
     return _row(blank, deployment, record, run.workload, cost, case)
 
@@ -182,6 +184,7 @@ def _row(
         preemptions=record.preemptions,
         kv_blocks=deployment.budget.kv_blocks,
         peak_kv_blocks=record.peak_blocks,
+        speculation=record.speculation,
         spans=record.spans,
     )
 

@@ -12,6 +12,7 @@ from simulator.placement.strategies.kv_offload import KvOffload
 from simulator.placement.strategies.layer_split import LayerSplit
 from simulator.placement.strategies.pipeline_parallel import PipelineParallel
 from simulator.placement.strategies.single_device import SingleDevice
+from simulator.placement.strategies.speculative import Speculative
 from simulator.placement.strategies.tensor_parallel import TensorParallel
 from simulator.placement.strategies.weight_streaming import WeightStreaming
 
@@ -27,6 +28,7 @@ STRATEGIES: tuple[type[Strategy], ...] = (
     AttentionOffload,
     ExpertOffload,
     Hybrid,
+    Speculative,
     Custom,
 )
 
@@ -42,6 +44,7 @@ __all__ = [
     "LayerSplit",
     "PipelineParallel",
     "SingleDevice",
+    "Speculative",
     "Strategy",
     "TensorParallel",
     "WeightStreaming",
