@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -38,6 +39,19 @@ class Sequences:
 
     tokens: dict[int, list[int]]
     logits: dict[int, list[Tensor]] = field(default_factory=dict)
+    proposed: dict[int, list[int]] = field(default_factory=dict)
+    """What a drafter expects to follow them."""
+
+    def from_to(self, sequence: int, start: int, end: int) -> list[int]:
+        """Some tokens of a sequence, proposed ones after its own."""
+        return (self.tokens[sequence] + self.proposed.get(sequence, []))[start:end]
+
+    def kept(self, sequence: int, chosen: Sequence[int]) -> int:
+        """How many of the tokens chosen after each row of a verification are kept: as long as they are those
+        that were proposed, and the one after them."""
+        proposed = self.proposed.get(sequence, [])
+        agree = (one == other for one, other in zip(proposed, chosen, strict=False))
+        return min(len(list(takewhile(bool, agree))) + 1, len(chosen))
 
 
 class Interpreter:
@@ -46,18 +60,22 @@ class Interpreter:
 
     def __init__(
         self, programs: Sequence[Program], model: Transformer, sequences: Sequences, stores: Stores,
-        block_count: int, block_tokens: int, host_blocks: int = 0,
+        block_count: int, block_tokens: int, host_blocks: int = 0, drafter: Transformer | None = None,
     ) -> None:  # fmt: skip
-        """host_blocks: of each placement, besides its KV blocks; in host memory, for those that leave."""
+        """host_blocks: of each placement, besides its KV blocks; in host memory, for those that leave.
+        drafter: proposes tokens to the model."""
         self.model, self.machine = programs[0].model, programs[0].machine
+        self.drafter = None if drafter is None else drafter.arch
         self.sequences, self.stores = sequences, stores
         self.dtype = next(model.parameters()).dtype
         self._slot_of = {number: slot for slot, number in enumerate(sequences.tokens)}
         self._packed: dict[str, tuple[WeightFormat, tuple[int, ...]]] = {}
         """Weights that are not kept in the format they are computed in, and their shapes."""
         for loops in by_placement(programs):
-            self._load(loops[0], dict(model.named_parameters()))
-            self._make_room(loops[0].slabs(), block_count, block_tokens)
+            for member, network in zip(loops[0].members, (model, drafter), strict=False):
+                assert network is not None, "a drafter is placed, and there is none"
+                self._load(member, dict(network.named_parameters()))
+                self._make_room(member.slabs(), block_count, block_tokens)
             if host_blocks:
                 self._make_room(host_slabs(loops[0]), host_blocks, block_tokens)
 
@@ -100,20 +118,20 @@ class Interpreter:
 
     def _results(self, plan: Plan, task: Task, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
         if task.kind == "compute":
-            return self._compute(task, chunks)
+            return self._compute(plan, task, chunks)
         if task.kind == "transfer":
             return self._transfer_of(task, chunks)
         if task.kind == "collective":
             rows = [sum(chunk.new for chunk in part) for part in plan.chunks]
             return COLLECTIVES[task.operator](self.stores, task, rows)
-        return self._host(task, chunks)
+        return self._host(plan, task, chunks)
 
     # -- the host ---------------------------------------------------------------------------------------
 
-    def _host(self, task: Task, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
-        tokens = self.sequences.tokens
+    def _host(self, plan: Plan, task: Task, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
         if task.host_work == "gather":
-            ids = [i for c in chunks for i in tokens[c.sequence][c.context : c.context + c.new]]
+            pieces = (self.sequences.from_to(c.sequence, c.context, c.context + c.new) for c in chunks)
+            ids = [token for piece in pieces for token in piece]
             return (torch.tensor(ids, dtype=torch.int64),)
         if not task.reads:
             return ()
@@ -121,14 +139,21 @@ class Interpreter:
         if self.model.is_encoder:
             self._keep_rows(chunks, answer)
             return ()
-        for chunk, token in zip(chunks, answer.tolist(), strict=True):
+        for chunk, chosen in zip(chunks, answer.split([chunk.rows for chunk in chunks]), strict=True):
             if chunk.commits:
-                tokens[chunk.sequence].append(token)
+                self._commit(chunk.sequence, chosen.tolist(), plan.template.of_drafter)
         return ()
+
+    def _commit(self, sequence: int, chosen: list[int], is_proposed: bool) -> None:
+        if is_proposed:
+            self.sequences.proposed.setdefault(sequence, []).extend(chosen)
+            return
+        self.sequences.tokens[sequence] += chosen[: self.sequences.kept(sequence, chosen)]
+        self.sequences.proposed.pop(sequence, None)
 
     # -- devices ----------------------------------------------------------------------------------------
 
-    def _compute(self, task: Task, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
+    def _compute(self, plan: Plan, task: Task, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
         memory = self.machine.memory_of(task.place)
         tensors = [self.stores.get(memory, name) for name in task.reads]
         weights = {
@@ -139,10 +164,12 @@ class Interpreter:
         values = [t for name, t in zip(task.reads, tensors, strict=True) if not _is_weight(name)]
         slab = self.stores.get(memory, task.kv) if task.kv else None
         assert task.share is not None
-        if task.operator == "sample":
+        of_drafter = plan.template.of_drafter
+        if task.operator == "sample" and not of_drafter:
             self._keep_rows(chunks, values[0])
         held = task.visits.experts if task.visits else None
-        call = Call(self.model, task.operator, task.layer, task.share, chunks, values, weights, slab,
+        model = self.drafter if of_drafter and self.drafter is not None else self.model
+        call = Call(model, task.operator, task.layer, task.share, chunks, values, weights, slab,
                     len(task.writes), self._slot_of, held)  # fmt: skip
         return OPERATORS[task.operator](call)
 
@@ -217,9 +244,10 @@ class Interpreter:
 
     def _keep_rows(self, chunks: Sequence[Chunk], rows: Tensor) -> None:
         """Keep what each answer was chosen from; of an encoder, the answer itself."""
-        for chunk, row in zip(chunks, rows, strict=True):
+        for chunk, own in zip(chunks, rows.split([chunk.rows for chunk in chunks]), strict=True):
             if chunk.commits:
-                self.sequences.logits.setdefault(chunk.sequence, []).append(row.clone())
+                kept = self.sequences.kept(chunk.sequence, own.argmax(dim=-1).tolist())
+                self.sequences.logits.setdefault(chunk.sequence, []).extend(own[:kept].clone())
 
 
 def _of_phase(chunks: Sequence[Chunk], phase: Phase) -> Sequence[Chunk]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -45,8 +46,10 @@ def _norm(call: Call) -> Outputs:
 
 
 def _final_norm(call: Call) -> Outputs:
-    """Of the last row of each chunk only."""
-    last_r = torch.tensor(call.sizes, dtype=torch.int64).cumsum(0) - 1
+    """Of the last rows of each chunk only."""
+    ends = accumulate(call.sizes)
+    rows = [row for chunk, end in zip(call.chunks, ends, strict=True) for row in range(end - chunk.rows, end)]
+    last_r = torch.tensor(rows, dtype=torch.int64)
     rows_re = sum((value[last_r] for value in call.values[1:]), start=call.values[0][last_r])
     if not call.model.final_norm:
         return (rows_re,)

@@ -26,6 +26,10 @@ from simulator.specs.architecture import Architecture
 from simulator.specs.weight_formats import WeightStorage
 
 
+DRAFTER_NOISE = 0.1
+"""Of a drafter's weights, relative to the model's: enough that tiny ones agree about two times in three."""
+
+
 @dataclass(frozen=True)
 class TimedPlan:
     """A plan with the tick at which each task started and ended."""
@@ -87,10 +91,12 @@ def moments(steps: Sequence[TimedPlan]) -> list[tuple[int, int, int, int]]:
 def replay(
     programs: Sequence[Program], model: Transformer, prompts: dict[int, list[int]],
     steps: Sequence[TimedPlan], block_count: int, block_tokens: int, host_blocks: int = 0,
+    drafter: Transformer | None = None,
 ) -> Replayed:  # fmt: skip
     """Carry `steps` of placed copies of `model` out, with the KV cache in the model's own format.
 
-    block_count: KV blocks of each placement, and host_blocks what it has in host memory besides.
+    block_count: KV blocks of each placement, and host_blocks what it has in host memory besides. drafter: what
+    proposes tokens to it.
     """
     stores = Stores(programs[0].machine)
     sequences = Sequences({number: list(ids) for number, ids in prompts.items()})
@@ -98,7 +104,7 @@ def replay(
     try:
         with torch.no_grad(), FlopCount() as counter:
             room = block_count, block_tokens, host_blocks
-            interpreter = Interpreter(programs, model, sequences, stores, *room)
+            interpreter = Interpreter(programs, model, sequences, stores, *room, drafter)
             for _, is_start, step, task in moments(steps):
                 plan = steps[step].plan
                 if is_start:
@@ -142,7 +148,36 @@ def reference(
 
 def random_model(model: Architecture, seed: int, storage: WeightStorage) -> Transformer:
     """The network with random weights in float64, each rounded to what its number format can hold."""
-    network = random_transformer(model, seed, torch.float64)
+    return _rounded(random_transformer(model, seed, torch.float64), storage)
+
+
+def random_drafter(model: Transformer, arch: Architecture, seed: int, storage: WeightStorage) -> Transformer:
+    """A network that often proposes what `model` would choose: its weights are the model's where they have the
+    same shape, each with some noise, and random elsewhere."""
+    network, theirs = random_transformer(arch, seed, torch.float64), dict(model.named_parameters())
+    generator = torch.Generator().manual_seed(seed + 1)
+    for name, parameter in network.named_parameters():
+        if name in theirs and theirs[name].shape == parameter.shape:
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.data = theirs[name] * (1 + DRAFTER_NOISE * noise)
+    return _rounded(network, storage)
+
+
+def agreement(
+    drafter: Transformer, tokens: Mapping[int, Sequence[int]], prompts: Mapping[int, Sequence[int]]
+) -> dict[int, list[bool]]:
+    """Of each sequence, for each token after its prompt, whether a drafter would have proposed it after all
+    those before it."""
+    found = {}
+    with torch.no_grad():
+        for number, ids in tokens.items():
+            start = len(prompts[number])
+            proposed = drafter(torch.tensor(ids[:-1]))[start - 1 :].argmax(dim=-1)
+            found[number] = (proposed == torch.tensor(ids[start:])).tolist()
+    return found
+
+
+def _rounded(network: Transformer, storage: WeightStorage) -> Transformer:
     for name, parameter in network.named_parameters():
         form = storage.format_of(name, parameter.shape[-1])
         parameter.data = round_trip(parameter.data, form)

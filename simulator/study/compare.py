@@ -24,11 +24,13 @@ from simulator.placement.plan import Plan, flaws
 from simulator.placement.program import Program, by_placement
 from simulator.results.records import RunRecord
 from simulator.serving.arrivals import Request
+from simulator.serving.speculation import Acceptance, KnownAcceptance
 from simulator.simulation.clock import Recorded
 from simulator.specs.architecture import Architecture
 from simulator.specs.engine import Engine
 
 if TYPE_CHECKING:
+    from simulator.execution.network import Transformer
     from simulator.execution.replay import Replayed
 
 Parts = tuple[tuple[Chunk, ...], ...]
@@ -43,6 +45,10 @@ MOST_FLAWS = 5
 KINDS = ("prefill", "chunk", "decode", "unlike lengths")
 """Whole prompts or their first pieces, later pieces of prompts, single tokens, and steps whose sequences
 differ in length."""
+
+
+ROUNDS = ("none accepted", "some accepted", "all accepted")
+"""Of the tokens that a drafter proposed for a sequence."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,8 @@ class Verified:
     link_bytes: int = 0
     kinds: tuple[str, ...] = ()
     """Of `KINDS`, those that were among the steps."""
+    rounds: tuple[str, ...] = ()
+    """Of `ROUNDS`, those that were among the verifications of proposed tokens."""
     is_encoder: bool = False
     mismatches: tuple[str, ...] = ()
     """What differs, in words; why not, for a placement that was not placed."""
@@ -92,6 +100,8 @@ class Simulated:
     steps: tuple[Recorded, ...]
     chunks: tuple[Parts, ...]
     """Of each step, with blocks, as its loop's scheduler decided them."""
+    rounds: tuple[str, ...] = ()
+    """Of `ROUNDS`, those that were among its verifications of proposed tokens."""
 
 
 @dataclass(frozen=True)
@@ -118,16 +128,21 @@ def compare(
     finished = {r.number: r.output_tokens for r in record.requests if r.status == "finished"}
     if not finished:
         return replace(blank, mismatches=("no request could be served, so there is nothing to compare",))
-    prompts = {r.number: _prompt(program.model, r, seed) for r in requests if r.number in finished}
+    prompts = {r.number: prompt_of(program.model, r, seed) for r in requests if r.number in finished}
     size = engine.scheduler.kv_block_tokens
     with real.repeatable():
-        network = real.random_model(program.model, seed, program.storage)
-        happened = real.replay(programs, network, prompts, steps, room.blocks, size, room.host_blocks)
+        network, drafter = networks(program, seed)
+        happened = real.replay(
+            programs, network, prompts, steps, room.blocks, size, room.host_blocks, drafter
+        )
         tokens, logits = real.reference(network, prompts, finished)
     difference = real.largest_difference(happened.logits, logits)
-    shapes = {name: tuple(tensor.shape) for name, tensor in network.named_parameters()}
     found = _flaws_of(programs, steps)
-    found += [flaw for replica in loops for flaw in residency_flaws(replica[0], shapes)]
+    for replica in loops:
+        for member, own in zip(replica[0].members, (network, drafter), strict=False):
+            assert own is not None
+            shapes = {name: tuple(tensor.shape) for name, tensor in own.named_parameters()}
+            found += residency_flaws(member, shapes)
     found += [happened.fault] if happened.fault else []
     found += happened.wrong_flops[:MOST_FLAWS]
     if difference > LOGITS_TOLERANCE:
@@ -156,17 +171,46 @@ def compare(
         logits_difference=difference if math.isfinite(difference) else None,
         flops=sum(happened.flops.values()),
         link_bytes=sum(happened.link_bytes.values()),
-        kinds=_kinds(simulated.chunks),
+        kinds=_kinds(simulated),
+        rounds=simulated.rounds,
         mismatches=tuple(found),
     )
 
 
-def _kinds(steps: Sequence[Parts]) -> tuple[str, ...]:
+def networks(program: Program, seed: int) -> tuple[Transformer, Transformer | None]:
+    """What a run is carried out on: the model with random weights and, if tokens are proposed to it, what does."""
+    from simulator.execution import replay as real
+
+    network, drafter = real.random_model(program.model, seed, program.storage), program.drafter
+    if drafter is None:
+        return network, None
+    return network, real.random_drafter(network, drafter.model, seed, drafter.storage)
+
+
+def known_acceptance(program: Program, requests: Sequence[Request], seed: int) -> Acceptance | None:
+    """Which proposed tokens the real model will accept: where what a drafter makes of each beginning of the
+    model's own answer is how the answer goes on."""
+    from simulator.execution import replay as real
+
+    if program.drafter is None:
+        return None
+    prompts = {r.number: prompt_of(program.model, r, seed) for r in requests}
+    with real.repeatable():
+        network, drafter = networks(program, seed)
+        assert drafter is not None
+        tokens, _ = real.reference(network, prompts, {r.number: r.output_tokens for r in requests})
+        return KnownAcceptance(real.agreement(drafter, tokens, prompts))
+
+
+def _kinds(simulated: Simulated) -> tuple[str, ...]:
     found: set[str] = set()
-    for parts in steps:
+    for recorded, parts in zip(simulated.steps, simulated.chunks, strict=True):
+        if recorded.priced.template.of_drafter:
+            continue
         chunks = [chunk for part in parts for chunk in part if chunk.new]
         for chunk in chunks:
-            found.add("decode" if chunk.new == 1 else "chunk" if chunk.context else "prefill")
+            is_decode = chunk.new == 1 or chunk.rows > 1
+            found.add("decode" if is_decode else "chunk" if chunk.context else "prefill")
         if len({chunk.context + chunk.new for chunk in chunks}) > 1:
             found.add("unlike lengths")
     return tuple(kind for kind in KINDS if kind in found)
@@ -193,8 +237,9 @@ def _beyond_account(
     """Memories in which a step's own tensors took more than the account of the largest step has for them."""
     allowed = Counter(standing)
     for program in placements:
-        for memory, kinds in largest_step(program, engine).items():
-            allowed[memory] += kinds.total() * program.placement.loops
+        largest = [largest_step(member, engine) for member in program.members]
+        for memory in {memory for each in largest for memory in each}:
+            allowed[memory] += max(each[memory].total() for each in largest) * program.placement.loops
         for memory, nbytes in fetched_bytes_per_token(program).items():
             allowed[memory] += nbytes * cached_tokens
     return [
@@ -211,7 +256,7 @@ def _plan(recorded: Recorded, parts: Parts) -> Plan:
     return plan
 
 
-def _prompt(model: Architecture, request: Request, seed: int) -> list[int]:
+def prompt_of(model: Architecture, request: Request, seed: int) -> list[int]:
     """Random tokens; where the request says what its prompt begins with, the same for the same ids."""
     size, tokens = request.prefix_block_tokens, list[int]()
     for each in request.prefix:
@@ -222,7 +267,8 @@ def _prompt(model: Architecture, request: Request, seed: int) -> list[int]:
 
 
 def _flaws_of(programs: Sequence[Program], steps: Sequence[Any]) -> list[str]:
-    resident = [resident.tensor.name for program in programs for resident in program.residents()]
+    members = [member for program in programs for member in program.members]
+    resident = [resident.tensor.name for member in members for resident in member.residents()]
     templates = {id(timed.plan.template): timed.plan.template for timed in steps}
     return [flaw for template in templates.values() for flaw in flaws(template, resident)][:MOST_FLAWS]
 

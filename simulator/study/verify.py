@@ -16,11 +16,12 @@ from simulator.graph.shape import Chunk
 from simulator.placement.placement import NotPlaceable
 from simulator.placement.program import Program, by_placement
 from simulator.placement.strategies import STRATEGIES, Strategy
-from simulator.serving.actions import Step
+from simulator.serving.actions import Step, Verification
 from simulator.serving.arrivals import Request
 from simulator.serving.lockstep import Lockstep
 from simulator.serving.routing import ROUTERS, Router
 from simulator.serving.scheduler import Scheduler
+from simulator.serving.speculation import Acceptance
 from simulator.simulation.loop import Observer
 from simulator.simulation.serve import Serving
 from simulator.specs.catalogue import Catalogue
@@ -29,7 +30,7 @@ from simulator.specs.model import load_model
 from simulator.specs.scenario import PrecisionChoice, RunSpec, load_scenario
 from simulator.specs.weight_formats import WEIGHT_FORMATS
 from simulator.specs.workload import Workload
-from simulator.study.compare import Parts, Room, Simulated, Verified, compare
+from simulator.study.compare import ROUNDS, Parts, Room, Simulated, Verified, compare, known_acceptance
 from simulator.study.deploy import Deployment, deploy, requests_of, source_of
 from simulator.study.side_by_side import Progress, carry_out
 
@@ -92,13 +93,15 @@ def verify_run(run: RunSpec, catalogue: Catalogue) -> Verified:
     engine, room = made_scarce(deployment.engine, requests, deployment.programs)
     deployment = replace(deployment, engine=engine)
     router = ROUTERS[run.routing](len(deployment.programs), run.seed)
-    simulated = simulate_for_replay(deployment, requests, room, run.workload, router)
+    acceptance = known_acceptance(deployment.program, requests, run.seed)
+    simulated = simulate_for_replay(deployment, requests, room, run.workload, router, acceptance)
     return compare(blank, simulated, requests, engine, room, run.seed)
 
 
 def _too_large(deployment: Deployment) -> str | None:
     loops = by_placement(deployment.programs)
-    elements = sum(r.parameter.elements for programs in loops for r in programs[0].residents())
+    members = [member for programs in loops for member in programs[0].members]
+    elements = sum(resident.parameter.elements for member in members for resident in member.residents())
     if elements <= MOST_PARAMETERS:
         return None
     return (f"{elements:,} parameters are too many to carry out; `verify` takes up to {MOST_PARAMETERS:,}: "
@@ -128,10 +131,11 @@ def made_scarce(
 
 def simulate_for_replay(
     deployment: Deployment, requests: Sequence[Request], room: Room, workload: Workload,
-    router: Router | None = None,
+    router: Router | None = None, acceptance: Acceptance | None = None,
 ) -> Simulated:  # fmt: skip
     """Run the workload at fidelity `task`, keeping every task's times and every plan's chunks."""
     decided: list[Parts] = []
+    noted = None if acceptance is None else Noted(acceptance)
     microbatches = deployment.program.placement.microbatches
 
     def note(scheduler: Scheduler | Lockstep, step: Step, _: int) -> None:
@@ -140,9 +144,28 @@ def simulate_for_replay(
     def note_move(blocks: Chunk) -> None:
         decided.append(((blocks,),))
 
+    def note_proposed(chunks: tuple[Chunk, ...]) -> None:
+        decided.append((chunks,))
+
     serving = Serving(
         deployment.programs, deployment.engine, room.blocks, source_of(workload, requests), "task",
-        deployment.cores, 2**62, Observer(note, note_move), room.host_blocks, router, workload.timeout_s,
+        deployment.cores, 2**62, Observer(note, note_move, note_proposed), room.host_blocks, router,
+        workload.timeout_s, noted,
     )  # fmt: skip
     record = serving.run()
-    return Simulated(deployment.programs, record, tuple(serving.clock.recorded), tuple(decided))
+    rounds = tuple(each for each in ROUNDS if noted and each in noted.met)
+    return Simulated(deployment.programs, record, tuple(serving.clock.recorded), tuple(decided), rounds)
+
+
+class Noted:
+    """Remembers which kinds of `ROUNDS` came up."""
+
+    def __init__(self, acceptance: Acceptance) -> None:
+        self._acceptance = acceptance
+        self.met: set[str] = set()
+
+    def accepted(self, round: Verification) -> int:
+        count = self._acceptance.accepted(round)
+        if round.proposed:
+            self.met.add(ROUNDS[0] if not count else ROUNDS[2] if count == round.proposed else ROUNDS[1])
+        return count
