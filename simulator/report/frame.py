@@ -30,6 +30,9 @@ def _cells(run: RunResult) -> Iterator[tuple[str, Any]]:
             yield from ((f"{metric}.{name}", each) for name, each in value.items())
         else:
             yield metric, value
+    for name, figure in (row["speculation"] or {}).items():
+        if not isinstance(figure, dict):
+            yield f"speculation.{name}", figure
     for name, band in row["bands"].items():
         yield from ((f"{name}.{end}", band[end]) for end in ("low", "high"))
     for memory in row["memory"]:

@@ -123,7 +123,6 @@ class SpeculationRecord:
             "tokens_per_round": self.tokens_per_round,
             "accepted_share": self.accepted_share,
             "draft_passes": self.draft_passes,
-            "draft_request_s": whole,
             "draft_attribution": {
                 part: spent / whole if whole else 0.0 for part, spent in self.draft_time_s.items()
             },

@@ -85,7 +85,9 @@ class RunResult:
     kv_blocks: int = 0
     peak_kv_blocks: int = 0
     speculation: SpeculationRecord | None = None
-    """Of a placement in which a small model proposes tokens."""
+    """Of a placement in which a small model, the drafter, proposes tokens."""
+    draft_share: float = 0.0
+    """Of the requests' time, what they spent on the drafter's passes."""
     spans: tuple[Span, ...] = field(default=(), repr=False)
     """Tasks of the first steps, for timelines."""
 
@@ -137,8 +139,13 @@ class RunResult:
             "preemptions": self.preemptions,
             "kv_blocks": self.kv_blocks,
             "peak_kv_blocks": self.peak_kv_blocks,
-            "speculation": self.speculation and self.speculation.as_dict(),
+            "speculation": self._speculation_dict(),
         }  # fmt: skip
+
+    def _speculation_dict(self) -> dict[str, Any] | None:
+        if self.speculation is None:
+            return None
+        return self.speculation.as_dict() | {"draft_share": self.draft_share}
 
     def _metrics_dict(self) -> dict[str, Any] | None:
         metrics, economics = self.metrics, self.economics

@@ -50,6 +50,11 @@ class Launch:
     running: Launched | None = None
     """In the hands of the task engine."""
 
+    @property
+    def is_step(self) -> bool:
+        """Whether it counts as one; the passes of a drafter do not."""
+        return not self.use.priced.template.of_drafter
+
     def timed(self) -> Schedule:
         """When each task starts and ends: as R has it, or as far as the engine has come."""
         if self.running is not None:
@@ -103,7 +108,7 @@ class Island:
         self.crowded: Counter[str] = Counter()
         """Windows that each link brought about."""
         self.event_steps = 0
-        """Plans carried out as events, in whole or from some moment on."""
+        """Plans carried out as events, in whole or from some moment on, but for passes of a drafter."""
         self._engine = TaskEngine(env)
         self._carried = Carried()
         self._open: list[Launch] = []
@@ -169,11 +174,11 @@ class Island:
             earlier.running = self._engine.adopt(
                 earlier.use.priced, earlier.durations, earlier.timed(), earlier.outcome, self._teller(earlier)
             )
-            self.event_steps += 1
+            self.event_steps += earlier.is_step
         self._open = []
 
     def _by_events(self, launch: Launch) -> None:
-        self.event_steps += 1
+        self.event_steps += launch.is_step
         running = self._engine.launch(
             launch.use.priced, launch.durations, launch.outcome, self._teller(launch)
         )

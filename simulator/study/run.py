@@ -185,8 +185,15 @@ def _row(
         kv_blocks=deployment.budget.kv_blocks,
         peak_kv_blocks=record.peak_blocks,
         speculation=record.speculation,
+        draft_share=_draft_share(record),
         spans=record.spans,
     )
+
+
+def _draft_share(record: RunRecord) -> float:
+    if record.speculation is None:
+        return 0.0
+    return sum(record.speculation.draft_time_s.values()) / sum(record.time_s.values())
 
 
 def _cycle(arrivals: Arrivals) -> float:
