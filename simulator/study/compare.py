@@ -128,14 +128,15 @@ def compare(
     finished = {r.number: r.output_tokens for r in record.requests if r.status == "finished"}
     if not finished:
         return replace(blank, mismatches=("no request could be served, so there is nothing to compare",))
-    prompts = {r.number: prompt_of(program.model, r, seed) for r in requests if r.number in finished}
+    served = {r.number for r in record.requests if r.status != "rejected"}
+    prompts = {r.number: prompt_of(program.model, r, seed) for r in requests if r.number in served}
     size = engine.scheduler.kv_block_tokens
     with real.repeatable():
         network, drafter = networks(program, seed)
         happened = real.replay(
             programs, network, prompts, steps, room.blocks, size, room.host_blocks, drafter
         )
-        tokens, logits = real.reference(network, prompts, finished)
+        tokens, logits = real.reference(network, {n: prompts[n] for n in finished}, finished)
     difference = real.largest_difference(happened.logits, logits)
     found = _flaws_of(programs, steps)
     for replica in loops:
