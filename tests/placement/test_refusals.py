@@ -15,6 +15,7 @@ from simulator.placement.strategies import (
     Hybrid,
     KvOffload,
     SingleDevice,
+    Speculative,
     Strategy,
     TensorParallel,
     WeightStreaming,
@@ -30,6 +31,10 @@ L40S, HGX, NR1, CPU, XEON = (
 LLAMA, MIXTRAL, BERT = "llama-3.1-8b", "mixtral-8x7b", "bert-base-uncased"
 EXPERT_STRATEGIES = (ExpertOffload(), ExpertParallel(degree=1))
 OF_RANKS = (WeightStreaming, KvOffload, AttentionOffload, ExpertOffload)
+
+
+def proposing(draft: str, **fields: object) -> Strategy:
+    return Speculative.model_validate({"draft": draft, "draft_tokens": 2, "acceptance": 0.5, **fields})
 
 
 def reason(strategy: Strategy, where: str, name: str = LLAMA) -> str:
@@ -67,6 +72,17 @@ def reason(strategy: Strategy, where: str, name: str = LLAMA) -> str:
         (Hybrid(cpu_layers=1), NR1, LLAMA, "`cpu` is unknown"),
         (Hybrid(tensor_parallel=3), L40S, LLAMA, "32 attention heads cannot be shared evenly by 3"),
         (Hybrid(experts="whole"), L40S, LLAMA, "experts `whole` is for mixtures of experts; Llama 3.1 8B has none"),
+        (proposing("gpt2"), L40S, LLAMA,
+         "has 50,257 tokens in its vocabulary, Llama 3.1 8B has 128,256; both must have the same"),
+        (proposing("tiny-qwen3-next"), L40S, "tiny-llama", "has linear attention, whose states cannot go back"),
+        (proposing("tiny-llama"), L40S, "tiny-qwen3-next", "has linear attention, whose states cannot go back"),
+        (proposing("tiny-bert"), L40S, "tiny-llama", "is an encoder, which has no next token"),
+        (proposing("llama-3-8b"), L40S, LLAMA, "knows 8,192 positions, fewer than the 131,072 of Llama 3.1 8B"),
+        (proposing("llama-3.2-1b", draft_devices=("gpu-7",)), L40S, LLAMA, "the machine has no device 'gpu-7'"),
+        (proposing("llama-3.2-1b", draft_devices=("gpu-1", "gpu-1")), L40S, LLAMA, "one is named twice"),
+        (proposing("llama-3.2-1b", tensor_parallel=8), L40S, LLAMA, "needs 8 accelerators, there are 4"),
+        (proposing("llama-3.2-1b", draft_devices=("nr1.accelerator-0",)), "cpu-gpu-nr1", LLAMA,
+         "x86.gpu-0 and nr1.accelerator-0 are attached to different hosts"),
         (TensorParallel(degree=1, devices=("cpu",)), L40S, LLAMA, "cpu is a CPU, use single_device or layer_split"),
     ],
 )  # fmt: skip
@@ -124,6 +140,7 @@ def test_what_a_strategy_yields_names_only_what_the_machine_has(kind: type[Strat
     """With its defaults where it has some, and two devices where it must be told."""
     needed = {"layer_split": {"gpu_layers": 3}, "tensor_parallel": {"degree": 2}, "expert_parallel": {"degree": 2},
               "pipeline_parallel": {"stages": 2}, "data_parallel": {"replicas": 2},
+              "speculative": {"draft": "tiny-llama", "draft_tokens": 2, "acceptance": 0.5},
               "custom": {"device_map": {"": 0}}}  # fmt: skip
     strategy = kind.model_validate(needed.get(kind.model_fields["strategy"].default, {}))
     found = strategy.place(model("tiny-mixtral"), machine(L40S))
