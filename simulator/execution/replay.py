@@ -25,9 +25,8 @@ from simulator.placement.program import Program
 from simulator.specs.architecture import Architecture
 from simulator.specs.weight_formats import WeightStorage
 
-
 DRAFTER_NOISE = 0.01
-"""Of a drafter's weights, relative to the model's: so much that tiny ones agree two or three times in four."""
+"""Of a drafter's weights, relative to the model's: tiny ones then agree two or three times in four."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,8 @@ def replay(
 ) -> Replayed:  # fmt: skip
     """Carry `steps` of placed copies of `model` out, with the KV cache in the model's own format.
 
-    block_count: KV blocks of each placement, and host_blocks what it has in host memory besides. drafter: what
-    proposes tokens to it.
+    block_count: KV blocks of each placement, and host_blocks what it has in host memory besides. drafter:
+    what proposes tokens to it.
     """
     stores = Stores(programs[0].machine)
     sequences = Sequences({number: list(ids) for number, ids in prompts.items()})
@@ -151,9 +150,11 @@ def random_model(model: Architecture, seed: int, storage: WeightStorage) -> Tran
     return _rounded(random_transformer(model, seed, torch.float64), storage)
 
 
-def random_drafter(model: Transformer, arch: Architecture, seed: int, storage: WeightStorage) -> Transformer:
-    """A network that often proposes what `model` would choose: its weights are the model's where they have the
-    same shape, each with some noise, and random elsewhere."""
+def random_drafter(
+    model: Transformer, arch: Architecture, seed: int, storage: WeightStorage
+) -> Transformer:
+    """A network that often proposes what `model` would choose: its weights are the model's where they have
+    the same shape, each with some noise, and random elsewhere."""
     network, theirs = random_transformer(arch, seed, torch.float64), dict(model.named_parameters())
     generator = torch.Generator().manual_seed(seed + 1)
     for name, parameter in network.named_parameters():

@@ -225,8 +225,9 @@ def _notes_of(run: RunResult) -> Iterator[str]:
         yield f"{run.preemptions} preemptions for want of KV blocks"
     if run.speculation is not None and run.speculation.tokens_per_round is not None:
         accepted, share = run.speculation.accepted_share or 0.0, percent(run.draft_share)
-        yield (f"{run.speculation.tokens_per_round:.2f} tokens a round, {percent(accepted)} of those proposed "
-               f"accepted; {share} of the requests' time on the small model's passes")  # fmt: skip
+        tokens = f"{run.speculation.tokens_per_round:.2f} tokens a round"
+        yield (f"{tokens}, {percent(accepted)} of those proposed accepted; "
+               f"{share} of the requests' time on the small model's passes")  # fmt: skip
     yield from steady_notes(run)
     if run.crowded:
         steps, links = f"{run.event_steps} of {run.steps} steps", ", ".join(run.crowded)

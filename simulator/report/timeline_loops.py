@@ -59,7 +59,8 @@ def loops_of(spans: Sequence[Span]) -> Loops:
     for span in spans:
         if span.category != "host":
             streams[thread_of[span.step]].update(span.units)
-        parts[span.step] += span.operator == "gather"
+        if span.operator == "gather":
+            parts[span.step] = max(parts[span.step], span.microbatch + 1)
     replicas: list[list[str]] = []
     for thread in dict.fromkeys(thread_of[step] for step in sorted(thread_of)):
         shares = (each for each in replicas if any(streams[thread] & streams[other] for other in each))

@@ -24,7 +24,7 @@ from simulator.serving.scheduler import Kept, Scheduler
 from simulator.serving.sequences import Sequence
 from simulator.specs.engine import SchedulerSettings
 
-# -- who accepts -----------------------------------------------------------------------------------------------
+# -- who accepts ---------------------------------------------------------------------------------------------
 
 
 class Acceptance(Protocol):
@@ -51,8 +51,8 @@ class DrawnAcceptance:
 
 
 class KnownAcceptance:
-    """As two real models agree: of each sequence, for each token of its answer, whether the drafter proposes it
-    when it is given all before it."""
+    """As two real models agree: of each sequence, for each token of its answer, whether the drafter proposes
+    it when it is given all before it."""
 
     def __init__(self, agrees: Mapping[int, Several[bool]]) -> None:
         self._agrees = {number: np.array(each, dtype=np.bool_) for number, each in agrees.items()}
@@ -72,11 +72,11 @@ def _leading(agrees: NDArray[np.bool_]) -> int:
     return len(agrees) if agrees.all() else int(agrees.argmin())
 
 
-# -- what is done ----------------------------------------------------------------------------------------------
+# -- what is done --------------------------------------------------------------------------------------------
 
 
 def draft_passes(step: Step) -> Iterable[tuple[Chunk, ...]]:
-    """What the drafter computes before a step: in its first pass the prompts' pieces too, and for each sequence
+    """What the drafter computes before a step: in its first pass the prompts' pieces, and for each sequence
     that goes on the one or two tokens that it has not seen; then a token for each that gets a further
     proposal."""
     rounds = [each for each in step.verifications if each.left > 1]

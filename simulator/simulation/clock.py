@@ -32,6 +32,8 @@ class Recorded:
     """One step whose tasks are kept one by one, for timelines and for replay."""
 
     step: int
+    round: int
+    """The first plan of its step: a drafter's first pass, where tokens are proposed, else its own number."""
     loop: int
     priced: PricedTemplate
     shapes: tuple[StepShape, ...]
@@ -64,6 +66,9 @@ class Clock:
         self._launched = 0
         """All plans that were, moves of KV blocks among them."""
         self._recorded: dict[int, Recorded] = {}
+        self._begun: dict[int, int] = {}
+        """By loop, the first pass of the drafter for the step that is to come."""
+        self._rounds: dict[int, int] = {}
         uses = [_uses(book) for book in books]
         numbers = _islands(uses)
         by_island: dict[int, list[Use]] = {}
@@ -81,12 +86,15 @@ class Clock:
     def run(self, loop: int, shapes: tuple[StepShape, ...]) -> Launch:
         """Launch a step of a loop now; its `outcome` is an event."""
         self.step_count += 1
-        return self._launch(loop, *self.books[loop].next_use(shapes), shapes)
+        launch = self._launch(loop, *self.books[loop].next_use(shapes), shapes)
+        self._begun.pop(loop, None)
+        return launch
 
     def propose(self, loop: int, shapes: tuple[StepShape, ...]) -> Launch:
         """Launch a pass of a loop's drafter."""
         drafter = self.books[loop].drafter
         assert drafter is not None
+        self._begun.setdefault(loop, self._launched)
         return self._launch(loop, *drafter.next_use(shapes), shapes)
 
     def move(self, loop: int, name: str, shape: StepShape) -> Launch:
@@ -105,6 +113,8 @@ class Clock:
         launch = Launch(loop, self._launched, use, shapes, durations, at, self.env.event())
         self._launched += 1
         is_recorded = launch.step < self.record_steps
+        if is_recorded:
+            self._rounds[launch.step] = self._begun.get(loop, launch.step)
         self._island_of[loop].launch(launch)
         if is_recorded and launch.running is None:
             self._record(launch, launch.timed())
@@ -168,7 +178,7 @@ class Clock:
 
     def _record(self, launch: Launch, timed: Schedule) -> None:
         self._recorded[launch.step] = Recorded(
-            launch.step, launch.loop, launch.use.priced, launch.shapes, timed
+            launch.step, self._rounds[launch.step], launch.loop, launch.use.priced, launch.shapes, timed
         )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from simulator.graph.shape import StepShape
 from simulator.placement.placement import Placement
 from simulator.results.records import RequestRecord, RunRecord, Span, SpeculationRecord
 from simulator.simulation.clock import Recorded
@@ -100,8 +101,16 @@ def _spans(recorded: Recorded) -> Iterator[Span]:
     template, timed = recorded.priced.template, recorded.timed
     for index, (task, start, end) in enumerate(zip(template.tasks, timed.starts, timed.ends, strict=True)):
         shape = recorded.shapes[task.microbatch]
+        prompts, decodes = (0, 0) if template.of_drafter else _tokens(shape)
         yield Span(
-            task.name, task.kind, task.operator, task.units, seconds(start), seconds(end), recorded.step,
-            task.layer, task.microbatch, shape.prefill_tokens, shape.decode_tokens, task.crossings,
-            index == template.outcome,
+            task.name, task.kind, task.operator, task.units, seconds(start), seconds(end), recorded.round,
+            task.layer, task.microbatch, prompts, decodes, task.crossings,
+            index == template.outcome and not template.of_drafter,
         )  # fmt: skip
+
+
+def _tokens(shape: StepShape) -> tuple[int, int]:
+    """Of prompts, and sequences that decode; where all tokens are scored, some may have been proposed."""
+    if shape.logit_rows == shape.tokens:
+        return 0, shape.sequences
+    return shape.prefill_tokens, shape.decode_tokens

@@ -179,7 +179,8 @@ def compare(
 
 
 def networks(program: Program, seed: int) -> tuple[Transformer, Transformer | None]:
-    """What a run is carried out on: the model with random weights and, if tokens are proposed to it, what does."""
+    """What a run is carried out on: the model with random weights, and what proposes tokens to it if
+    anything does."""
     from simulator.execution import replay as real
 
     network, drafter = real.random_model(program.model, seed, program.storage), program.drafter

@@ -143,6 +143,9 @@ def simulate(run: RunSpec, cost: Cost, case: Case, catalogue: Catalogue) -> RunR
     if reason is not None:
         return replace(blank, reason=reason, memory=memory)
     recorded = max(RECORDED_STEPS, 3 * len(deployment.programs))
+    speculation = deployment.program.placement.speculation
+    if speculation is not None:  # the passes for prompts, and a round
+        recorded = max(recorded, 2 + speculation.tokens + 1)
     record = serve(
         deployment.programs, deployment.engine, deployment.budget.kv_blocks,
         lambda: source_of(run.workload, requests), run.fidelity, deployment.cores,

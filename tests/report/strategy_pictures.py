@@ -68,6 +68,8 @@ class Example:
     sequences: int = 8
     prompt: int = 32
     """Tokens of each sequence's prompt."""
+    draft_layers: int = 1
+    """Of the same model, as what proposes tokens where the placement has a `DRAFT`."""
 
     @property
     def picture(self) -> Path:
@@ -142,6 +144,11 @@ EXAMPLES = (
         "flight: batch 2 is striped.",
     ),
     Example(
+        "speculative", "{strategy: speculative, draft: DRAFT, draft_tokens: 2, acceptance: 70 %}", L40S,
+        "The small model (here the first layer alone) reads the prompts too. In decode it makes two passes, a token "
+        "for each sequence in each, before the model goes through all of them at once and keeps what it agrees with.",
+    ),
+    Example(
         "custom", "{strategy: custom, rules: [{layers: 2-3, part: mlp, device: cpu}]}", L40S,
         "As the rule says, the CPU computes the feed-forward part of layers 2 and 3; all else is on the GPU. Twice "
         "a step tokens go down and come back.",
@@ -168,6 +175,8 @@ def _with_model(example: Example, use: Callable[[Path], Result]) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.json"
         config.write_text(json.dumps(_config(example)), encoding="utf-8")
+        draft = _config(example) | {"num_hidden_layers": example.draft_layers}
+        config.with_name("draft.json").write_text(json.dumps(draft), encoding="utf-8")
         return use(config)
 
 
@@ -180,7 +189,7 @@ def simulated(example: Example) -> RunResult:
         scenario.write_text(
             f"name: example\nmodel: {config}\nmachine: {example.machine}\nengine: {example.engine}\n"
             "precision: {weights: bf16, activations: bf16, kv_cache: bf16}\n"
-            f"placements: [{example.placement}]\n"
+            f"placements: [{_placement(example, config)}]\n"
             f"workload: {{arrivals: {{process: batch}}, lengths: {{prompt: {example.prompt}, output: 4}}, "
             f"requests: {example.sequences}}}\n",
             encoding="utf-8",
@@ -191,15 +200,19 @@ def simulated(example: Example) -> RunResult:
     return _with_model(example, run)
 
 
+def _placement(example: Example, config: Path) -> str:
+    return example.placement.replace("DRAFT", str(config.with_name("draft.json")))
+
+
 @cache
 def _deployed(example: Example) -> Deployment:
     catalogue = Catalogue()
-    placement = yaml.safe_load(example.placement)
-    (kind,) = [each for each in STRATEGIES if each.model_fields["strategy"].default == placement["strategy"]]
+    given = yaml.safe_load(example.placement)
+    (kind,) = [each for each in STRATEGIES if each.model_fields["strategy"].default == given["strategy"]]
     precision = PrecisionChoice(weights="bf16", activations="bf16", kv_cache="bf16")
 
     def place(config: Path) -> Deployment | NotPlaceable:
-        model = load_model(config, catalogue)
+        model, placement = load_model(config, catalogue), yaml.safe_load(_placement(example, config))
         return deploy(yaml.safe_load(example.machine), model, example.engine, precision, kind.model_validate(placement), catalogue)
 
     deployed = _with_model(example, place)
@@ -267,8 +280,10 @@ def _memory(deployment: Deployment) -> str:
     for need in deployment.budget.needs:
         sizes = {
             "weights {}": need.parts.get("weights", 0),
+            "draft weights {}": need.parts.get("draft_weights", 0),
             "fetched weights {}": need.parts.get("fetched_weights", 0),
             "KV cache {} a token": need.kv_block_bytes // tokens,
+            "draft KV cache {} a token": need.draft_block_bytes // tokens,
             "fetched KV {} a token": need.fetched_block_bytes // tokens,
         }
         said = ", ".join(text.format(format_bytes(size)) for text, size in sizes.items() if size)

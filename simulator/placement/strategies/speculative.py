@@ -28,9 +28,10 @@ MOST_PROPOSED = 32
 
 
 class Speculative(Strategy):
-    """A small model proposes the next `draft_tokens` tokens of every sequence, one after the other; the model
-    verifies them in one step and keeps those that it would have chosen itself (Leviathan et al. 2023, arXiv
-    2211.17192; Chen et al. 2023, arXiv 2302.01318). Both keep their weights and KV blocks all the time."""
+    """A small model proposes the next `draft_tokens` tokens of every sequence, one after the other; the
+    model verifies them in one step and keeps those that it would have chosen itself (Leviathan et al. 2023,
+    arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318). Both keep their weights and KV blocks all the time.
+    """
 
     strategy: Literal["speculative"] = "speculative"
     draft: str
@@ -38,8 +39,8 @@ class Speculative(Strategy):
     draft_tokens: Annotated[int, Field(ge=1, le=MOST_PROPOSED)]
     """How many it proposes in a round."""
     acceptance: Share
-    """Probability that a proposed token is the model's own choice, given that those before it were; it depends
-    on the two models and on what they write, so there is no default. A range gives a band."""
+    """Probability that a proposed token is the model's own choice, given that those before it were. It
+    depends on the two models and on what they write, so there is no default; a range gives a band."""
     tensor_parallel: Annotated[int, Field(ge=1)] = 1
     """How many devices share each layer of the model."""
     devices: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
