@@ -118,7 +118,7 @@ class Placement:
             away = (self.streaming, self.kv_home, *self.elsewhere)
             assert self.loops == 1 and not any(away), "only experts of such ranks may be somewhere else"
         if self.speculation is not None:
-            assert self.microbatches == 1, "rounds are not cut into microbatches"
+            assert self.microbatches == self.loops == 1, "rounds are of one batch, in one piece"
 
     @property
     def devices(self) -> tuple[str, ...]:

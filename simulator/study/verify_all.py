@@ -10,7 +10,7 @@ from simulator.errors import InputError, Problem
 from simulator.placement.strategies import STRATEGIES
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.scenario import load_scenario
-from simulator.study.compare import KINDS, Verified
+from simulator.study.compare import KINDS, ROUNDS, Verified
 from simulator.study.side_by_side import Progress, carry_out
 from simulator.study.verify import verify_run
 
@@ -46,6 +46,7 @@ def verify_all(progress: Progress | None = None) -> tuple[Verified, ...]:
     rows = tuple(carry_out(verify_run, runs, is_small=False, progress=progress))
     _check_that_all_strategies_are_there(folder, rows)
     _check_that_all_kinds_are_there(folder, rows)
+    _check_that_all_rounds_are_there(folder, rows)
     return rows
 
 
@@ -66,6 +67,16 @@ def _check_that_all_kinds_are_there(folder: Path, rows: Sequence[Verified]) -> N
         for kind in KINDS
         if kind not in tally.kinds
     ]
+    if lacking:
+        raise InputError(lacking)
+
+
+def _check_that_all_rounds_are_there(folder: Path, rows: Sequence[Verified]) -> None:
+    """Where tokens are proposed, all, some and none must be accepted in some round."""
+    met = {each for row in rows for each in row.rounds}
+    advice = f"in no verification of proposed tokens of {PATTERN}; choose another drafter"
+    missing = [each for each in ROUNDS if met and each not in met]
+    lacking = [Problem(folder, key="rounds", value=each, advice=advice) for each in missing]
     if lacking:
         raise InputError(lacking)
 

@@ -293,15 +293,22 @@ def _memory(deployment: Deployment) -> str:
 
 
 def _traffic(example: Example) -> str:
-    """Bytes over each link when every sequence decodes one token; links that carry the same, together."""
+    """Bytes over each link when every sequence decodes one token, or has a round of proposed ones; links that carry
+    the same, together."""
     carried: Counter[str] = Counter()
     programs = _deployed(example).programs
     for program, count in zip(programs, split_evenly(example.sequences, len(programs)), strict=True):
-        chunks = split_chunks([Chunk(number, example.prompt, 1, True) for number in range(count)], _parts(program))
-        streaming = program.placement.streaming
-        plan = Plan(program.template(len(chunks), streaming is not None and streaming.across_steps), chunks)
-        for task in plan.template.tasks:
-            carried.update(dict(plan.link_bytes(task)))
+        speculation, streaming = program.placement.speculation, program.placement.streaming
+        proposed = 0 if speculation is None else speculation.tokens
+        step = [Chunk(number, example.prompt, proposed + 1, True, rows=proposed + 1) for number in range(count)]
+        chunks = split_chunks(step, _parts(program))
+        plans = [Plan(program.template(len(chunks), streaming is not None and streaming.across_steps), chunks)]
+        if program.drafter is not None:
+            alone = tuple(Chunk(number, example.prompt, 1, True) for number in range(count))
+            plans += [Plan(program.drafter.template(1), (alone,))] * proposed
+        for plan in plans:
+            for task in plan.template.tasks:
+                carried.update(dict(plan.link_bytes(task)))
     return _listed((link, format_bytes(nbytes)) for link, nbytes in carried.items() if nbytes)
 
 

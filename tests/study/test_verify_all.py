@@ -11,7 +11,7 @@ from simulator.placement.strategies import STRATEGIES
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.scenario import load_scenario
 from simulator.study import verify_all as module
-from simulator.study.compare import KINDS, Verified
+from simulator.study.compare import KINDS, ROUNDS, Verified
 from simulator.study.verify_all import PATTERN, tallies, verify_all
 
 CATALOGUE = Catalogue()
@@ -22,8 +22,8 @@ RUNS = [
 ]
 ROW = Verified("machine", "tiny-llama", "all of it", "ok", "single_device", steps=3, tasks=9, tokens=2, kinds=KINDS)
 
-OF_DECODERS = {"kv_offload", "attention_offload", "expert_offload", "expert_parallel"}
-"""Strategies about caches, or about mixtures of experts, which no encoder here is."""
+OF_DECODERS = {"kv_offload", "attention_offload", "expert_offload", "expert_parallel", "speculative"}
+"""Strategies about caches, next tokens, or mixtures of experts, which no encoder here is."""
 
 
 def test_every_small_model_meets_every_strategy() -> None:
@@ -65,6 +65,15 @@ def test_a_strategy_that_misses_a_kind_of_step_is_a_mistake(monkeypatch: pytest.
     assert len(lines) == 2
     assert "strategy custom = 'chunk': not in every decoder's placement" in lines[0]
     assert "strategy custom = 'unlike lengths'" in lines[1]
+
+
+def test_rounds_that_never_turn_out_in_some_way_are_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [str(kind.model_fields["strategy"].default) for kind in STRATEGIES]
+    rows = [replace(ROW, strategy=name, rounds=ROUNDS[:2] * (name == "speculative")) for name in names]
+    monkeypatch.setattr(module, "carry_out", lambda *_, **__: iter(rows))
+    with pytest.raises(InputError) as caught:
+        verify_all()
+    assert "rounds = 'all accepted': in no verification of proposed tokens" in str(caught.value)
 
 
 def test_a_tally_adds_up_a_strategy() -> None:

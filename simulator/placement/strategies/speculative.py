@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -19,6 +20,7 @@ from simulator.placement.strategies.base import (
 from simulator.placement.strategies.single_device import SingleDevice
 from simulator.placement.strategies.tensor_parallel import TensorParallel
 from simulator.specs.architecture import Architecture
+from simulator.specs.base import is_path
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.model import load_model
 from simulator.specs.quantities import Share
@@ -54,7 +56,8 @@ class Speculative(Strategy):
         degree = f"tp {self.tensor_parallel}" if self.tensor_parallel > 1 else None
         own = "+".join(self.devices) if self.devices else None
         accepted = f"x {self.draft_tokens} at {percent(round(self.acceptance, 4))}"
-        return label_of(self.strategy, self.draft, accepted, degree, own, apart)
+        name = Path(self.draft).stem if is_path(self.draft) else self.draft
+        return label_of(self.strategy, name, accepted, degree, own, apart)
 
     def place(self, model: Architecture, machine: MachineGraph) -> Placement | NotPlaceable:
         draft = load_model(self.draft, Catalogue())
