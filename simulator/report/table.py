@@ -223,6 +223,9 @@ def _notes_of(run: RunResult) -> Iterator[str]:
         yield f"of {sum(run.requests.values())} requests {counts}"
     if run.preemptions:
         yield f"{run.preemptions} preemptions for want of KV blocks"
+    if run.reused_tokens:
+        share = run.reused_tokens / run.prefilled_tokens
+        yield f"{100 * share:.0f} % of the tokens to prefill were in the cache"
     yield from steady_notes(run)
     if run.crowded:
         steps, links = f"{run.event_steps} of {run.steps} steps", ", ".join(run.crowded)

@@ -82,6 +82,10 @@ class RunResult:
     slo: Mapping[str, float] = field(default_factory=dict)
     """Limit in seconds by name, as `ttft_p99`."""
     preemptions: int = 0
+    prefilled_tokens: int = 0
+    """What sequences had to have cached before they could decode, again after each recomputation."""
+    reused_tokens: int = 0
+    """Of these, what was in the cache already."""
     kv_blocks: int = 0
     peak_kv_blocks: int = 0
     spans: tuple[Span, ...] = field(default=(), repr=False)
@@ -133,6 +137,8 @@ class RunResult:
             "unknown": list(self.economics.unknown) if self.economics else [],
             "meets_slo": self.meets_slo,
             "preemptions": self.preemptions,
+            "prefilled_tokens": self.prefilled_tokens,
+            "reused_tokens": self.reused_tokens,
             "kv_blocks": self.kv_blocks,
             "peak_kv_blocks": self.peak_kv_blocks,
         }  # fmt: skip

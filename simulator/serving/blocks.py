@@ -165,18 +165,17 @@ class HostBlocks:
         self._free: list[int] = []
         self._place_of: OrderedDict[BlockKey, int] = OrderedDict()
         """Evicted contents, the longest unused first."""
-        self._read: set[int] = set()
-        """Places that are read before the coming step."""
+        self._held: set[int] = set()
+        """Their places that are read before the coming step."""
         self._left: list[int] = []
-        """Of these the ones that are free after it."""
+        """Places that are read before the coming step and free after it."""
         self._saved: list[Move] = []
         self._restored: list[Move] = []
 
     @property
     def free_count(self) -> int:
         """Places that can be written before the coming step."""
-        evictable = sum(place not in self._read for place in self._place_of.values()) if self._read else (
-            len(self._place_of))  # fmt: skip
+        evictable = len(self._place_of) - len(self._held)
         return self._end - self._next + len(self._free) + evictable
 
     def swap_out(self, blocks: Sequence[int]) -> list[int]:
@@ -188,7 +187,6 @@ class HostBlocks:
     def swap_in(self, places: Sequence[int], blocks: Sequence[int]) -> None:
         """Bring back what was swapped out; its places are free from the next decision on."""
         self._restored += zip(places, blocks, strict=True)
-        self._read.update(places)
         self._left += places
 
     def give_back(self, places: Sequence[int]) -> None:
@@ -214,7 +212,7 @@ class HostBlocks:
         places = [self._place_of[key] for key in keys]
         for key in keys:
             self._place_of.move_to_end(key)
-        self._read.update(places)
+        self._held.update(places)
         return places
 
     def copy_in(self, places: Sequence[int], blocks: Sequence[int]) -> None:
@@ -226,7 +224,7 @@ class HostBlocks:
         moves = tuple(self._saved), tuple(self._restored)
         self._free += self._left
         self._saved, self._restored, self._left = [], [], []
-        self._read.clear()
+        self._held.clear()
         return moves
 
     def _take(self) -> int:
@@ -235,5 +233,5 @@ class HostBlocks:
         if self._next < self._end:
             self._next += 1
             return self._next - 1
-        key = next(key for key, place in self._place_of.items() if place not in self._read)
+        key = next(key for key, place in self._place_of.items() if place not in self._held)
         return self._place_of.pop(key)

@@ -180,6 +180,8 @@ def _row(
         metrics=latency_metrics(record),
         economics=economics(deployment, record, cost, unknown_as_zero=case == "best"),
         preemptions=record.preemptions,
+        prefilled_tokens=record.prefilled_tokens,
+        reused_tokens=record.reused_tokens,
         kv_blocks=deployment.budget.kv_blocks,
         peak_kv_blocks=record.peak_blocks,
         spans=record.spans,
