@@ -86,7 +86,8 @@ class RememberingPool(BlockPool):
         super().__init__(count, first)
         self._first = first
         self._host = host
-        self._users: dict[int, int] = {}
+        self._sharers: dict[int, int] = {}
+        """Blocks that several use, and how many do besides the first."""
         self._free: OrderedDict[int, None] = OrderedDict()
         """Blocks that were returned, the first to go out first."""
         self._key_of: dict[int, BlockKey] = {}
@@ -105,17 +106,15 @@ class RememberingPool(BlockPool):
             block, _ = self._free.popitem(last=False)
             self._forget(block)
             taken.append(block)
-        for block in taken:
-            self._users[block] = 1
         return taken
 
     def give_back(self, blocks: list[int]) -> None:
-        for block in reversed(blocks):
-            self._users[block] -= 1
-            if not self._users[block]:
-                del self._users[block]
-                self._free[block] = None
-                self._taken -= 1
+        unused = blocks
+        if self._sharers:
+            unused = [block for block in blocks if not self._is_left_to_others(block)]
+        self._free.update(dict.fromkeys(reversed(unused)))
+        self._taken -= len(unused)
+        assert self._taken == self._next - self._first - len(self._free), "a block was returned twice"
 
     def find(self, keys: Iterable[BlockKey]) -> list[int]:
         found = []
@@ -134,13 +133,21 @@ class RememberingPool(BlockPool):
             if block in self._free:
                 del self._free[block]
                 self._note_taken(1)
-            self._users[block] = self._users.get(block, 0) + 1
+            else:
+                self._sharers[block] = self._sharers.get(block, 0) + 1
 
     def remember(self, block: int, key: BlockKey) -> None:
         """Of several blocks that hold the same the first stays the one that is found."""
         if key not in self._block_of:
             self._block_of[key] = block
             self._key_of[block] = key
+
+    def _is_left_to_others(self, block: int) -> bool:
+        """Whether others go on using a block that one sequence gives back."""
+        others = self._sharers.pop(block, 0)
+        if others > 1:
+            self._sharers[block] = others - 1
+        return others > 0
 
     def _forget(self, block: int) -> None:
         key = self._key_of.pop(block, None)
