@@ -47,7 +47,8 @@ class Serving:
         blocks = block_ranges(self.programs, block_count)
         self.loops = tuple(
             ServingLoop(self.env, program, _scheduler(engine, program, own), self.clock, self.front,
-                        self.gaps, self._leave, len(self.programs) == 1, source.is_closed, observer)
+                        self.gaps, self._leave, len(self.programs) == 1, source.is_closed, observer,
+                        engine.scheduler.overlap)
             for program, own in zip(self.programs, blocks, strict=True)
         )  # fmt: skip
         self.lives: dict[int, RequestLife] = {}

@@ -38,6 +38,10 @@ class SchedulerSettings(Spec):
     """Tokens that one block of KV cache holds."""
     full_reservation: bool
     """Whether a request is admitted only when blocks for its whole answer are free."""
+    overlap: bool = False
+    """Whether each step is decided while the one before is under way, as by vLLM's asynchronous scheduling
+    and the overlap schedulers of TensorRT-LLM and SGLang: a request misses the step after the one it
+    comes in."""
 
     @model_validator(mode="after")
     def _every_sequence_gets_a_token(self) -> Self:
