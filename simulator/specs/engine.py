@@ -18,6 +18,10 @@ from simulator.specs.quantities import (
     WholeNumber,
 )
 
+MetricsClock = Literal["client", "engine", "call"]
+"""`client`: from a client's sending to its receiving, network and host included; `engine`: from the engine's
+queue to the ends of steps; `call`: of one call that answers all requests."""
+
 
 class SchedulerSettings(Spec):
     """What the engine puts into one step."""
@@ -158,6 +162,8 @@ class Engine(Spec):
     """Time to launch kernels; nothing if not given."""
     code: OwnCode = OwnCode()
     """Time of its own code in operators; nothing if not given."""
+    metrics_clock: MetricsClock = "client"
+    """Which clock its latencies are read from, as by those who publish figures of it."""
     sources: Sources = Field(default_factory=dict)
     """Where each figure comes from."""
 
