@@ -298,7 +298,7 @@ def test_the_published_tables_can_be_scored() -> None:
 
 @pytest.mark.slow
 def test_closed_loops_are_predicted_as_well_as_the_readme_says() -> None:
-    """Every tenth row; of all of them TPOT is 5 % off, TTFT 15 % where the client does not set the pace."""
+    """Every tenth row; of all of them TPOT is 5 % off, TTFT 14 % where the client does not set the pace."""
     if not MEASURED.is_dir():
         pytest.skip(f"no measurements at {MEASURED}")
     table = only(validate(MEASURED / "end_to_end" / "closed_loop_serving.csv", rows=36))
