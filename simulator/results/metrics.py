@@ -1,7 +1,8 @@
 """The field's metrics, from the facts of a run.
 
-TTFT, TPOT, ITL and end-to-end latency are taken at the client. TPOT is a mean within each request, and
-its statistics run over requests; ITL pools every gap between two tokens of any request.
+TTFT, TPOT and end-to-end latency are taken by a clock of one's choice, ITL at the client. TPOT is a mean
+within each request, and its statistics run over requests; ITL pools every gap between two tokens of any
+request.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.results.clocks import latencies
 from simulator.results.records import RunRecord
 from simulator.results.steady import SteadyState, steady_state
+from simulator.specs.engine import MetricsClock
 
 CATEGORIES = ("compute", "memory", "transfer", "host", "network", "waiting")
 
@@ -75,19 +78,19 @@ class LatencyMetrics:
     """Means without the warm-up; None where no steady state was found. All else is of the whole run."""
 
 
-def latency_metrics(record: RunRecord) -> LatencyMetrics:
+def latency_metrics(record: RunRecord, clock: MetricsClock = "client") -> LatencyMetrics:
     """Derive the metrics of a run in which at least one request finished."""
     finished = record.finished()
     duration_s = record.duration_s
     inputs = sum(request.prompt_tokens for request in finished)
     outputs = sum(request.output_tokens for request in finished)
-    tpots = [request.tpot_s for request in finished]
+    seen = latencies(finished, clock)
     total_s = sum(record.time_s.values())
     return LatencyMetrics(
-        ttft_s=distribution([request.ttft_s for request in finished]),
-        tpot_s=distribution([tpot for tpot in tpots if tpot is not None]),
+        ttft_s=distribution([each.ttft_s for each in seen]),
+        tpot_s=distribution([each.tpot_s for each in seen if each.tpot_s is not None]),
         itl_s=weighted_distribution(record.gaps_s, record.gap_counts),
-        e2e_s=distribution([request.e2e_s for request in finished]),
+        e2e_s=distribution([each.e2e_s for each in seen]),
         output_tokens_per_s=outputs / duration_s,
         total_tokens_per_s=(inputs + outputs) / duration_s,
         requests_per_s=len(finished) / duration_s,

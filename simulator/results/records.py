@@ -62,6 +62,11 @@ class RequestRecord:
         return (self.last_token_s - self.first_token_s) / (self.output_tokens - 1)
 
     @property
+    def engine_e2e_s(self) -> float:
+        """From the engine's queue to the end of the step that chose the last token."""
+        return self.last_token_s - self.queued_s
+
+    @property
     def e2e_s(self) -> float:
         """From sending the request to receiving its last token."""
         return self.last_received_s - self.sent_s

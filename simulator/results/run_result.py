@@ -8,6 +8,7 @@ from typing import Any
 
 from simulator.results.metrics import LatencyMetrics
 from simulator.results.records import Span
+from simulator.specs.engine import MetricsClock
 
 TOKENS_PER_PRICE = 1e6
 """Prices are quoted for a million tokens."""
@@ -76,6 +77,8 @@ class RunResult:
     link_bytes: Mapping[str, int] = field(default_factory=dict)
     """Bytes over each directed link in the whole run; over a memory bus in both directions together."""
     metrics: LatencyMetrics | None = None
+    metrics_clock: MetricsClock = "client"
+    """What TTFT, TPOT and end-to-end latency are read from."""
     economics: Economics | None = None
     bands: Mapping[str, Band] = field(default_factory=dict)
     """By metric, as `ttft_s.p99` or `usd_per_million_output_tokens`; only those that rest on ranges."""
@@ -133,6 +136,7 @@ class RunResult:
             "transitions_per_token": dict(self.transitions_per_token),
             "link_bytes": dict(self.link_bytes),
             "metrics": self._metrics_dict(),
+            "metrics_clock": self.metrics_clock,
             "bands": {name: {"low": band.low, "high": band.high} for name, band in self.bands.items()},
             "unknown": list(self.economics.unknown) if self.economics else [],
             "meets_slo": self.meets_slo,

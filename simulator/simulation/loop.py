@@ -55,10 +55,12 @@ class ServingLoop:
     def __init__(
         self, env: Environment, program: Program, scheduler: Scheduler | Lockstep, clock: Clock, front: Front,
         gaps: Gaps, left: Callable[[RequestLife], None], is_only: bool, answers_matter: bool,
-        observer: Observer | None,
+        observer: Observer | None, decides_ahead: bool = False,
     ) -> None:  # fmt: skip
         """left: is told of each request that is over. is_only: whether there are no other loops;
-        answers_matter: whether clients send requests because others were answered."""
+        answers_matter: whether clients send requests because others were answered. decides_ahead: whether
+        each step is decided when the one before is launched, so that a request misses the step that follows
+        the one it comes in."""
         self.env, self.program, self.scheduler = env, program, scheduler
         self._clock, self._front, self._gaps, self._left, self._observer = clock, front, gaps, left, observer
         self._number, self._is_only, self._answers_matter = program.loop, is_only, answers_matter
@@ -66,6 +68,9 @@ class ServingLoop:
         """Requests in the loop."""
         self._given_up: list[int] = []
         """Requests whose clients wait no more, and which the scheduler still knows."""
+        self._decides_ahead, self._is_going = decides_ahead, False
+        self._late: list[RequestLife] = []
+        """Requests that came when the next step was decided already, in their order."""
         self._idle: Event | None = None
         self._previous_received = 0
         self._step_ticks = 0
@@ -73,12 +78,11 @@ class ServingLoop:
 
     def take(self, life: RequestLife) -> bool:
         """Queue a request; False if it can never be served."""
-        request = life.request
-        content = content_of(request) if request.prefix else None
-        asked = request.number, request.prompt_tokens, request.output_tokens
-        if not self.scheduler.add(*asked, request.priority, content):
+        if self._decides_ahead and self._is_going:
+            self._late.append(life)
+        elif not self._add(life):
             return False
-        self.lives[request.number] = life
+        self.lives[life.request.number] = life
         if self._idle is not None:
             self._idle.succeed()
             self._idle = None
@@ -88,13 +92,33 @@ class ServingLoop:
         """A request's client waits no more; the next decision goes without it."""
         self._given_up.append(number)
 
+    def _add(self, life: RequestLife) -> bool:
+        request = life.request
+        content = content_of(request) if request.prefix else None
+        asked = request.number, request.prompt_tokens, request.output_tokens
+        return self.scheduler.add(*asked, request.priority, content)
+
+    def _add_late(self) -> bool:
+        """Queue the requests that have missed the step just decided; False if there were none."""
+        late, self._late = self._late, []
+        for life in late:
+            if not self._add(life):
+                del self.lives[life.request.number]
+                life.status = "rejected"
+                self._left(life)
+        return bool(late)
+
     def serve(self) -> Life:
         """The loop itself, as a process."""
         while True:
             yield from self._all_else_of_this_tick(DECIDE)
             self._let_go()
             step = self.scheduler.decide()
+            self._is_going = step is not None
+            has_added = self._add_late()
             if step is None:
+                if has_added:
+                    continue
                 self._idle = self.env.event()
                 yield self._idle
                 continue
@@ -103,7 +127,9 @@ class ServingLoop:
                 yield from self._move(step)
             if self._observer is not None:
                 self._observer.decided(self.scheduler, step, int(self.env.now))
-            step, shapes = self._run_ahead(step, self._shapes(step))
+            shapes = self._shapes(step)
+            if not has_added:
+                step, shapes = self._run_ahead(step, shapes)
             launch = self._clock.run(self._number, shapes)
             yield launch.outcome
             self._step_ticks = int(self.env.now) - launch.at
@@ -115,8 +141,12 @@ class ServingLoop:
         """Forget those who gave up while a step was under way."""
         for number in self._given_up:
             if number in self.lives:
-                self.scheduler.abort(number)
-                self._fail(self.lives.pop(number))
+                life = self.lives.pop(number)
+                if life in self._late:
+                    self._late.remove(life)
+                else:
+                    self.scheduler.abort(number)
+                self._fail(life)
         self._given_up = []
 
     def _fail(self, life: RequestLife) -> None:

@@ -57,7 +57,8 @@ class Serving:
         host = block_ranges(self.programs, host_blocks)
         self.loops = tuple(
             ServingLoop(self.env, program, _scheduler(engine, program, own, other), self.clock, self.front,
-                        self.gaps, self._leave, len(self.programs) == 1, source.is_closed, observer)
+                        self.gaps, self._leave, len(self.programs) == 1, source.is_closed, observer,
+                        engine.scheduler.overlap)
             for program, own, other in zip(self.programs, blocks, host, strict=True)
         )  # fmt: skip
         self._router = router or LeastLoaded(len(self.loops), seed=0)
