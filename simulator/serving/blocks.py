@@ -26,6 +26,8 @@ class BlockPool:
         if self._taken > self.peak_taken:
             self.peak_taken = self._taken
         returned = self._returned
+        if count == 1 and returned:
+            return [returned.pop()]
         again = min(count, len(returned))
         taken = [returned.pop() for _ in range(again)]
         if again < count:

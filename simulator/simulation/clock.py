@@ -12,18 +12,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
-import numpy as np
-from simpy import Environment
+from simpy import Environment, Event
 
 from simulator.errors import SimulatorError
 from simulator.graph.shape import StepShape
 from simulator.simulation.engine import Launched
 from simulator.simulation.island import Island, Launch, islands_of
-from simulator.simulation.plan_book import Kept, PlanBook, Priced, Use
+from simulator.simulation.plan_book import PlanBook, Priced, Use
 from simulator.simulation.pricing import PricedTemplate
 from simulator.simulation.recursion import Schedule
-from simulator.simulation.ticks import LAST_LAUNCH, Ticks, seconds
+from simulator.simulation.ticks import LAST_LAUNCH, seconds
 from simulator.units import SECONDS_PER_DAY
 
 
@@ -38,16 +39,15 @@ class Recorded:
     timed: Schedule
 
 
-@dataclass(frozen=True, slots=True)
-class Ahead:
+class Ahead(NamedTuple):
     """Decode steps that may be carried out at once, as far as nothing else happens before they end."""
 
     use: Use
     shapes: tuple[StepShape, ...]
     """Of the first."""
-    rows: Priced
-    segment_ends: Ticks
-    """Of each step, after its launch."""
+    priced: Priced
+    row: int
+    """Of the first."""
     ends: list[int]
     """When each step's outcome comes."""
 
@@ -82,8 +82,8 @@ class Clock:
                 f"the run takes more than {days:.0f} simulated days, which is as far as its clock goes; "
                 "ask for fewer requests, or place the model on faster devices"
             )
-        use, durations = self.books[loop].next_use(shapes)
-        launch = Launch(loop, self.step_count, use, shapes, durations, at, self.env.event())
+        use, priced, row = self.books[loop].next_use(shapes)
+        launch = Launch(loop, self.step_count, use, shapes, priced, row, at, Event(self.env))
         self.step_count += 1
         is_recorded = launch.step < self.record_steps
         self._island_of[loop].launch(launch)
@@ -97,10 +97,8 @@ class Clock:
 
     def charge(self, launch: Launch, active: int) -> None:
         """Charge a step's time to the `active` sequences that took part in it."""
-        durations = launch.durations
-        features = np.array(launch.shapes, dtype=np.float64).reshape(1, -1)
-        path = launch.path()[None]
-        launch.use.add(Kept(features, durations.total[None], durations.lone_s[None], path, active))
+        path = None if launch.was_alone else launch.path()
+        launch.use.add(launch.priced, launch.row, 1, active, path)
 
     def ahead(self, loop: int, shapes: tuple[StepShape, ...], most: int) -> Ahead | None:
         """The next decode steps of a loop, the first with `shapes`, of at most `most` as many as are priced
@@ -113,17 +111,14 @@ class Clock:
         use = self.books[loop].use_of(shapes)
         if not (use.reduced.never_crowded and use.reduced.drains):
             return None
-        rows = use.forecast.upcoming(shapes)[:most]
-        segment_ends = use.reduced.ends_of_many(rows.total)
-        ends: list[int] = (at + np.cumsum(segment_ends[:, use.reduced.outcome])).tolist()
-        return Ahead(use, shapes, rows, segment_ends, ends)
+        priced, row = use.forecast.upcoming(shapes)
+        ends = list(accumulate(priced.outcomes[row : row + most], initial=at))
+        return Ahead(use, shapes, priced, row, ends[1:])
 
     def skip(self, loop: int, ahead: Ahead, count: int, active: int) -> None:
         """Carry out the first steps of `ahead`; the next one is launched when the last of them has ended."""
-        use, rows = ahead.use, ahead.rows[:count]
-        path = use.reduced.critical_counts_of_many(ahead.segment_ends[:count])
-        use.forecast.use(ahead.shapes, count)
-        use.add(Kept(rows.features, rows.total, rows.lone_s, path, active))
+        ahead.use.forecast.use(ahead.shapes, count)
+        ahead.use.add(ahead.priced, ahead.row, count, active)
         self.step_count += count
         self._skipped_to[loop] = ahead.ends[count - 1]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from simpy import Environment
 
@@ -42,6 +42,8 @@ class Front:
         self.latency = tick(link.latency_s) if link else 0
         self._due: list[tuple[int, int, int, Received]] = []
         """Deliveries whose turn has not come: when ready, of which loop, tokens, and whom to tell."""
+        self._works: dict[int, tuple[int, int]] = {}
+        """Ticks of a core and of the port, by a step's tokens."""
         self._client_events: list[int] = []
         """When clients, the network and cores do something, as far as that is known."""
 
@@ -78,11 +80,11 @@ class Front:
         work, on_wire = self._work_of(tokens)
         return self._port_out.submit(self.cores.submit(ready, work), on_wire) + self.latency, work, on_wire
 
-    def deliver_many(self, ready: Iterable[int], tokens: int) -> list[int]:
+    def deliver_many(self, ready: Sequence[int], tokens: int) -> list[int]:
         """Send the tokens of several steps, so many each; when they are received."""
         work, on_wire = self._work_of(tokens)
-        submit, send, latency = self.cores.submit, self._port_out.submit, self.latency
-        return [send(submit(each, work), on_wire) + latency for each in ready]
+        sent = self._port_out.submit_many(self.cores.submit_many(ready, work), on_wire)
+        return [each + self.latency for each in sent] if self.latency else sent
 
     def deliver_later(self, loop: int, ready: Iterable[int], tokens: int, received: Received) -> None:
         """Send the tokens of several steps of a loop, so many each, when it is their turn; `received` is then
@@ -98,8 +100,10 @@ class Front:
 
     def _work_of(self, tokens: int) -> tuple[int, int]:
         """Ticks of a core and of the port for a step's tokens."""
-        work = tick(deliver_s(self.engine, self.host, tokens))
-        return work, tick(tokens * STREAMED_BYTES_PER_TOKEN * self._s_per_byte)
+        if tokens not in self._works:
+            work = tick(deliver_s(self.engine, self.host, tokens))
+            self._works[tokens] = work, tick(tokens * STREAMED_BYTES_PER_TOKEN * self._s_per_byte)
+        return self._works[tokens]
 
     def at(self, when: int, action: Action) -> None:
         self.note_client_event(when)

@@ -12,7 +12,7 @@ from simulator.placement.placement import Placement
 from simulator.results.records import RequestRecord, RunRecord, Span
 from simulator.simulation.clock import Recorded
 from simulator.simulation.plan_book import busy_seconds, flops_total, link_totals, settled
-from simulator.simulation.pricing import PARTS
+from simulator.simulation.price_matrix import PARTS
 from simulator.simulation.ticks import seconds, tick
 
 if TYPE_CHECKING:
