@@ -49,9 +49,8 @@ def weighted_distribution(values: NDArray[np.float64], counts: NDArray[np.int64]
     if not counts.sum():
         return NOTHING_SEEN
     order = np.argsort(values, kind="stable")
-    values, counts = values[order], counts[order]
-    reached = np.cumsum(counts) / counts.sum()
-    quantiles = (float(values[int(np.searchsorted(reached, q))]) for q in QUANTILES)
+    reached = np.cumsum(counts[order]) / counts.sum()
+    quantiles = (float(values[order[np.searchsorted(reached, q)]]) for q in QUANTILES)
     return Distribution(float(np.average(values, weights=counts)), *quantiles)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from simulator.results.summary import Summary
 
 Status = Literal["finished", "rejected", "failed"]
 
@@ -124,6 +127,9 @@ class RunRecord:
     event_steps: int = 0
     """Steps carried out task by task, in whole or in part."""
     spans: tuple[Span, ...] = field(default=(), repr=False)
+    summary: Summary | None = field(default=None, repr=False)
+    """Of all requests, where there is no record of each: `requests`, gaps and `in_system_at_arrivals` are
+    empty then."""
 
     @property
     def duration_s(self) -> float:

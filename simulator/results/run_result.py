@@ -76,6 +76,8 @@ class RunResult:
     link_bytes: Mapping[str, int] = field(default_factory=dict)
     """Bytes over each directed link in the whole run; over a memory bus in both directions together."""
     metrics: LatencyMetrics | None = None
+    percentile_error: float = 0.0
+    """By what share of itself a percentile may be wrong; 0 where every request was kept."""
     economics: Economics | None = None
     bands: Mapping[str, Band] = field(default_factory=dict)
     """By metric, as `ttft_s.p99` or `usd_per_million_output_tokens`; only those that rest on ranges."""
@@ -141,7 +143,8 @@ class RunResult:
         metrics, economics = self.metrics, self.economics
         if metrics is None or economics is None:
             return None
-        return {
+        known_to = {"percentile_error": self.percentile_error} if self.percentile_error else {}
+        return known_to | {
             "ttft_s": metrics.ttft_s.as_dict(),
             "tpot_s": metrics.tpot_s.as_dict(),
             "itl_s": metrics.itl_s.as_dict(),

@@ -57,7 +57,10 @@ class Front:
 
     def note_client_event(self, when: int) -> None:
         """A client will do something at a tick."""
-        heapq.heappush(self._client_events, when)
+        events, now = self._client_events, int(self.env.now)
+        while events and events[0] < now:
+            heapq.heappop(events)
+        heapq.heappush(events, when)
 
     def receive(self, life: RequestLife, queue: Callable[[RequestLife], None]) -> None:
         """Let a request that is sent now cross the network, and be received and tokenised on a core; `queue`

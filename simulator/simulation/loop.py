@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from simpy import Environment, Event
@@ -21,6 +21,7 @@ from simulator.serving.scheduler import Scheduler
 from simulator.simulation.clock import Clock
 from simulator.simulation.events import ACCOUNT, DECIDE, after
 from simulator.simulation.front import Front
+from simulator.simulation.gaps import Gaps
 from simulator.simulation.lives import RequestLife
 from simulator.simulation.plan_book import MOST_AHEAD
 
@@ -32,18 +33,6 @@ class Observer:
     """What who watches a run is told: each decision with the scheduler that took it."""
 
     decided: Callable[[Scheduler | Lockstep, Step, int], None]
-
-
-@dataclass
-class Gaps:
-    """Times between successive tokens at the client, in ticks, each with how many sequences shared it."""
-
-    ticks: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-
-    def add(self, ticks: int, count: int) -> None:
-        self.ticks.append(ticks)
-        self.counts.append(count)
 
 
 class ServingLoop:
@@ -112,8 +101,9 @@ class ServingLoop:
                 return step, shapes
             self._clock.skip(self._number, ahead, untouched, step.decode_count)
             if self._is_only:
-                for received in self._front.deliver_many(ahead.ends[:untouched], step.decode_count):
-                    self._received(received, step.decode_count)
+                received = self._front.deliver_many(ahead.ends[:untouched], step.decode_count)
+                self._gaps.add_between(self._previous_received, received, step.decode_count)
+                self._previous_received = received[-1]
             else:
                 ends = ahead.ends[:untouched]
                 self._front.deliver_later(self._number, ends, step.decode_count, self._received)

@@ -8,24 +8,29 @@ tokens are detokenised and sent by a core, and cross the network.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from simpy import Environment, Event
 
 from simulator.placement.program import Program, block_ranges
-from simulator.results.records import RunRecord
+from simulator.results.records import RequestRecord, RunRecord
+from simulator.results.summary import Summary
 from simulator.serving.arrivals import Request, Source
 from simulator.serving.lockstep import Lockstep
 from simulator.serving.scheduler import Scheduler
 from simulator.simulation.clock import Clock
 from simulator.simulation.front import Front
+from simulator.simulation.gaps import Gaps, SummedGaps
 from simulator.simulation.lives import RequestLife
-from simulator.simulation.loop import Gaps, Observer, ServingLoop
+from simulator.simulation.loop import Observer, ServingLoop
 from simulator.simulation.plan_book import PlanBook
 from simulator.simulation.run_record import run_record
 from simulator.simulation.ticks import tick
 from simulator.specs.engine import Engine
+
+Keep = Literal["all", "summary"]
 
 
 class Serving:
@@ -34,8 +39,10 @@ class Serving:
     def __init__(
         self, programs: Program | Sequence[Program], engine: Engine, block_count: int, source: Source,
         fidelity: str, cores: int, record_steps: int = 0, observer: Observer | None = None,
+        keep: Keep = "all",
     ) -> None:  # fmt: skip
-        """block_count: KV blocks of each placement, which its loops share out; cores: for all together."""
+        """block_count: KV blocks of each placement, which its loops share out; cores: for all together. keep:
+        a record of every request, or of all together what metrics need."""
         self.programs = (programs,) if isinstance(programs, Program) else tuple(programs)
         assert [program.loop for program in self.programs] == list(range(len(self.programs)))
         self.source, self.fidelity = source, fidelity
@@ -43,7 +50,8 @@ class Serving:
         self.books = tuple(PlanBook(program, engine) for program in self.programs)
         self.clock = Clock(self.env, self.books, fidelity, record_steps)
         self.front = Front(self.env, self.programs[0], engine, cores)
-        self.gaps = Gaps()
+        self.summary = Summary() if keep == "summary" else None
+        self.gaps = Gaps() if self.summary is None else SummedGaps(self.summary.itl_s)
         blocks = block_ranges(self.programs, block_count)
         self.loops = tuple(
             ServingLoop(self.env, program, _scheduler(engine, program, own), self.clock, self.front,
@@ -51,7 +59,12 @@ class Serving:
             for program, own in zip(self.programs, blocks, strict=True)
         )  # fmt: skip
         self.lives: dict[int, RequestLife] = {}
-        self.in_system_at_arrivals: list[int] = []
+        """Requests that are not over."""
+        self.records: list[RequestRecord] = []
+        """Those that are, unless a summary is kept."""
+        self.host_ticks = self.network_ticks = 0
+        """Of finished requests."""
+        self.in_system_at_arrivals = array("q")
         self._live = 0
 
     def run(self) -> RunRecord:
@@ -61,6 +74,8 @@ class Serving:
             self.env.process(loop.serve())
         self.env.run()
         self.front.deliver_due(math.inf, 0)
+        for life in self.lives.values():
+            self._keep(life.record())
         return run_record(self)
 
     def _arrivals(self) -> Generator[Event, Any, None]:
@@ -80,7 +95,10 @@ class Serving:
     def _queue(self, life: RequestLife) -> None:
         """A request joins the loop with the fewest requests; the first of equals."""
         life.queued = int(self.env.now)
-        self.in_system_at_arrivals.append(self._live)
+        if self.summary is None:
+            self.in_system_at_arrivals.append(self._live)
+        else:
+            self.summary.flow.arrive(self._live)
         model = self.programs[0].model
         answer = 0 if model.is_encoder else life.request.output_tokens
         is_known = life.request.prompt_tokens + answer <= model.max_position_embeddings
@@ -89,9 +107,19 @@ class Serving:
             life.status = "rejected"
             self._leave(life)
 
+    def _keep(self, record: RequestRecord) -> None:
+        if self.summary is None:
+            self.records.append(record)
+        else:
+            self.summary.add(record)
+
     def _leave(self, life: RequestLife) -> None:
         """The request is over; a closed loop's client may send its next once it knows."""
         self._live -= 1
+        if life.status == "finished":
+            self.host_ticks += life.host_ticks
+            self.network_ticks += life.network_ticks
+        self._keep(self.lives.pop(life.request.number).record())
         following = self.source.after_completion()
         if following is not None:
             self.front.at(max(life.last_received, int(self.env.now)), lambda: self._send(following))
@@ -108,6 +136,8 @@ def _scheduler(engine: Engine, program: Program, blocks: range) -> Scheduler | L
 def serve(
     programs: Program | Sequence[Program], engine: Engine, block_count: int,
     make_source: Callable[[], Source], fidelity: str = "fast", cores: int = 1, record_steps: int = 0,
+    keep: Keep = "all",
 ) -> RunRecord:  # fmt: skip
     """Run a workload once."""
-    return Serving(programs, engine, block_count, make_source(), fidelity, cores, record_steps).run()
+    source = make_source()
+    return Serving(programs, engine, block_count, source, fidelity, cores, record_steps, keep=keep).run()

@@ -11,11 +11,13 @@ from simulator.errors import InputError, Problem
 from simulator.placement.memory import refusal
 from simulator.placement.placement import NotPlaceable
 from simulator.placement.strategies import STRATEGIES, Strategy
-from simulator.results.metrics import LatencyMetrics, is_saturated, latency_metrics
+from simulator.results.metrics import LatencyMetrics
 from simulator.results.records import RunRecord
 from simulator.results.run_result import Band, Economics, MemoryUse, RunResult, StudyResult
+from simulator.results.sketch import RELATIVE_ERROR
+from simulator.results.summary import counts_of, is_run_saturated, metrics_of, prompt_tokens_of
 from simulator.serving.arrivals import users_of
-from simulator.simulation.serve import serve
+from simulator.simulation.serve import Keep, serve
 from simulator.specs.base import Case
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.model import load_model
@@ -46,16 +48,18 @@ class _Job:
     run: RunSpec
     cost: Cost
     case: Case
+    keep: Keep
 
 
 def run_scenario(
     path: str | Path, overrides: Sequence[str] = (), progress: Progress | None = None,
-    workers: int | None = None,
+    workers: int | None = None, keep: Keep = "all",
 ) -> StudyResult:  # fmt: skip
     """Simulate every run of a scenario file; raises InputError for files that cannot be used.
 
     workers: processes to use; as many as there are cores if not given, none for a small study. The
-    result does not depend on it.
+    result does not depend on it. keep: `summary` does with little memory however many requests there are; a
+    percentile then has a relative error.
     """
     catalogue = Catalogue()
     scenarios: dict[Case, Scenario] = {
@@ -64,7 +68,7 @@ def run_scenario(
     }
     scenario = scenarios["nominal"]
     jobs = [
-        _Job(run, scenarios[case].runs[index].cost, case)
+        _Job(run, scenarios[case].runs[index].cost, case, keep)
         for index, run in enumerate(scenario.runs)
         for case in _cases(run, catalogue, scenario.figures)
     ]
@@ -110,10 +114,12 @@ def _deploy(run: RunSpec, catalogue: Catalogue, case: Case) -> Deployment | NotP
 
 
 def _simulate(job: _Job, catalogue: Catalogue) -> RunResult:
-    return simulate(job.run, job.cost, job.case, catalogue)
+    return simulate(job.run, job.cost, job.case, catalogue, job.keep)
 
 
-def simulate(run: RunSpec, cost: Cost, case: Case, catalogue: Catalogue) -> RunResult:
+def simulate(
+    run: RunSpec, cost: Cost, case: Case, catalogue: Catalogue, keep: Keep = "all"
+) -> RunResult:
     """One placement under one workload, every range taken at its `case`."""
     strategy = run.placement
     assert isinstance(strategy, Strategy)
@@ -134,7 +140,7 @@ def simulate(run: RunSpec, cost: Cost, case: Case, catalogue: Catalogue) -> RunR
     record = serve(
         deployment.programs, deployment.engine, deployment.budget.kv_blocks,
         lambda: source_of(run.workload, requests), run.fidelity, deployment.cores,
-        recorded if case == "nominal" else 0,
+        recorded if case == "nominal" else 0, keep,
     )  # fmt: skip
     return _row(blank, deployment, record, run.workload, cost, case)
 
@@ -142,11 +148,11 @@ def simulate(run: RunSpec, cost: Cost, case: Case, catalogue: Catalogue) -> RunR
 def _row(
     blank: RunResult, deployment: Deployment, record: RunRecord, workload: Workload, cost: Cost, case: Case
 ) -> RunResult:
-    finished = record.finished()
-    if not finished:
+    counts = counts_of(record)
+    if not counts["finished"]:
         reason = ("no request could be served: each is longer than the model's context, than the KV cache "
                   "holds, or than a step takes where prompts are not cut")  # fmt: skip
-        return replace(blank, reason=reason, requests=_counts(record))
+        return replace(blank, reason=reason, requests=counts)
     open_loop = users_of(workload.arrivals) is None and not isinstance(workload.arrivals, BatchArrivals)
     return replace(
         blank,
@@ -155,29 +161,20 @@ def _row(
         crowded=record.crowded,
         event_steps=record.event_steps,
         steps=record.step_count,
-        saturated=open_loop and is_saturated(record),
+        saturated=open_loop and is_run_saturated(record),
         memory=memory_use(deployment, record.peak_blocks),
-        requests=_counts(record),
-        tokens={
-            "input": sum(request.prompt_tokens for request in finished),
-            "output": record.output_tokens,
-        },
+        requests=counts,
+        tokens={"input": prompt_tokens_of(record), "output": record.output_tokens},
         transitions_per_token=transitions_per_token(deployment.program),
         link_bytes=dict(record.link_bytes),
-        metrics=latency_metrics(record),
+        metrics=metrics_of(record),
+        percentile_error=0.0 if record.summary is None else RELATIVE_ERROR,
         economics=economics(deployment, record, cost, unknown_as_zero=case == "best"),
         preemptions=record.preemptions,
         kv_blocks=deployment.budget.kv_blocks,
         peak_kv_blocks=record.peak_blocks,
         spans=record.spans,
     )
-
-
-def _counts(record: RunRecord) -> dict[str, int]:
-    counts = {"finished": 0, "rejected": 0, "failed": 0}
-    for request in record.requests:
-        counts[request.status] += 1
-    return counts
 
 
 def memory_use(deployment: Deployment, blocks: int) -> tuple[MemoryUse, ...]:
