@@ -48,6 +48,8 @@ class Ahead(NamedTuple):
     priced: Priced
     row: int
     """Of the first."""
+    at: int
+    """When the first is launched."""
     ends: list[int]
     """When each step's outcome comes."""
 
@@ -70,12 +72,14 @@ class Clock:
             for members in together
         ]
         self._island_of = [self._islands[number] for number in numbers]
-        self._skipped_to = [0] * len(books)
-        """Until when each loop's steps were carried out at once."""
+        self._launch_at: dict[int, int] = {}
+        """Of loops whose steps were carried out at once, when the next one is launched, or was."""
+        self._are_alone = [self._island_of.count(island) == 1 for island in self._island_of]
 
     def run(self, loop: int, shapes: tuple[StepShape, ...]) -> Launch:
-        """Launch a step of a loop now; its `outcome` is an event."""
-        at = max(int(self.env.now), self._skipped_to[loop])
+        """Launch a step of a loop now, or when the steps before it ended that were carried out at once; its
+        `outcome` is an event."""
+        at = self._launch_at.pop(loop, int(self.env.now))
         if at > LAST_LAUNCH:
             days = seconds(LAST_LAUNCH) / SECONDS_PER_DAY
             raise SimulatorError(
@@ -93,7 +97,7 @@ class Clock:
 
     def is_alone(self, loop: int) -> bool:
         """Whether no other loop's plans can meet those of a loop."""
-        return self._island_of.count(self._island_of[loop]) == 1
+        return self._are_alone[loop]
 
     def charge(self, launch: Launch, active: int) -> None:
         """Charge a step's time to the `active` sequences that took part in it."""
@@ -104,7 +108,7 @@ class Clock:
         """The next decode steps of a loop, the first with `shapes`, of at most `most` as many as are priced
         already; None where every step needs events of its own. A run needs quiet streams, and a template
         that leaves them quiet when the outcome comes."""
-        at = max(int(self.env.now), self._skipped_to[loop])
+        at = self._launch_at.get(loop, int(self.env.now))
         is_asked = self.fidelity == "fast" and most > 0 and self.step_count >= self.record_steps
         if not is_asked or at > LAST_LAUNCH or not self._island_of[loop].is_quiet(at):
             return None
@@ -113,14 +117,16 @@ class Clock:
             return None
         priced, row = use.forecast.upcoming(shapes)
         ends = list(accumulate(priced.outcomes[row : row + most], initial=at))
-        return Ahead(use, shapes, priced, row, ends[1:])
+        return Ahead(use, shapes, priced, row, at, ends[1:])
 
     def skip(self, loop: int, ahead: Ahead, count: int, active: int) -> None:
-        """Carry out the first steps of `ahead`; the next one is launched when the last of them has ended."""
-        ahead.use.forecast.use(ahead.shapes, count)
-        ahead.use.add(ahead.priced, ahead.row, count, active)
-        self.step_count += count
-        self._skipped_to[loop] = ahead.ends[count - 1]
+        """Carry out the first steps of `ahead`; the next one is launched when the last of them has ended, or
+        when the first would have been if there are none."""
+        self._launch_at[loop] = ahead.ends[count - 1] if count else ahead.at
+        if count:
+            ahead.use.forecast.use(ahead.shapes, count)
+            ahead.use.add(ahead.priced, ahead.row, count, active)
+            self.step_count += count
 
     @property
     def recorded(self) -> list[Recorded]:

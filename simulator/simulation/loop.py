@@ -26,6 +26,7 @@ from simulator.simulation.lives import RequestLife
 from simulator.simulation.plan_book import MOST_AHEAD
 
 Life = Generator[Event, Any, None]
+Shapes = tuple[StepShape, ...]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ class ServingLoop:
         self.lives: dict[int, RequestLife] = {}
         """Requests in the loop."""
         self._idle: Event | None = None
+        """Happens when there is something to do."""
+        self._going: Event | None = None
+        """Happens when steps that were to follow one another are over, or must be looked at anew."""
         self._previous_received = 0
         self._step_ticks = 0
         """How long the last step took."""
@@ -64,7 +68,14 @@ class ServingLoop:
         if self._idle is not None:
             self._idle.succeed()
             self._idle = None
+        self._interrupt()
         return True
+
+    def _interrupt(self) -> None:
+        """Look at the next step anew, for something has come in between."""
+        if self._going is not None:
+            self._going.succeed()
+            self._going = None
 
     def serve(self) -> Life:
         """The loop itself, as a process."""
@@ -79,7 +90,9 @@ class ServingLoop:
             if self._observer is not None:
                 self._observer.decided(self.scheduler, step, launched)
             self._note(step, launched)
-            step, shapes = self._run_ahead(step, self._shapes(step))
+            shapes = self._shapes(step)
+            if self._observer is None and not step.prefills:
+                step, shapes = yield from self._run_ahead(step, shapes)
             launch = self._clock.run(self._number, shapes)
             yield launch.outcome
             self._step_ticks = int(self.env.now) - launch.at
@@ -87,12 +100,43 @@ class ServingLoop:
             self._clock.charge(launch, step.decode_count + len(step.prefills))
             self._account(step, self.scheduler.complete(step))
 
-    def _run_ahead(self, step: Step, shapes: tuple[StepShape, ...]) -> tuple[Step, tuple[StepShape, ...]]:
-        """Carry out at once the decode steps that nothing can touch, because the one after them is launched
-        before anything else happens; the step that is then to be launched, and its shapes."""
+    def _run_ahead(self, step: Step, shapes: Shapes) -> Generator[Event, Any, tuple[Step, Shapes]]:
+        """Carry out several decode steps at once; the step that is then to be launched, and its shapes."""
+        if not self._is_only and self._clock.is_alone(self._number):
+            return (yield from self._run_until_interrupted(step, shapes))
+        return self._run_before_others(step, shapes)
+
+    def _run_until_interrupted(
+        self, step: Step, shapes: Shapes
+    ) -> Generator[Event, Any, tuple[Step, Shapes]]:
+        """Carry out the decode steps that are over when a request comes to this loop, or when the last one
+        that was foreseen ends. What other loops do does not matter. The step under way then is to be
+        launched, as of when the one before ended."""
+        ahead = self._clock.ahead(self._number, shapes, self.scheduler.rounds_ahead(MOST_AHEAD))
+        if ahead is None or len(ahead.ends) < 2:
+            return step, shapes
+        ends, tokens = ahead.ends[:-1], step.decode_count
+        deliveries = self._front.deliver_later(self._number, ends, tokens, self._received)
+        self._going = going = self.env.event()
+        after(self.env, ahead.ends[-1] - int(self.env.now), action=lambda: self._has_gone(going))
+        yield going
+        over = bisect_left(ahead.ends, int(self.env.now))
+        deliveries.count = over
+        self._clock.skip(self._number, ahead, over, step.decode_count)
+        if not over:
+            return step, shapes
+        step = self.scheduler.skip(over)
+        return step, self._shapes(step)
+
+    def _has_gone(self, going: Event) -> None:
+        if self._going is going:
+            self._interrupt()
+
+    def _run_before_others(self, step: Step, shapes: Shapes) -> tuple[Step, Shapes]:
+        """Carry out the decode steps that nothing can touch, because the one after them is launched before
+        anything else happens."""
         horizon = self._horizon()
-        is_hopeless = self.env.now + self._step_ticks // 2 >= horizon
-        if self._observer is not None or step.prefills or is_hopeless:
+        if self.env.now + self._step_ticks // 2 >= horizon:
             return step, shapes
         while True:
             ahead = self._clock.ahead(self._number, shapes, self.scheduler.rounds_ahead(MOST_AHEAD))
