@@ -55,8 +55,8 @@ class Front:
         self._s_per_byte = 1 / link.achieved_bytes_per_s if link else 0.0
         self.latency = tick(link.latency_s) if link else 0
         self._due: list[tuple[int, int, int, Deliveries]] = []
-        """Deliveries whose turn has not come: when the next of some is ready, of which loop, and a number that
-        no others have."""
+        """Deliveries whose turn has not come: when the next of some is ready, of which loop, and a number
+        that no others have."""
         self._promised = 0
         self._works: dict[int, tuple[int, int]] = {}
         """Ticks of a core and of the port, by a step's tokens."""
