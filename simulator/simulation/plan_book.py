@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 KEPT_STEPS = 2048
-FEWEST_AHEAD, MOST_AHEAD = 24, 64
+FEWEST_AHEAD, MOST_AHEAD = 32, 64
 STEPS_AHEAD: Floats = np.arange(MOST_AHEAD, dtype=np.float64)[:, None]
 
 
