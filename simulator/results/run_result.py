@@ -79,6 +79,8 @@ class RunResult:
     metrics: LatencyMetrics | None = None
     metrics_clock: MetricsClock = "client"
     """What TTFT, TPOT and end-to-end latency are read from."""
+    percentile_error: float = 0.0
+    """By what share of itself a percentile may be wrong; 0 where every request was kept."""
     economics: Economics | None = None
     bands: Mapping[str, Band] = field(default_factory=dict)
     """By metric, as `ttft_s.p99` or `usd_per_million_output_tokens`; only those that rest on ranges."""
@@ -151,7 +153,8 @@ class RunResult:
         metrics, economics = self.metrics, self.economics
         if metrics is None or economics is None:
             return None
-        return {
+        known_to = {"percentile_error": self.percentile_error} if self.percentile_error else {}
+        return known_to | {
             "ttft_s": metrics.ttft_s.as_dict(),
             "tpot_s": metrics.tpot_s.as_dict(),
             "itl_s": metrics.itl_s.as_dict(),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from simulator.graph.shape import Chunk, StepShape, Traits
+from simulator.graph.shape import StepShape, Traits
 
 Move = tuple[int, int]
 """A KV block to read and one to write, one in the device and one in host memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prefill:
+class Prefill(NamedTuple):
     """A piece of one sequence's prompt (or of all its tokens, after a preemption)."""
 
     sequence: int
@@ -21,8 +20,7 @@ class Prefill:
     """Whether it is the last piece, after which a token is chosen."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One forward pass: every decoding sequence by one token, and some pieces of prefill.
 
     Decoding sequences are counted, not listed, so that a step costs the same however many there are;
@@ -59,23 +57,13 @@ class Step:
 
     def shape(self, traits: Traits) -> StepShape:
         """The sums that decide the step's cost."""
-        decodes = self.decode_count
-        decoding = StepShape(
-            tokens=decodes, sequences=decodes, logit_rows=decodes, decode_tokens=decodes,
-            decode_span=self.decode_span, decode_context=self.decode_span - decodes,
-            window_decode_span=self.window_decode_span,
-            window_decode_context=self.window_decode_span - decodes if traits.sliding_window else 0,
-            window_growing=self.window_growing, active_experts=traits.active_experts(decodes),
-            side_experts=traits.side_experts(decodes),
+        return StepShape.of(
+            self.prefills, traits, self.decode_count, self.decode_span, self.window_decode_span,
+            self.window_growing,
         )  # fmt: skip
-        if not self.prefills:
-            return decoding
-        pieces = (Chunk(p.sequence, p.context, p.new, p.commits) for p in self.prefills)
-        return decoding.joined(StepShape.of(pieces, traits), traits)
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(NamedTuple):
     """What a finished step brought."""
 
     started: tuple[int, ...]

@@ -39,6 +39,8 @@ class BlockPool:
         """Take `count` blocks; the caller has checked that so many are free."""
         self._note_taken(count)
         returned = self._returned
+        if count == 1 and returned:
+            return [returned.pop()]
         again = min(count, len(returned))
         taken = [returned.pop() for _ in range(again)]
         if again < count:

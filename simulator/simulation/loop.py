@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from simpy import Environment, Event
@@ -22,10 +22,12 @@ from simulator.serving.scheduler import Scheduler
 from simulator.simulation.clock import Clock
 from simulator.simulation.events import ACCOUNT, DECIDE, after
 from simulator.simulation.front import Front
+from simulator.simulation.gaps import Gaps
 from simulator.simulation.lives import RequestLife
 from simulator.simulation.plan_book import MOST_AHEAD
 
 Life = Generator[Event, Any, None]
+Shapes = tuple[StepShape, ...]
 
 
 @dataclass(frozen=True)
@@ -35,18 +37,6 @@ class Observer:
     decided: Callable[[Scheduler | Lockstep, Step, int], None]
     moved: Callable[[Chunk], None] = lambda blocks: None
     """And each plan that moves KV blocks, when it is launched: which ones, and where to."""
-
-
-@dataclass
-class Gaps:
-    """Times between successive tokens at the client, in ticks, each with how many sequences shared it."""
-
-    ticks: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-
-    def add(self, ticks: int, count: int) -> None:
-        self.ticks.append(ticks)
-        self.counts.append(count)
 
 
 class ServingLoop:
@@ -72,6 +62,9 @@ class ServingLoop:
         self._late: list[RequestLife] = []
         """Requests that came when the next step was decided already, in their order."""
         self._idle: Event | None = None
+        """Happens when there is something to do."""
+        self._going: Event | None = None
+        """Happens when steps that were to follow one another are over, or must be looked at anew."""
         self._previous_received = 0
         self._step_ticks = 0
         """How long the last step took."""
@@ -86,11 +79,13 @@ class ServingLoop:
         if self._idle is not None:
             self._idle.succeed()
             self._idle = None
+        self._interrupt()
         return True
 
     def give_up(self, number: int) -> None:
         """A request's client waits no more; the next decision goes without it."""
         self._given_up.append(number)
+        self._interrupt()
 
     def _add(self, life: RequestLife) -> bool:
         request = life.request
@@ -107,6 +102,12 @@ class ServingLoop:
                 life.status = "rejected"
                 self._left(life)
         return bool(late)
+
+    def _interrupt(self) -> None:
+        """Look at the next step anew, for something has come in between."""
+        if self._going is not None:
+            self._going.succeed()
+            self._going = None
 
     def serve(self) -> Life:
         """The loop itself, as a process."""
@@ -128,8 +129,8 @@ class ServingLoop:
             if self._observer is not None:
                 self._observer.decided(self.scheduler, step, int(self.env.now))
             shapes = self._shapes(step)
-            if not has_added:
-                step, shapes = self._run_ahead(step, shapes)
+            if not (has_added or step.prefills) and self._observer is None:
+                step, shapes = yield from self._run_ahead(step, shapes)
             launch = self._clock.run(self._number, shapes)
             yield launch.outcome
             self._step_ticks = int(self.env.now) - launch.at
@@ -164,12 +165,43 @@ class ServingLoop:
                 yield launch.outcome
                 self._clock.charge(launch, step.decode_count + len(step.prefills))
 
-    def _run_ahead(self, step: Step, shapes: tuple[StepShape, ...]) -> tuple[Step, tuple[StepShape, ...]]:
-        """Carry out at once the decode steps that nothing can touch, because the one after them is launched
-        before anything else happens; the step that is then to be launched, and its shapes."""
+    def _run_ahead(self, step: Step, shapes: Shapes) -> Generator[Event, Any, tuple[Step, Shapes]]:
+        """Carry out several decode steps at once; the step that is then to be launched, and its shapes."""
+        if not self._is_only and self._clock.is_alone(self._number):
+            return (yield from self._run_until_interrupted(step, shapes))
+        return self._run_before_others(step, shapes)
+
+    def _run_until_interrupted(
+        self, step: Step, shapes: Shapes
+    ) -> Generator[Event, Any, tuple[Step, Shapes]]:
+        """Carry out the decode steps that are over when a request comes to this loop, or when the last one
+        that was foreseen ends. What other loops do does not matter. The step under way then is to be
+        launched, as of when the one before ended."""
+        ahead = self._clock.ahead(self._number, shapes, self.scheduler.rounds_ahead(MOST_AHEAD))
+        if ahead is None or len(ahead.ends) < 2:
+            return step, shapes
+        ends, tokens = ahead.ends[:-1], step.decode_count
+        deliveries = self._front.deliver_later(self._number, ends, tokens, self._received)
+        self._going = going = self.env.event()
+        after(self.env, ahead.ends[-1] - int(self.env.now), action=lambda: self._has_gone(going))
+        yield going
+        over = bisect_left(ahead.ends, int(self.env.now))
+        deliveries.count = over
+        self._clock.skip(self._number, ahead, over, step.decode_count)
+        if not over:
+            return step, shapes
+        step = self.scheduler.skip(over)
+        return step, self._shapes(step)
+
+    def _has_gone(self, going: Event) -> None:
+        if self._going is going:
+            self._interrupt()
+
+    def _run_before_others(self, step: Step, shapes: Shapes) -> tuple[Step, Shapes]:
+        """Carry out the decode steps that nothing can touch, because the one after them is launched before
+        anything else happens."""
         horizon = self._horizon()
-        is_hopeless = self.env.now + self._step_ticks // 2 >= horizon
-        if self._observer is not None or step.prefills or is_hopeless:
+        if self.env.now + self._step_ticks // 2 >= horizon:
             return step, shapes
         while True:
             ahead = self._clock.ahead(self._number, shapes, self.scheduler.rounds_ahead(MOST_AHEAD))
@@ -178,8 +210,9 @@ class ServingLoop:
                 return step, shapes
             self._clock.skip(self._number, ahead, untouched, step.decode_count)
             if self._is_only:
-                for received in self._front.deliver_many(ahead.ends[:untouched], step.decode_count):
-                    self._received(received, step.decode_count)
+                received = self._front.deliver_many(ahead.ends[:untouched], step.decode_count)
+                self._gaps.add_between(self._previous_received, received, step.decode_count)
+                self._previous_received = received[-1]
             else:
                 ends = ahead.ends[:untouched]
                 self._front.deliver_later(self._number, ends, step.decode_count, self._received)

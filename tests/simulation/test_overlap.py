@@ -12,6 +12,7 @@ from simulator.serving.actions import Step
 from simulator.serving.arrivals import Source
 from simulator.simulation.loop import Observer
 from simulator.simulation.serve import Serving, serve
+from simulator.simulation.ticks import seconds
 from tests import tiny
 from tests.simulation import test_loops
 from tests.simulation.test_serve import (
@@ -89,9 +90,9 @@ def test_no_step_takes_up_who_came_after_the_one_before_was_decided(
     observer = Observer(lambda _, step, launched: decided.append((launched, step)))
     asked = Source(requests_of(rows), users)
     serving = Serving(PROGRAMS["single"], engine(overlap=True), BLOCKS, asked, "step", 1, observer=observer)
-    serving.run()
+    queued_s = {request.number: request.queued_s for request in serving.run().requests}
     for (before, _), (_, step) in pairwise(decided):
-        late = [piece for piece in step.prefills if serving.lives[piece.sequence].queued > before]
+        late = [piece for piece in step.prefills if queued_s[piece.sequence] > seconds(before)]
         nothing_else = not step.decode_count and len(late) == len(step.prefills)
         assert not late or nothing_else, "but for an engine that would have stood still"
 
