@@ -3,7 +3,7 @@ can use it again, and the one in host memory where blocks go that leave their de
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 
@@ -86,37 +86,51 @@ class RememberingPool(BlockPool):
     def __init__(self, count: int, first: int = 0, host: HostBlocks | None = None) -> None:
         """host: where contents go when their block is handed out again."""
         super().__init__(count, first)
-        self._first = first
+        self._end = first + count
         self._host = host
-        self._sharers: dict[int, int] = {}
-        """Blocks that several use, and how many do besides the first."""
-        self._free: OrderedDict[int, None] = OrderedDict()
-        """Blocks that were returned, the first to go out first."""
+        self._free: deque[int] = deque()
+        """Blocks that were returned, the first to go out first; some, in `_left_free`, are in use again."""
+        self._left_free: Counter[int] = Counter()
+        self._sharers: Counter[int] = Counter()
+        """Of blocks that several use, how many do besides the first."""
         self._key_of: dict[int, BlockKey] = {}
         self._block_of: dict[BlockKey, int] = {}
+        self._unused: set[int] = set()
+        """Blocks that hold something to be found and that nobody uses."""
 
     @property
     def quiet_count(self) -> int:
-        return self.free_count if self._host is None else self._first + self.count - self._next
+        return self.free_count if self._host is None else self._end - self._next
 
     def take(self, count: int) -> list[int]:
         self._note_taken(count)
-        fresh = range(self._next, min(self._next + count, self._first + self.count))
+        fresh = range(self._next, min(self._next + count, self._end))
         self._next = fresh.stop
         taken = list(fresh)
+        if len(taken) < count:
+            taken += self._take_returned(count - len(taken))
+        return taken
+
+    def _take_returned(self, count: int) -> list[int]:
+        free, left = self._free, self._left_free
+        taken = list[int]()
         while len(taken) < count:
-            block, _ = self._free.popitem(last=False)
-            self._forget(block)
-            taken.append(block)
+            several = [free.popleft() for _ in range(count - len(taken))]
+            taken += [block for block in several if not _struck(left, block)] if left else several
+        if self._key_of:
+            for block in taken:
+                self._forget(block)
         return taken
 
     def give_back(self, blocks: list[int]) -> None:
         unused = blocks
         if self._sharers:
-            unused = [block for block in blocks if not self._is_left_to_others(block)]
-        self._free.update(dict.fromkeys(reversed(unused)))
+            unused = [block for block in blocks if not _struck(self._sharers, block)]
+        self._free.extend(reversed(unused))
+        if self._key_of:
+            self._unused.update(block for block in unused if block in self._key_of)
         self._taken -= len(unused)
-        assert self._taken == self._next - self._first - len(self._free), "a block was returned twice"
+        assert self._taken >= 0, "a block was returned twice"
 
     def find(self, keys: Iterable[BlockKey]) -> list[int]:
         found = []
@@ -128,15 +142,16 @@ class RememberingPool(BlockPool):
         return found
 
     def free_among(self, blocks: Sequence[int]) -> int:
-        return sum(block in self._free for block in blocks)
+        return sum(block in self._unused for block in blocks)
 
     def share(self, blocks: Sequence[int]) -> None:
         for block in blocks:
-            if block in self._free:
-                del self._free[block]
+            if block in self._unused:
+                self._unused.remove(block)
+                self._left_free[block] += 1
                 self._note_taken(1)
             else:
-                self._sharers[block] = self._sharers.get(block, 0) + 1
+                self._sharers[block] += 1
 
     def remember(self, block: int, key: BlockKey) -> None:
         """Of several blocks that hold the same the first stays the one that is found."""
@@ -144,20 +159,22 @@ class RememberingPool(BlockPool):
             self._block_of[key] = block
             self._key_of[block] = key
 
-    def _is_left_to_others(self, block: int) -> bool:
-        """Whether others go on using a block that one sequence gives back."""
-        others = self._sharers.pop(block, 0)
-        if others > 1:
-            self._sharers[block] = others - 1
-        return others > 0
-
     def _forget(self, block: int) -> None:
         key = self._key_of.pop(block, None)
         if key is None:
             return
+        self._unused.discard(block)
         del self._block_of[key]
         if self._host is not None:
             self._host.save(block, key)
+
+
+def _struck(counts: Counter[int], block: int) -> bool:
+    """Whether a block is counted, and then once less."""
+    found = counts.pop(block, 0)
+    if found > 1:
+        counts[block] = found - 1
+    return found > 0
 
 
 class HostBlocks:

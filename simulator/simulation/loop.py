@@ -6,6 +6,7 @@ the next step is decided. Loops take their turns in their own order.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -56,8 +57,8 @@ class ServingLoop:
         self._number, self._is_only, self._answers_matter = program.loop, is_only, answers_matter
         self.lives: dict[int, RequestLife] = {}
         """Requests in the loop."""
-        self._given_up: list[int] = []
-        """Requests whose clients wait no more, and which the scheduler still knows."""
+        self._given_up: list[tuple[int, int]] = []
+        """When clients gave up waiting, and for which requests; those that the scheduler still knows."""
         self._decides_ahead, self._is_going = decides_ahead, False
         self._late: list[RequestLife] = []
         """Requests that came when the next step was decided already, in their order."""
@@ -83,8 +84,8 @@ class ServingLoop:
         return True
 
     def give_up(self, number: int) -> None:
-        """A request's client waits no more; the next decision goes without it."""
-        self._given_up.append(number)
+        """A request's client waits no more; the next decision that can know of it goes without it."""
+        self._given_up.append((int(self.env.now), number))
         self._interrupt()
 
     def _add(self, life: RequestLife) -> bool:
@@ -93,15 +94,16 @@ class ServingLoop:
         asked = request.number, request.prompt_tokens, request.output_tokens
         return self.scheduler.add(*asked, request.priority, content)
 
-    def _add_late(self) -> bool:
-        """Queue the requests that have missed the step just decided; False if there were none."""
-        late, self._late = self._late, []
-        for life in late:
+    def _add_late(self, until: float) -> None:
+        """Queue the requests that had come by a tick: that of the launch of the step that is over, when the
+        step after it was decided; the one to be decided now is the first that they can be in."""
+        due = [life for life in self._late if life.queued <= until]
+        self._late = self._late[len(due) :]
+        for life in due:
             if not self._add(life):
                 del self.lives[life.request.number]
                 life.status = "rejected"
                 self._left(life)
-        return bool(late)
 
     def _interrupt(self) -> None:
         """Look at the next step anew, for something has come in between."""
@@ -111,14 +113,17 @@ class ServingLoop:
 
     def serve(self) -> Life:
         """The loop itself, as a process."""
+        launched: float = 0
         while True:
             yield from self._all_else_of_this_tick(DECIDE)
-            self._let_go()
+            known = launched if self._decides_ahead else math.inf
+            self._let_go(known)
+            self._add_late(known)
             step = self.scheduler.decide()
             self._is_going = step is not None
-            has_added = self._add_late()
             if step is None:
-                if has_added:
+                if self._late or self._given_up:
+                    launched = math.inf
                     continue
                 self._idle = self.env.event()
                 yield self._idle
@@ -129,18 +134,21 @@ class ServingLoop:
             if self._observer is not None:
                 self._observer.decided(self.scheduler, step, int(self.env.now))
             shapes = self._shapes(step)
-            if not (has_added or step.prefills) and self._observer is None:
+            if not (self._late or step.prefills) and self._observer is None:
                 step, shapes = yield from self._run_ahead(step, shapes)
             launch = self._clock.run(self._number, shapes)
+            launched = launch.at
             yield launch.outcome
             self._step_ticks = int(self.env.now) - launch.at
             yield from self._all_else_of_this_tick(ACCOUNT)
             self._clock.charge(launch, step.decode_count + len(step.prefills))
             self._account(step, self.scheduler.complete(step))
 
-    def _let_go(self) -> None:
-        """Forget those who gave up while a step was under way."""
-        for number in self._given_up:
+    def _let_go(self, until: float) -> None:
+        """Forget those whose clients had given up by a tick."""
+        due = [number for when, number in self._given_up if when <= until]
+        self._given_up = self._given_up[len(due) :]
+        for number in due:
             if number in self.lives:
                 life = self.lives.pop(number)
                 if life in self._late:
@@ -148,7 +156,6 @@ class ServingLoop:
                 else:
                     self.scheduler.abort(number)
                 self._fail(life)
-        self._given_up = []
 
     def _fail(self, life: RequestLife) -> None:
         life.status = "failed"
@@ -185,7 +192,7 @@ class ServingLoop:
         self._going = going = self.env.event()
         after(self.env, ahead.ends[-1] - int(self.env.now), action=lambda: self._has_gone(going))
         yield going
-        over = bisect_left(ahead.ends, int(self.env.now))
+        over = self._with_one_decided(ahead.ends, bisect_left(ahead.ends, int(self.env.now)))
         deliveries.count = over
         self._clock.skip(self._number, ahead, over, step.decode_count)
         if not over:
@@ -197,34 +204,51 @@ class ServingLoop:
         if self._going is going:
             self._interrupt()
 
+    def _with_one_decided(self, ends: Sequence[int], untouched: int) -> int:
+        """How many steps are sure to be carried out, of which so many end before anything else happens: where
+        steps are decided ahead, also the one that is under way then, for the one after it is decided too."""
+        return min(untouched + self._decides_ahead, len(ends) - 1)
+
     def _run_before_others(self, step: Step, shapes: Shapes) -> tuple[Step, Shapes]:
         """Carry out the decode steps that nothing can touch, because the one after them is launched before
-        anything else happens."""
-        horizon = self._horizon()
-        if self.env.now + self._step_ticks // 2 >= horizon:
+        anything else happens, or was decided before."""
+        horizon, is_clients = self._horizon()
+        if not is_clients and self.env.now + self._step_ticks // 2 >= horizon:
             return step, shapes
         while True:
             ahead = self._clock.ahead(self._number, shapes, self.scheduler.rounds_ahead(MOST_AHEAD))
-            untouched = bisect_left(ahead.ends, horizon) if ahead is not None else 0
-            if ahead is None or not untouched:
+            if ahead is None:
                 return step, shapes
-            self._clock.skip(self._number, ahead, untouched, step.decode_count)
-            if self._is_only:
-                received = self._front.deliver_many(ahead.ends[:untouched], step.decode_count)
-                self._gaps.add_between(self._previous_received, received, step.decode_count)
-                self._previous_received = received[-1]
-            else:
-                ends = ahead.ends[:untouched]
-                self._front.deliver_later(self._number, ends, step.decode_count, self._received)
-            step = self.scheduler.skip(untouched)
+            untouched = bisect_left(ahead.ends, horizon)
+            count = self._with_one_decided(ahead.ends, untouched) if is_clients else untouched
+            count = max(count, untouched)
+            if not count:
+                return step, shapes
+            self._clock.skip(self._number, ahead, count, step.decode_count)
+            self._deliver_ahead(ahead.ends[:count], untouched, step.decode_count)
+            step = self.scheduler.skip(count)
             shapes = self._shapes(step)
+            if untouched < len(ahead.ends):
+                return step, shapes
 
-    def _horizon(self) -> float:
-        """Before this tick nothing can reach the loop but its own steps. Any event may be the step of a loop
-        that it may meet, or one that ends a request whose client then asks for more."""
+    def _deliver_ahead(self, ends: Sequence[int], untouched: int, decoded: int) -> None:
+        """Send the tokens of steps to the clients: at once those of the first, before which nothing else
+        happens, if no other loop does anything either."""
+        at_once = min(untouched, len(ends)) if self._is_only else 0
+        if at_once:
+            received = self._front.deliver_many(ends[:at_once], decoded)
+            self._gaps.add_between(self._previous_received, received, decoded)
+            self._previous_received = received[-1]
+        if at_once < len(ends):
+            self._front.deliver_later(self._number, ends[at_once:], decoded, self._received)
+
+    def _horizon(self) -> tuple[float, bool]:
+        """Before this tick nothing can reach the loop but its own steps; and whether only clients can then.
+        Any event may be the step of a loop that it may meet, or one that ends a request whose client then
+        asks for more."""
         if self._answers_matter or not self._clock.is_alone(self._number):
-            return self.env.peek()
-        return self._front.next_client_event()
+            return self.env.peek(), False
+        return self._front.next_client_event(), True
 
     def _received(self, received: int, decoded: int) -> None:
         """Clients have one token each of `decoded` sequences that had one in the step before."""
