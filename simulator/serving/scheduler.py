@@ -189,9 +189,11 @@ class Scheduler:
         """Complete the pending step and those after it, `count` of those `rounds_ahead` allows; the step
         that is pending then."""
         self._preempted, self._returned = [], []
+        decoding, grow = self._decoding, self.grow
         for _ in range(count):
-            self._decoding.advance()
-            self.grow()
+            decoding.advance()
+            if decoding.takers():
+                grow()
         self._pending = self._step(True, ())
         return self._pending
 
@@ -214,8 +216,11 @@ class Scheduler:
             return
         pool, full = self.pool, len(takers)
         if full <= pool.free_count:
-            by_order = sorted(takers.values(), key=_order) if full > 1 else takers.values()
-            for sequence, block in zip(by_order, pool.take(full), strict=True):
+            if full == 1:
+                (sequence,) = takers.values()
+                sequence.blocks += pool.take(1)
+                return
+            for sequence, block in zip(sorted(takers.values(), key=_order), pool.take(full), strict=True):
                 sequence.blocks.append(block)
             return
         for sequence in sorted(takers.values(), key=_order):
