@@ -88,8 +88,14 @@ def test_every_length_histogram_loads(name: str) -> None:
 
 @every_case
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_every_scenario_loads_with_its_machines_and_models(name: str, case: Case) -> None:
-    scenario = load_scenario(ROOT / "scenarios" / name, STRATEGIES, catalogue=shipped, case=case)
+def test_every_scenario_loads_with_its_machines_and_models(name: str, case: Case, tmp_path: Path) -> None:
+    """The one whose requests are a published trace is given a trace of one."""
+    given = []
+    if name == "benchmark-trace.yaml":
+        trace = tmp_path / "trace.csv"
+        trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,374,44\n")
+        given = [f"workload.arrivals.file={trace}", "workload.requests=1"]
+    scenario = load_scenario(ROOT / "scenarios" / name, STRATEGIES, given, catalogue=shipped, case=case)
     assert scenario.runs
     for run in scenario.runs:
         load_machine(run.machine_ref, shipped, case)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from simulator import cli
+from simulator.results.sketch import RELATIVE_ERROR
 from tests.execution.small_weights import write_folder
 
 QUICK = ["--set", "workload.requests=20", "--set", "machine=[epyc-9654-4x-l40s, nr1-4x-l40s]"]
@@ -64,6 +65,19 @@ def test_json_has_the_documented_shape(placewright):
         assert sum(run["requests"].values()) == 20
         assert all(m["used_bytes"] <= m["capacity_bytes"] for m in run["memory"])
         assert all("->" in pair for pair in run["transitions_per_token"])
+
+
+@pytest.mark.slow
+def test_a_summary_gives_the_same_rows_but_for_the_error_of_percentiles(placewright):
+    whole, summed = (
+        json.loads(placewright("run", CHAT, *QUICK, "--json", "--keep", keep)[1])["runs"] for keep in ("all", "summary")
+    )
+    for kept, row in zip(whole, summed, strict=True):
+        assert row["requests"] == kept["requests"] and row["tokens"] == kept["tokens"]
+        if row["metrics"] is not None:
+            assert row["metrics"]["percentile_error"] == RELATIVE_ERROR and "percentile_error" not in kept["metrics"]
+            assert row["metrics"]["ttft_s"]["p99"] == pytest.approx(kept["metrics"]["ttft_s"]["p99"], rel=1.001e-3)
+            assert row["metrics"]["ttft_s"]["mean"] == pytest.approx(kept["metrics"]["ttft_s"]["mean"])
 
 
 @pytest.mark.slow

@@ -15,6 +15,10 @@ from simulator.specs.hardware import BROADER_CLASS, ITEM_BYTES, Device, Efficien
 Floats = NDArray[np.float64]
 
 
+TINY_S = 1e-300
+"""Less than any time, and more than nothing to divide by."""
+
+
 def blended_terms(compute_s: Floats, memory_s: Floats, blend: Floats) -> tuple[Floats, Floats]:
     """Times in seconds that arithmetic and memory traffic add to a kernel, before its fixed overhead.
 
@@ -46,17 +50,33 @@ def cold_share(used: Floats) -> Floats:
     >>> cold_share(np.array([0.1, 1.0, 10.0])).round(3)
     array([0. , 0.5, 1. ])
     """
-    filled: Floats = used**CACHE_EDGE
-    return np.where(used < 10, filled / (1 + np.minimum(filled, 1e9)), 1.0)
+    share: Floats = used**CACHE_EDGE
+    share /= 1 + np.minimum(share, 1e9)
+    np.copyto(share, 1.0, where=used >= 10)
+    return share
+
+
+def norm_of_two(one_s: Floats, other_s: Floats, blend: Floats, inverse_blend: Floats) -> Floats:
+    """The p-norm of two times with exponent p = `blend`. Written to need few operations, each of which works
+    on arrays: on a step's few numbers they cost the same whatever they do.
+
+    >>> norm_of_two(np.array([3.0]), np.array([4.0]), np.array([2.0]), np.array([0.5]))
+    array([5.])
+    """
+    longer_s: Floats = np.maximum(one_s, other_s)
+    ratio = np.minimum(one_s, other_s)
+    ratio /= np.maximum(longer_s, TINY_S)
+    ratio **= blend
+    ratio += 1
+    ratio **= inverse_blend
+    longer_s *= ratio
+    return longer_s
 
 
 def with_least(memory_s: Floats, least_s: Floats, blend: Floats) -> Floats:
     """Time on memory joined with the time that one processor needs for its part, as `blended_terms` joins:
     so that the p-norm over all three terms comes out. Nothing where nothing is moved."""
-    longer_s = np.maximum(memory_s, least_s)
-    ratio = np.minimum(memory_s, least_s) / np.where(longer_s > 0, longer_s, 1.0)
-    joined: Floats = longer_s * (1 + ratio**blend) ** (1 / blend)
-    return np.where(memory_s > 0, joined, 0.0)
+    return norm_of_two(memory_s, least_s, blend, 1 / blend) * (memory_s > 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,8 @@ class OperatorFactory:
         self.model, self.share = model, share
         self.bench = Bench.of(model, share, formats, split)
         self.hidden = self.bench.hidden
+        self._layers: dict[tuple[int, bool], tuple[Operator, ...]] = {}
+        """Those built already: several who place the model ask for them."""
 
     # -- both ends --------------------------------------------------------------------------------------
 
@@ -143,6 +145,11 @@ class OperatorFactory:
     def layer(self, index: int, has_branch: bool) -> tuple[Operator, ...]:
         """The operators of layer `index`. `has_branch`: a layer before left a branch open, which this one's
         first operator adds to the residual stream."""
+        if (index, has_branch) not in self._layers:
+            self._layers[index, has_branch] = self._layer(index, has_branch)
+        return self._layers[index, has_branch]
+
+    def _layer(self, index: int, has_branch: bool) -> tuple[Operator, ...]:
         if self.model.residual == "post":
             return self._post(index)
         if self.model.residual in ("parallel", "parallel_two_norms"):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,17 @@ class Chunk:
     """Where a hand-over puts its cached tokens; a chunk handed over has no new ones."""
     rows: int = 1
     """How many of its last rows are scored: all of a verification of proposed tokens, of others one."""
+
+
+class Share(Protocol):
+    """What of a chunk decides what it costs."""
+
+    @property
+    def context(self) -> int: ...
+    @property
+    def new(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
 
 
 SHARE_STEPS = 256
@@ -163,10 +174,12 @@ class StepShape(NamedTuple):
     """1 if there is a chunk with more than one new token."""
 
     @classmethod
-    def of(cls, chunks: Iterable[Chunk], traits: Traits = PLAIN) -> StepShape:
-        """Sum the features of `chunks`."""
-        tokens = sequences = rows = decode_tokens = decode_span = 0
-        window_decode_span = window_growing = 0
+    def of(
+        cls, chunks: Iterable[Share], traits: Traits = PLAIN, decode_tokens: int = 0, decode_span: int = 0,
+        window_decode_span: int = 0, window_growing: int = 0,
+    ) -> StepShape:  # fmt: skip
+        """Sum the features of `chunks`, and of sequences that decode whose sums are known."""
+        tokens = sequences = rows = decode_tokens
         prefill_tokens = prefill_pairs = prefill_square = prefill_span = prefill_context = 0
         window_pairs = window_square = window_span = window_context = 0
         window = traits.sliding_window
@@ -193,31 +206,32 @@ class StepShape(NamedTuple):
                 window_square += new * seen
                 window_span += seen
                 window_context += seen - new
-        return cls(
+        return cls._make((
             1, tokens, sequences, rows, sequences - decode_tokens, prefill_tokens, prefill_pairs,
             prefill_square, prefill_span, prefill_context, decode_tokens, decode_span,
             decode_span - decode_tokens, window_pairs, window_square, window_span, window_context,
             window_decode_span, window_decode_span - decode_tokens if window else 0, window_growing,
             traits.active_experts(tokens), traits.side_experts(tokens), int(sequences > decode_tokens),
-        )  # fmt: skip
-
-    def joined(self, other: StepShape, traits: Traits = PLAIN) -> StepShape:
-        """The shape of the two chunk lists together."""
-        sums = StepShape._make(a + b for a, b in zip(self, other, strict=True))
-        return sums._replace(
-            one=1, active_experts=traits.active_experts(sums.tokens),
-            side_experts=traits.side_experts(sums.tokens), has_prefill=int(sums.prefill_sequences > 0),
-        )  # fmt: skip
+        ))  # fmt: skip
 
     def grown(self, steps: int) -> StepShape:
         """The shape so many steps later, if all its sequences go on decoding and none fills its window."""
-        growth, growth_in_window = steps * self.decode_tokens, steps * self.window_growing
-        return self._replace(
-            decode_span=self.decode_span + growth,
-            decode_context=self.decode_context + growth,
-            window_decode_span=self.window_decode_span + growth_in_window,
-            window_decode_context=self.window_decode_context + growth_in_window,
-        )
+        (*first, span, context, pairs, square, keys, cached, window_span, window_context, growing, active,
+         side, has_prefill) = self  # fmt: skip
+        more, more_in_window = steps * self.decode_tokens, steps * growing
+        return _shape_of((
+            *first, span + more, context + more, pairs, square, keys, cached, window_span + more_in_window,
+            window_context + more_in_window, growing, active, side, has_prefill,
+        ))  # fmt: skip
+
+    def growth(self) -> StepShape:
+        """What comes to each sum in a step, if all sequences go on decoding and none fills its window."""
+        more, in_window = self.decode_tokens, self.window_growing
+        return _shape_of((*_NO_PREFILL, more, more, 0, 0, 0, 0, in_window, in_window, 0, 0, 0, 0))
+
+
+_shape_of = StepShape._make
+_NO_PREFILL = (0,) * StepShape._fields.index("decode_span")
 
 
 def _pairs_in_window(context: int, new: int, window: int) -> int:
@@ -227,6 +241,11 @@ def _pairs_in_window(context: int, new: int, window: int) -> int:
 
 
 FEATURE_COUNT = len(StepShape._fields)
+GROWING = tuple(
+    StepShape._fields.index(name)
+    for name in ("decode_span", "decode_context", "window_decode_span", "window_decode_context")
+)
+"""The features that `StepShape.grown` changes."""
 ZERO = (0,) * FEATURE_COUNT
 
 

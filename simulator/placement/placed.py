@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 
 from simulator.graph.attention import cached
@@ -147,7 +147,7 @@ class Placed:
     def factory(self, stage: Stage, rank: int) -> OperatorFactory:
         own = Share(rank, len(stage.devices)) if self.placement.by_sequence else None
         split = replace(self.split, own=own)
-        return OperatorFactory(self.model, self.share(stage, rank), self.formats, split)
+        return _factory(self.model, self.share(stage, rank), self.formats, split)
 
     def layer(self, stage: Stage, rank: int, layer: int) -> tuple[PlacedOperator, ...]:
         """The operators of one layer of a stage's rank, each where it runs. The stage begins with all
@@ -304,6 +304,12 @@ class Placed:
                 for placed in (*embed, *layers, *head):
                     if rank == 0 or not placed.operator.once:
                         yield placed
+
+
+@lru_cache(maxsize=64)
+def _factory(model: Architecture, share: Share, formats: Formats, split: ExpertSplit) -> OperatorFactory:
+    """Replicas have the same operators, wherever they run."""
+    return OperatorFactory(model, share, formats, split)
 
 
 def weight_name(parameter: str, device: str) -> str:

@@ -29,7 +29,9 @@ from simulator.report.wording import (
     status,
     transitions_text,
 )
+from simulator.results.clocks import MEANINGS
 from simulator.results.run_result import MemoryUse, RunResult, StudyResult
+from simulator.specs.engine import MetricsClock
 from simulator.units import GIB, format_number
 
 _NEVER_CUT = 100_000
@@ -114,14 +116,30 @@ def notes(study: StudyResult) -> list[str]:
     return [f"{row_name(run, axes)}: {note}" for run in study.runs for note in _notes_of(run)]
 
 
+def _clocks(study: StudyResult) -> Iterator[str]:
+    """What TTFT and TPOT are, by each clock that some row is read from."""
+    read = dict.fromkeys(run.metrics_clock for run in study.runs if run.metrics is not None)
+    clocks: list[MetricsClock] = list(read) or ["client"]
+    for clock in clocks:
+        start_to_end, where = MEANINGS[clock]
+        rows = "" if len(clocks) == 1 else f" ({', '.join(_read_from(study, clock))})"
+        yield f"TTFT{rows}: time to first token, {start_to_end}."
+        tpot = f"TPOT{rows}: mean time per output token after the first, within each request, {where}."
+        yield f"{tpot} p50 and p99 run over requests."
+
+
+def _read_from(study: StudyResult, clock: MetricsClock) -> list[str]:
+    axes = shown_axes(study)
+    rows = [run for run in study.runs if run.metrics is not None and run.metrics_clock == clock]
+    return [row_name(run, axes) for run in rows]
+
+
 def legend(study: StudyResult) -> list[str]:
     """What the columns mean."""
     axes = shown_axes(study)
     limits = dict.fromkeys(f"{name} {limit:g} s" for run in study.runs for name, limit in run.slo.items())
     lines = [
-        "TTFT: time to first token, from the client's sending a request to its receiving the first token.",
-        "TPOT: mean time per output token after the first, within each request, at the client."
-        " p50 and p99 run over requests.",
+        *_clocks(study),
         "SLO: whether every limit holds and every request finished"
         + (f" ({', '.join(limits)})." if limits else "; none is set."),
         "saturated: the queue still grew when arrivals ended; the percentiles are lower bounds.",
@@ -224,10 +242,13 @@ def _notes_of(run: RunResult) -> Iterator[str]:
     if run.preemptions:
         yield f"{run.preemptions} preemptions for want of KV blocks"
     if run.speculation is not None and run.speculation.tokens_per_round is not None:
-        accepted, share = run.speculation.accepted_share or 0.0, percent(run.draft_share)
+        accepted, drafting = run.speculation.accepted_share or 0.0, percent(run.draft_share)
         tokens = f"{run.speculation.tokens_per_round:.2f} tokens a round"
         yield (f"{tokens}, {percent(accepted)} of those proposed accepted; "
-               f"{share} of the requests' time on the small model's passes")  # fmt: skip
+               f"{drafting} of the requests' time on the small model's passes")  # fmt: skip
+    if run.reused_tokens:
+        share = run.reused_tokens / run.prefilled_tokens
+        yield f"{100 * share:.0f} % of the tokens to prefill were in the cache"
     yield from steady_notes(run)
     if run.crowded:
         steps, links = f"{run.event_steps} of {run.steps} steps", ", ".join(run.crowded)

@@ -1,7 +1,8 @@
 """The field's metrics, from the facts of a run.
 
-TTFT, TPOT, ITL and end-to-end latency are taken at the client. TPOT is a mean within each request, and
-its statistics run over requests; ITL pools every gap between two tokens of any request.
+TTFT, TPOT and end-to-end latency are taken by a clock of one's choice, ITL at the client. TPOT is a mean
+within each request, and its statistics run over requests; ITL pools every gap between two tokens of any
+request.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.results.clocks import latencies
 from simulator.results.records import RunRecord
 from simulator.results.steady import SteadyState, steady_state
+from simulator.specs.engine import MetricsClock
 
 CATEGORIES = ("compute", "memory", "transfer", "host", "network", "waiting")
 
@@ -50,9 +53,8 @@ def weighted_distribution(values: NDArray[np.float64], counts: NDArray[np.int64]
     if not counts.sum():
         return NOTHING_SEEN
     order = np.argsort(values, kind="stable")
-    values, counts = values[order], counts[order]
-    reached = np.cumsum(counts) / counts.sum()
-    quantiles = (float(values[int(np.searchsorted(reached, q))]) for q in QUANTILES)
+    reached = np.cumsum(counts[order]) / counts.sum()
+    quantiles = (float(values[order[np.searchsorted(reached, q)]]) for q in QUANTILES)
     return Distribution(float(np.average(values, weights=counts)), *quantiles)
 
 
@@ -75,19 +77,19 @@ class LatencyMetrics:
     """Means without the warm-up; None where no steady state was found. All else is of the whole run."""
 
 
-def latency_metrics(record: RunRecord) -> LatencyMetrics:
+def latency_metrics(record: RunRecord, clock: MetricsClock = "client") -> LatencyMetrics:
     """Derive the metrics of a run in which at least one request finished."""
     finished = record.finished()
     duration_s = record.duration_s
     inputs = sum(request.prompt_tokens for request in finished)
     outputs = sum(request.output_tokens for request in finished)
-    tpots = [request.tpot_s for request in finished]
+    seen = latencies(finished, clock)
     total_s = sum(record.time_s.values())
     return LatencyMetrics(
-        ttft_s=distribution([request.ttft_s for request in finished]),
-        tpot_s=distribution([tpot for tpot in tpots if tpot is not None]),
+        ttft_s=distribution([each.ttft_s for each in seen]),
+        tpot_s=distribution([each.tpot_s for each in seen if each.tpot_s is not None]),
         itl_s=weighted_distribution(record.gaps_s, record.gap_counts),
-        e2e_s=distribution([request.e2e_s for request in finished]),
+        e2e_s=distribution([each.e2e_s for each in seen]),
         output_tokens_per_s=outputs / duration_s,
         total_tokens_per_s=(inputs + outputs) / duration_s,
         requests_per_s=len(finished) / duration_s,
@@ -109,23 +111,22 @@ def is_saturated(record: RunRecord, dispersion: float = 1.0, cycle: float = 0.0)
     arrivals has been what it was; 0 where it does not vary as planned.
     """
     in_system = record.in_system_at_arrivals
-    window = _window(len(in_system), cycle)
-    return is_growing(in_system, window) and falls_behind(record, dispersion, cycle)
+    return is_growing(in_system, window(len(in_system), cycle)) and falls_behind(record, dispersion, cycle)
 
 
-def _window(arrivals: int, cycle: float) -> int:
+def window(arrivals: int, cycle: float) -> int:
     """How many of the last arrivals to compare with as many before: the last third, or a whole cycle where
     two are there, of which the hours of the day cannot make one look worse."""
     return round(cycle) if 0 < 2 * cycle <= arrivals else arrivals // 3
 
 
-def is_growing(in_system: NDArray[np.int64], window: int | None = None) -> bool:
-    """Whether more requests were in the system during the last `window` arrivals, a third if it is not said,
+def is_growing(in_system: NDArray[np.int64], last_count: int | None = None) -> bool:
+    """Whether more requests were in the system during the last so many arrivals, a third if it is not said,
     than during as many before, by more than `LEAST_GROWN` on average."""
-    window = window or len(in_system) // 3
-    if window < LEAST_GROWN:
+    count = last_count or len(in_system) // 3
+    if count < LEAST_GROWN:
         return False
-    before, last = in_system[-2 * window : -window].mean(), in_system[-window:].mean()
+    before, last = in_system[-2 * count : -count].mean(), in_system[-count:].mean()
     return bool(last - before > LEAST_GROWN)
 
 
@@ -140,7 +141,7 @@ def falls_behind(record: RunRecord, dispersion: float = 1.0, cycle: float = 0.0)
     arrived = np.sort([request.queued_s for request in record.finished()])
     if len(arrived) < 3:
         return False
-    count = _window(len(arrived), cycle)
+    count = window(len(arrived), cycle)
     start_s, end_s = arrived[-count], arrived[-1]
     done = sum(start_s <= request.last_token_s <= end_s for request in record.finished())
     return bool(done < count - DEVIATIONS * math.sqrt((max(1.0, dispersion) + 1) * count))

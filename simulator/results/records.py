@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from simulator.results.summary import Summary
 
 Amount = TypeVar("Amount", int, float)
 
@@ -60,6 +63,11 @@ class RequestRecord:
         if self.output_tokens < 2:
             return None
         return (self.last_token_s - self.first_token_s) / (self.output_tokens - 1)
+
+    @property
+    def engine_e2e_s(self) -> float:
+        """From the engine's queue to the end of the step that chose the last token."""
+        return self.last_token_s - self.queued_s
 
     @property
     def e2e_s(self) -> float:
@@ -170,6 +178,9 @@ class RunRecord:
     """Steps carried out task by task, in whole or in part."""
     speculation: SpeculationRecord | None = None
     spans: tuple[Span, ...] = field(default=(), repr=False)
+    summary: Summary | None = field(default=None, repr=False)
+    """Of all requests, where there is no record of each: `requests`, gaps and `in_system_at_arrivals` are
+    empty then."""
 
     @property
     def duration_s(self) -> float:
@@ -184,14 +195,15 @@ def since(earlier: RunRecord, whole: RunRecord) -> RunRecord:
     links and spans stay those of the whole."""
     before = {request.number for request in earlier.requests}
     requests = tuple(request for request in whole.requests if request.number not in before)
+    summary = whole.summary
     return replace(
         whole,
         requests=requests,
         gaps_s=whole.gaps_s[len(earlier.gaps_s) :],
         gap_counts=whole.gap_counts[len(earlier.gap_counts) :],
         step_count=whole.step_count - earlier.step_count,
-        output_tokens=whole.output_tokens - earlier.output_tokens,
-        start_s=min((request.sent_s for request in requests), default=whole.end_s),
+        output_tokens=summary.output_tokens if summary else whole.output_tokens - earlier.output_tokens,
+        start_s=summary.start_s if summary else min((r.sent_s for r in requests), default=whole.end_s),
         time_s=_less(whole.time_s, earlier.time_s),
         overhead_s=whole.overhead_s - earlier.overhead_s,
         busy_s=_less(whole.busy_s, earlier.busy_s),

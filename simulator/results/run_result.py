@@ -8,6 +8,7 @@ from typing import Any
 
 from simulator.results.metrics import LatencyMetrics
 from simulator.results.records import Span, SpeculationRecord
+from simulator.specs.engine import MetricsClock
 
 TOKENS_PER_PRICE = 1e6
 """Prices are quoted for a million tokens."""
@@ -76,12 +77,20 @@ class RunResult:
     link_bytes: Mapping[str, int] = field(default_factory=dict)
     """Bytes over each directed link in the whole run; over a memory bus in both directions together."""
     metrics: LatencyMetrics | None = None
+    metrics_clock: MetricsClock = "client"
+    """What TTFT, TPOT and end-to-end latency are read from."""
+    percentile_error: float = 0.0
+    """By what share of itself a percentile may be wrong; 0 where every request was kept."""
     economics: Economics | None = None
     bands: Mapping[str, Band] = field(default_factory=dict)
     """By metric, as `ttft_s.p99` or `usd_per_million_output_tokens`; only those that rest on ranges."""
     slo: Mapping[str, float] = field(default_factory=dict)
     """Limit in seconds by name, as `ttft_p99`."""
     preemptions: int = 0
+    prefilled_tokens: int = 0
+    """What sequences had to have cached before they could decode, again after each recomputation."""
+    reused_tokens: int = 0
+    """Of these, what was in the cache already."""
     kv_blocks: int = 0
     peak_kv_blocks: int = 0
     speculation: SpeculationRecord | None = None
@@ -133,10 +142,13 @@ class RunResult:
             "transitions_per_token": dict(self.transitions_per_token),
             "link_bytes": dict(self.link_bytes),
             "metrics": self._metrics_dict(),
+            "metrics_clock": self.metrics_clock,
             "bands": {name: {"low": band.low, "high": band.high} for name, band in self.bands.items()},
             "unknown": list(self.economics.unknown) if self.economics else [],
             "meets_slo": self.meets_slo,
             "preemptions": self.preemptions,
+            "prefilled_tokens": self.prefilled_tokens,
+            "reused_tokens": self.reused_tokens,
             "kv_blocks": self.kv_blocks,
             "peak_kv_blocks": self.peak_kv_blocks,
             "speculation": self._speculation_dict(),
@@ -151,7 +163,8 @@ class RunResult:
         metrics, economics = self.metrics, self.economics
         if metrics is None or economics is None:
             return None
-        return {
+        known_to = {"percentile_error": self.percentile_error} if self.percentile_error else {}
+        return known_to | {
             "ttft_s": metrics.ttft_s.as_dict(),
             "tpot_s": metrics.tpot_s.as_dict(),
             "itl_s": metrics.itl_s.as_dict(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from simulator.graph.shape import Chunk, StepShape, Traits
 
@@ -10,8 +10,7 @@ Move = tuple[int, int]
 """A KV block to read and one to write, one in the device and one in host memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prefill:
+class Prefill(NamedTuple):
     """A piece of one sequence's prompt (or of all its tokens, after a preemption)."""
 
     sequence: int
@@ -20,9 +19,13 @@ class Prefill:
     commits: bool
     """Whether it is the last piece, after which a token is chosen."""
 
+    @property
+    def rows(self) -> int:
+        """How many are scored: the last one, also where it is not the last piece."""
+        return 1
 
-@dataclass(frozen=True, slots=True)
-class Verification:
+
+class Verification(NamedTuple):
     """A decoding sequence's round: its last token and those that a drafter proposed go through the model."""
 
     sequence: int
@@ -35,9 +38,16 @@ class Verification:
     lag: int
     """Of the cached tokens, those that the drafter has not seen."""
 
+    @property
+    def new(self) -> int:
+        return self.proposed + 1
 
-@dataclass(frozen=True, slots=True)
-class Step:
+    @property
+    def rows(self) -> int:
+        return self.proposed + 1
+
+
+class Step(NamedTuple):
     """One forward pass: every decoding sequence by one token, and some pieces of prefill.
 
     Decoding sequences are counted, not listed, so that a step costs the same however many there are;
@@ -67,7 +77,7 @@ class Step:
 
     @property
     def token_count(self) -> int:
-        proposed = sum(each.proposed + 1 for each in self.verifications)
+        proposed = sum(each.new for each in self.verifications)
         return self.decode_count + proposed + sum(prefill.new for prefill in self.prefills)
 
     @property
@@ -77,10 +87,7 @@ class Step:
 
     def pieces(self) -> tuple[Chunk, ...]:
         """Its chunks but for decoding sequences that are only counted, without blocks."""
-        rounds = [
-            Chunk(v.sequence, v.context, v.proposed + 1, True, rows=v.proposed + 1)
-            for v in self.verifications
-        ]
+        rounds = [Chunk(v.sequence, v.context, v.new, True, rows=v.rows) for v in self.verifications]
         return (*rounds, *(Chunk(p.sequence, p.context, p.new, p.commits) for p in self.prefills))
 
     def shapes_of_ranks(self, traits: Traits) -> tuple[StepShape, ...]:
@@ -90,22 +97,13 @@ class Step:
 
     def shape(self, traits: Traits) -> StepShape:
         """The sums that decide the step's cost."""
-        decodes = self.decode_count
-        decoding = StepShape(
-            tokens=decodes, sequences=decodes, logit_rows=decodes, decode_tokens=decodes,
-            decode_span=self.decode_span, decode_context=self.decode_span - decodes,
-            window_decode_span=self.window_decode_span,
-            window_decode_context=self.window_decode_span - decodes if traits.sliding_window else 0,
-            window_growing=self.window_growing, active_experts=traits.active_experts(decodes),
-            side_experts=traits.side_experts(decodes),
+        return StepShape.of(
+            (*self.verifications, *self.prefills), traits, self.decode_count, self.decode_span,
+            self.window_decode_span, self.window_growing,
         )  # fmt: skip
-        if not (self.prefills or self.verifications):
-            return decoding
-        return decoding.joined(StepShape.of(self.pieces(), traits), traits)
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(NamedTuple):
     """What a finished step brought."""
 
     started: tuple[int, ...]

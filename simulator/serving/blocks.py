@@ -3,7 +3,7 @@ can use it again, and the one in host memory where blocks go that leave their de
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 
@@ -39,6 +39,8 @@ class BlockPool:
         """Take `count` blocks; the caller has checked that so many are free."""
         self._note_taken(count)
         returned = self._returned
+        if count == 1 and returned:
+            return [returned.pop()]
         again = min(count, len(returned))
         taken = [returned.pop() for _ in range(again)]
         if again < count:
@@ -84,38 +86,51 @@ class RememberingPool(BlockPool):
     def __init__(self, count: int, first: int = 0, host: HostBlocks | None = None) -> None:
         """host: where contents go when their block is handed out again."""
         super().__init__(count, first)
-        self._first = first
+        self._end = first + count
         self._host = host
-        self._users: dict[int, int] = {}
-        self._free: OrderedDict[int, None] = OrderedDict()
-        """Blocks that were returned, the first to go out first."""
+        self._free: deque[int] = deque()
+        """Blocks that were returned, the first to go out first; some, in `_left_free`, are in use again."""
+        self._left_free: Counter[int] = Counter()
+        self._sharers: Counter[int] = Counter()
+        """Of blocks that several use, how many do besides the first."""
         self._key_of: dict[int, BlockKey] = {}
         self._block_of: dict[BlockKey, int] = {}
+        self._unused: set[int] = set()
+        """Blocks that hold something to be found and that nobody uses."""
 
     @property
     def quiet_count(self) -> int:
-        return self.free_count if self._host is None else self._first + self.count - self._next
+        return self.free_count if self._host is None else self._end - self._next
 
     def take(self, count: int) -> list[int]:
         self._note_taken(count)
-        fresh = range(self._next, min(self._next + count, self._first + self.count))
+        fresh = range(self._next, min(self._next + count, self._end))
         self._next = fresh.stop
         taken = list(fresh)
+        if len(taken) < count:
+            taken += self._take_returned(count - len(taken))
+        return taken
+
+    def _take_returned(self, count: int) -> list[int]:
+        free, left = self._free, self._left_free
+        taken = list[int]()
         while len(taken) < count:
-            block, _ = self._free.popitem(last=False)
-            self._forget(block)
-            taken.append(block)
-        for block in taken:
-            self._users[block] = 1
+            several = [free.popleft() for _ in range(count - len(taken))]
+            taken += [block for block in several if not _struck(left, block)] if left else several
+        if self._key_of:
+            for block in taken:
+                self._forget(block)
         return taken
 
     def give_back(self, blocks: list[int]) -> None:
-        for block in reversed(blocks):
-            self._users[block] -= 1
-            if not self._users[block]:
-                del self._users[block]
-                self._free[block] = None
-                self._taken -= 1
+        unused = blocks
+        if self._sharers:
+            unused = [block for block in blocks if not _struck(self._sharers, block)]
+        self._free.extend(reversed(unused))
+        if self._key_of:
+            self._unused.update(block for block in unused if block in self._key_of)
+        self._taken -= len(unused)
+        assert self._taken >= 0, "a block was returned twice"
 
     def find(self, keys: Iterable[BlockKey]) -> list[int]:
         found = []
@@ -127,14 +142,16 @@ class RememberingPool(BlockPool):
         return found
 
     def free_among(self, blocks: Sequence[int]) -> int:
-        return sum(block in self._free for block in blocks)
+        return sum(block in self._unused for block in blocks)
 
     def share(self, blocks: Sequence[int]) -> None:
         for block in blocks:
-            if block in self._free:
-                del self._free[block]
+            if block in self._unused:
+                self._unused.remove(block)
+                self._left_free[block] += 1
                 self._note_taken(1)
-            self._users[block] = self._users.get(block, 0) + 1
+            else:
+                self._sharers[block] += 1
 
     def remember(self, block: int, key: BlockKey) -> None:
         """Of several blocks that hold the same the first stays the one that is found."""
@@ -146,9 +163,18 @@ class RememberingPool(BlockPool):
         key = self._key_of.pop(block, None)
         if key is None:
             return
+        self._unused.discard(block)
         del self._block_of[key]
         if self._host is not None:
             self._host.save(block, key)
+
+
+def _struck(counts: Counter[int], block: int) -> bool:
+    """Whether a block is counted, and then once less."""
+    found = counts.pop(block, 0)
+    if found > 1:
+        counts[block] = found - 1
+    return found > 0
 
 
 class HostBlocks:
@@ -165,18 +191,17 @@ class HostBlocks:
         self._free: list[int] = []
         self._place_of: OrderedDict[BlockKey, int] = OrderedDict()
         """Evicted contents, the longest unused first."""
-        self._read: set[int] = set()
-        """Places that are read before the coming step."""
+        self._held: set[int] = set()
+        """Their places that are read before the coming step."""
         self._left: list[int] = []
-        """Of these the ones that are free after it."""
+        """Places that are read before the coming step and free after it."""
         self._saved: list[Move] = []
         self._restored: list[Move] = []
 
     @property
     def free_count(self) -> int:
         """Places that can be written before the coming step."""
-        evictable = sum(place not in self._read for place in self._place_of.values()) if self._read else (
-            len(self._place_of))  # fmt: skip
+        evictable = len(self._place_of) - len(self._held)
         return self._end - self._next + len(self._free) + evictable
 
     def swap_out(self, blocks: Sequence[int]) -> list[int]:
@@ -188,7 +213,6 @@ class HostBlocks:
     def swap_in(self, places: Sequence[int], blocks: Sequence[int]) -> None:
         """Bring back what was swapped out; its places are free from the next decision on."""
         self._restored += zip(places, blocks, strict=True)
-        self._read.update(places)
         self._left += places
 
     def give_back(self, places: Sequence[int]) -> None:
@@ -214,7 +238,7 @@ class HostBlocks:
         places = [self._place_of[key] for key in keys]
         for key in keys:
             self._place_of.move_to_end(key)
-        self._read.update(places)
+        self._held.update(places)
         return places
 
     def copy_in(self, places: Sequence[int], blocks: Sequence[int]) -> None:
@@ -226,7 +250,7 @@ class HostBlocks:
         moves = tuple(self._saved), tuple(self._restored)
         self._free += self._left
         self._saved, self._restored, self._left = [], [], []
-        self._read.clear()
+        self._held.clear()
         return moves
 
     def _take(self) -> int:
@@ -235,5 +259,5 @@ class HostBlocks:
         if self._next < self._end:
             self._next += 1
             return self._next - 1
-        key = next(key for key, place in self._place_of.items() if place not in self._read)
+        key = next(key for key, place in self._place_of.items() if place not in self._held)
         return self._place_of.pop(key)

@@ -43,9 +43,8 @@ class DecodeWindow:
 
     def advance(self, now: int) -> None:
         """Round `now` begins: every sequence caches one token more than in the one before."""
-        if self.growing:
-            self.span += self.growing
-            self.growing -= self._filled.pop(now, 0)
+        self.span += self.growing
+        self.growing -= self._filled.pop(now, 0)
 
     def unchanged_rounds(self, now: int, most: int) -> int:
         """For how many rounds, this one first and at most `most`, as many sequences grow as now."""
@@ -106,7 +105,8 @@ class Decoding:
         """A round is over."""
         self.round += 1
         self.context += self.count
-        self.window.advance(self.round)
+        if self.window.growing:
+            self.window.advance(self.round)
 
     def ended(self) -> Iterable[Sequence]:
         """Those whose answers are complete, taken out one by one, by round and order of admission."""

@@ -203,9 +203,11 @@ class Scheduler:
         """Complete the pending step and those after it, `count` of those `rounds_ahead` allows; the step
         that is pending then."""
         self._preempted, self._returned = [], []
+        decoding, grow = self._decoding, self.grow
         for _ in range(count):
-            self._decoding.advance()
-            self.grow()
+            decoding.advance()
+            if decoding.takers():
+                grow()
         self._pending = self._step(True, ())
         return self._pending
 
@@ -227,16 +229,17 @@ class Scheduler:
         if not takers:
             return
         pool, full = self.pool, len(takers)
-        if full <= pool.free_count and not pool.remembers:
-            by_order = sorted(takers.values(), key=_order) if full > 1 else takers.values()
-            for sequence, block in zip(by_order, pool.take(full), strict=True):
+        if full <= pool.free_count:
+            if full == 1:
+                (sequence,) = takers.values()
+                sequence.blocks += pool.take(1)
+                return
+            for sequence, block in zip(sorted(takers.values(), key=_order), pool.take(full), strict=True):
                 sequence.blocks.append(block)
             return
         for sequence in sorted(takers.values(), key=_order):
             if sequence.number in takers:
-                cached = self._decoding.cached(sequence)
-                self._remember(sequence, cached)
-                self._take_blocks(sequence, cached + 1)
+                self._take_blocks(sequence, self._decoding.cached(sequence) + 1)
 
     def go_on(self, budget: int) -> list[Prefill]:
         """Pieces of the prefills under way, in the order of admission, of `budget` tokens at most."""
@@ -369,6 +372,7 @@ class Scheduler:
         if sequence.is_decoding:
             self._decoding.leave(sequence)
         self._prefilling.pop(sequence.number, None)
+        self._remember(sequence, sequence.cached, own=True)
         held = sequence.blocks[: self._blocks_for(sequence.cached)]
         if swaps and self.host is not None and len(held) <= self.host.free_count:
             sequence.host_blocks = self.host.swap_out(held)
@@ -380,15 +384,18 @@ class Scheduler:
         self._waiting.put_back(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        self._remember(sequence, sequence.cached)
         self.pool.give_back(sequence.blocks)
         sequence.blocks, sequence.known_blocks = [], 0
         del self._running[sequence.number]
 
-    def _remember(self, sequence: Sequence, cached: int) -> None:
-        """Let others find what a sequence's full blocks hold, of which so many tokens are cached."""
+    def _remember(self, sequence: Sequence, cached: int, own: bool = False) -> None:
+        """Let others find what a sequence's full blocks hold, of which so many tokens are cached.
+
+        own: what nobody else can ask for too, for the sequence itself if it gives way.
+        """
         if self.pool.remembers:
-            full = cached // self._block_tokens
+            assert sequence.content is not None
+            full = (cached if own else min(cached, sequence.content.shared_tokens)) // self._block_tokens
             known = range(sequence.known_blocks, full)
             for index, key in zip(known, self._keys(sequence, known), strict=True):
                 self.pool.remember(sequence.blocks[index], key)

@@ -18,6 +18,11 @@ class Content:
     ids: tuple[int, ...] = ()
     id_tokens: int = 1
 
+    @property
+    def shared_tokens(self) -> int:
+        """The first so many tokens may be like another's."""
+        return min(self.prompt_tokens, len(self.ids) * self.id_tokens)
+
     def key(self, end: int) -> BlockKey:
         """Of the block whose last token is number `end`, counted from 1. Ids are those of whole prefixes, so
         that of the last token speaks for the block and all before it.

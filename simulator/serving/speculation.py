@@ -139,7 +139,6 @@ class SpeculatingScheduler(Scheduler):
         for sequence in sequences:
             if sequence.is_decoding:
                 proposed = min(self._most, sequence.output_tokens - sequence.generated - 1, spare)
-                self._remember(sequence, sequence.cached)
                 if self._take_blocks(sequence, sequence.cached + proposed + 1):
                     self._rounds[sequence.number] = proposed
                     spare -= proposed
@@ -178,9 +177,9 @@ class SpeculatingScheduler(Scheduler):
         sequence.lag = 0
         super()._begin(sequence, blocks, kept)
 
-    def _remember(self, sequence: Sequence, cached: int) -> None:
+    def _remember(self, sequence: Sequence, cached: int, own: bool = False) -> None:
         """A block can be found once the drafter has filled its own part too."""
-        super()._remember(sequence, cached - sequence.lag)
+        super()._remember(sequence, cached - sequence.lag, own)
 
 
 def _verification(sequence: Sequence, proposed: int) -> Verification:

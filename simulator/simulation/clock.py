@@ -12,18 +12,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
-import numpy as np
-from simpy import Environment
+from simpy import Environment, Event
 
 from simulator.errors import SimulatorError
 from simulator.graph.shape import StepShape
 from simulator.simulation.engine import Launched
 from simulator.simulation.island import Island, Launch, islands_of
-from simulator.simulation.plan_book import Kept, PlanBook, Priced, Use
-from simulator.simulation.pricing import Durations, PricedTemplate
+from simulator.simulation.plan_book import PlanBook, Priced, Use
+from simulator.simulation.pricing import PricedTemplate
 from simulator.simulation.recursion import Schedule
-from simulator.simulation.ticks import LAST_LAUNCH, Ticks, seconds
+from simulator.simulation.ticks import LAST_LAUNCH, seconds
 from simulator.units import SECONDS_PER_DAY
 
 
@@ -40,16 +41,17 @@ class Recorded:
     timed: Schedule
 
 
-@dataclass(frozen=True, slots=True)
-class Ahead:
+class Ahead(NamedTuple):
     """Decode steps that may be carried out at once, as far as nothing else happens before they end."""
 
     use: Use
     shapes: tuple[StepShape, ...]
     """Of the first."""
-    rows: Priced
-    segment_ends: Ticks
-    """Of each step, after its launch."""
+    priced: Priced
+    row: int
+    """Of the first."""
+    at: int
+    """When the first is launched."""
     ends: list[int]
     """When each step's outcome comes."""
 
@@ -80,11 +82,13 @@ class Clock:
             for members in together
         ]
         self._island_of = [self._islands[number] for number in numbers]
-        self._skipped_to = [0] * len(books)
-        """Until when each loop's steps were carried out at once."""
+        self._launch_at: dict[int, int] = {}
+        """Of loops whose steps were carried out at once, when the next one is launched, or was."""
+        self._are_alone = [self._island_of.count(island) == 1 for island in self._island_of]
 
     def run(self, loop: int, shapes: tuple[StepShape, ...]) -> Launch:
-        """Launch a step of a loop now; its `outcome` is an event."""
+        """Launch a step of a loop now, or when the steps before it ended that were carried out at once; its
+        `outcome` is an event."""
         self.step_count += 1
         launch = self._launch(loop, *self.books[loop].next_use(shapes), shapes)
         self._begun.pop(loop, None)
@@ -100,17 +104,19 @@ class Clock:
     def move(self, loop: int, name: str, shape: StepShape) -> Launch:
         """Launch one of a loop's plans that move KV blocks."""
         use = self.books[loop].use_of_move(name)
-        return self._launch(loop, use, use.priced.durations((shape,)), (shape,))
+        return self._launch(loop, use, *use.next((shape,)), (shape,))
 
-    def _launch(self, loop: int, use: Use, durations: Durations, shapes: tuple[StepShape, ...]) -> Launch:
-        at = max(int(self.env.now), self._skipped_to[loop])
+    def _launch(
+        self, loop: int, use: Use, priced: Priced, row: int, shapes: tuple[StepShape, ...]
+    ) -> Launch:
+        at = self._launch_at.pop(loop, int(self.env.now))
         if at > LAST_LAUNCH:
             days = seconds(LAST_LAUNCH) / SECONDS_PER_DAY
             raise SimulatorError(
                 f"the run takes more than {days:.0f} simulated days, which is as far as its clock goes; "
                 "ask for fewer requests, or place the model on faster devices"
             )
-        launch = Launch(loop, self._launched, use, shapes, durations, at, self.env.event())
+        launch = Launch(loop, self._launched, use, shapes, priced, row, at, Event(self.env))
         self._launched += 1
         is_recorded = launch.step < self.record_steps
         if is_recorded:
@@ -122,40 +128,37 @@ class Clock:
 
     def is_alone(self, loop: int) -> bool:
         """Whether no other loop's plans can meet those of a loop."""
-        return self._island_of.count(self._island_of[loop]) == 1
+        return self._are_alone[loop]
 
     def charge(self, launch: Launch, active: int) -> None:
         """Charge a step's time to the `active` sequences that took part in it."""
-        durations = launch.durations
-        features = np.array(launch.shapes, dtype=np.float64).reshape(1, -1)
-        path = launch.path()[None]
-        launch.use.add(Kept(features, durations.total[None], durations.lone_s[None], path, active))
+        path = None if launch.was_alone else launch.path()
+        launch.use.add(launch.priced, launch.row, 1, active, path)
 
     def ahead(self, loop: int, shapes: tuple[StepShape, ...], most: int) -> Ahead | None:
         """The next decode steps of a loop, the first with `shapes`, of at most `most` as many as are priced
         already; None where every step needs events of its own. A run needs quiet streams, and a template
         that leaves them quiet when the outcome comes."""
-        at = max(int(self.env.now), self._skipped_to[loop])
+        at = self._launch_at.get(loop, int(self.env.now))
         is_asked = self.fidelity == "fast" and most > 0 and self._launched >= self.record_steps
         if not is_asked or at > LAST_LAUNCH or not self._island_of[loop].is_quiet(at):
             return None
         use = self.books[loop].use_of(shapes)
         if not (use.reduced.never_crowded and use.reduced.drains):
             return None
-        rows = use.forecast.upcoming(shapes)[:most]
-        segment_ends = use.reduced.ends_of_many(rows.total)
-        ends: list[int] = (at + np.cumsum(segment_ends[:, use.reduced.outcome])).tolist()
-        return Ahead(use, shapes, rows, segment_ends, ends)
+        priced, row = use.forecast.upcoming(shapes)
+        ends = list(accumulate(priced.outcomes[row : row + most], initial=at))
+        return Ahead(use, shapes, priced, row, at, ends[1:])
 
     def skip(self, loop: int, ahead: Ahead, count: int, active: int) -> None:
-        """Carry out the first steps of `ahead`; the next one is launched when the last of them has ended."""
-        use, rows = ahead.use, ahead.rows[:count]
-        path = use.reduced.critical_counts_of_many(ahead.segment_ends[:count])
-        use.forecast.use(ahead.shapes, count)
-        use.add(Kept(rows.features, rows.total, rows.lone_s, path, active))
-        self.step_count += count
-        self._launched += count
-        self._skipped_to[loop] = ahead.ends[count - 1]
+        """Carry out the first steps of `ahead`; the next one is launched when the last of them has ended, or
+        when the first would have been if there are none."""
+        self._launch_at[loop] = ahead.ends[count - 1] if count else ahead.at
+        if count:
+            ahead.use.forecast.use(ahead.shapes, count)
+            ahead.use.add(ahead.priced, ahead.row, count, active)
+            self.step_count += count
+            self._launched += count
 
     @property
     def recorded(self) -> list[Recorded]:

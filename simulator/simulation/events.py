@@ -32,3 +32,14 @@ def after(env: Environment, delay: int, priority: int = NORMAL, action: Action |
         event.callbacks.append(lambda _: action())
     env.schedule(event, priority=priority, delay=delay)  # type: ignore[arg-type]
     return event
+
+
+def happen(event: Event) -> None:
+    """Let an event happen now, in the turn of the one that brings it about. Whoever waits for it is told at
+    once; SimPy's `succeed` has it wait its turn."""
+    event._ok = True
+    event._value = None
+    callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]
+    assert callbacks is not None
+    for callback in callbacks:
+        callback(event)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from simpy import Environment
 
@@ -27,6 +28,19 @@ Received = Callable[[int, int], None]
 """Is told the tick at which clients receive a step's tokens, and how many those are."""
 
 
+@dataclass(slots=True)
+class Deliveries:
+    """What some steps of a loop have for the clients."""
+
+    ready: Sequence[int]
+    tokens: int
+    """Of each step."""
+    received: Received
+    count: int
+    """Steps that there will be; fewer than foreseen where something has come in between."""
+    sent: int = 0
+
+
 class Front:
     """The host of a placed model, as far as it works for requests."""
 
@@ -40,8 +54,12 @@ class Front:
         self.cores, self._port_in, self._port_out = Pool(cores), Pool(1), Pool(1)
         self._s_per_byte = 1 / link.achieved_bytes_per_s if link else 0.0
         self.latency = tick(link.latency_s) if link else 0
-        self._due: list[tuple[int, int, int, Received]] = []
-        """Deliveries whose turn has not come: when ready, of which loop, tokens, and whom to tell."""
+        self._due: list[tuple[int, int, int, Deliveries]] = []
+        """Deliveries whose turn has not come: when the next of some is ready, of which loop, and a number
+        that no others have."""
+        self._promised = 0
+        self._works: dict[int, tuple[int, int]] = {}
+        """Ticks of a core and of the port, by a step's tokens."""
         self._client_events: list[int] = []
         """When clients, the network and cores do something, as far as that is known."""
 
@@ -55,7 +73,10 @@ class Front:
 
     def note_client_event(self, when: int) -> None:
         """A client will do something at a tick."""
-        heapq.heappush(self._client_events, when)
+        events, now = self._client_events, int(self.env.now)
+        while events and events[0] < now:
+            heapq.heappop(events)
+        heapq.heappush(events, when)
 
     def receive(self, life: RequestLife, queue: Callable[[RequestLife], None]) -> None:
         """Let a request that is sent now cross the network, and be received and tokenised on a core; `queue`
@@ -78,28 +99,40 @@ class Front:
         work, on_wire = self._work_of(tokens)
         return self._port_out.submit(self.cores.submit(ready, work), on_wire) + self.latency, work, on_wire
 
-    def deliver_many(self, ready: Iterable[int], tokens: int) -> list[int]:
+    def deliver_many(self, ready: Sequence[int], tokens: int) -> list[int]:
         """Send the tokens of several steps, so many each; when they are received."""
         work, on_wire = self._work_of(tokens)
-        submit, send, latency = self.cores.submit, self._port_out.submit, self.latency
-        return [send(submit(each, work), on_wire) + latency for each in ready]
+        sent = self._port_out.submit_many(self.cores.submit_many(ready, work), on_wire)
+        return [each + self.latency for each in sent] if self.latency else sent
 
-    def deliver_later(self, loop: int, ready: Iterable[int], tokens: int, received: Received) -> None:
+    def deliver_later(self, loop: int, ready: Sequence[int], tokens: int, received: Received) -> Deliveries:
         """Send the tokens of several steps of a loop, so many each, when it is their turn; `received` is then
         told when the clients have them."""
-        for each in ready:
-            heapq.heappush(self._due, (each, loop, tokens, received))
+        deliveries = Deliveries(ready, tokens, received, len(ready))
+        self._promise(loop, deliveries)
+        return deliveries
+
+    def _promise(self, loop: int, deliveries: Deliveries) -> None:
+        self._promised += 1
+        due = (deliveries.ready[deliveries.sent], loop, self._promised, deliveries)
+        heapq.heappush(self._due, due)
 
     def deliver_due(self, ready: float, loop: int) -> None:
         """Send all that comes before what a loop has ready at a tick."""
         while self._due and self._due[0][:2] < (ready, loop):
-            each, _, tokens, received = heapq.heappop(self._due)
-            received(self.deliver_many((each,), tokens)[0], tokens)
+            each, number, _, deliveries = heapq.heappop(self._due)
+            if deliveries.sent < deliveries.count:
+                deliveries.sent += 1
+                deliveries.received(self.deliver_many((each,), deliveries.tokens)[0], deliveries.tokens)
+            if deliveries.sent < deliveries.count:
+                self._promise(number, deliveries)
 
     def _work_of(self, tokens: int) -> tuple[int, int]:
         """Ticks of a core and of the port for a step's tokens."""
-        work = tick(deliver_s(self.engine, self.host, tokens))
-        return work, tick(tokens * STREAMED_BYTES_PER_TOKEN * self._s_per_byte)
+        if tokens not in self._works:
+            work = tick(deliver_s(self.engine, self.host, tokens))
+            self._works[tokens] = work, tick(tokens * STREAMED_BYTES_PER_TOKEN * self._s_per_byte)
+        return self._works[tokens]
 
     def at(self, when: int, action: Action) -> None:
         self.note_client_event(when)

@@ -18,9 +18,9 @@ from simpy import Environment, Event
 
 from simulator.graph.shape import StepShape
 from simulator.simulation.engine import Launched, TaskEngine
-from simulator.simulation.events import NORMAL
+from simulator.simulation.events import NORMAL, happen
 from simulator.simulation.flows import FULL
-from simulator.simulation.plan_book import Counts, Use
+from simulator.simulation.plan_book import Counts, Priced, Use
 from simulator.simulation.pricing import Durations, PricedTemplate
 from simulator.simulation.recursion import Carried, Schedule, critical_path, schedule
 from simulator.simulation.reduced import Reduced
@@ -35,13 +35,13 @@ class Launch:
     step: int
     use: Use
     shapes: tuple[StepShape, ...]
-    durations: Durations
+    priced: Priced
+    row: int
+    """Of `priced`."""
     at: int
     outcome: Event
     drained_at: int = 0
     """When all of its tasks have ended, as far as R tells."""
-    segment_ends: Sequence[int] = ()
-    """By segment of the reduced template, after the launch, of a plan launched on quiet streams."""
     bones: Skeleton | None = None
     passed: Passed | None = None
     """By segment of the skeleton, of a plan launched while others were under way."""
@@ -49,6 +49,19 @@ class Launch:
     """What earlier plans had left to it, if anything."""
     running: Launched | None = None
     """In the hands of the task engine."""
+    _durations: Durations | None = None
+
+    @property
+    def durations(self) -> Durations:
+        """Its price."""
+        if self._durations is None:
+            self._durations = self.priced.durations(self.row)
+        return self._durations
+
+    @property
+    def was_alone(self) -> bool:
+        """Whether it was carried out as on quiet streams."""
+        return self.passed is None and self.running is None
 
     @property
     def is_step(self) -> bool:
@@ -71,7 +84,7 @@ class Launch:
             return np.bincount(priced.class_of_task[chain], minlength=priced.class_count)
         if self.passed is not None:
             return self.bones.critical_counts(self.passed)
-        return self.use.reduced.critical_counts(self.segment_ends)
+        return self.use.reduced.critical_counts(self.priced.segment_ends[self.row].tolist())
 
 
 class _OutcomeTimer(Event):
@@ -88,7 +101,7 @@ class _OutcomeTimer(Event):
 def _outcome_is_there(event: Event) -> None:
     assert isinstance(event, _OutcomeTimer)
     if event.launch.running is None:
-        event.launch.outcome.succeed()
+        happen(event.launch.outcome)
 
 
 class Island:
@@ -139,10 +152,8 @@ class Island:
         return self._skeletons[use.priced]
 
     def _alone(self, launch: Launch) -> None:
-        reduced = launch.use.reduced
-        launch.segment_ends = reduced.ends(launch.durations.total)
-        launch.drained_at = launch.at + max(launch.segment_ends)
-        self._promise(launch, launch.at + launch.segment_ends[reduced.outcome])
+        launch.drained_at = launch.at + launch.priced.drained[launch.row]
+        self._promise(launch, launch.at + launch.priced.outcomes[launch.row])
 
     def _beside_others(self, launch: Launch) -> None:
         for earlier in self._open:

@@ -6,9 +6,10 @@ the next step is decided. Loops take their turns in their own order.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from simpy import Environment, Event
@@ -23,10 +24,12 @@ from simulator.serving.speculation import Acceptance, SpeculatingScheduler, draf
 from simulator.simulation.clock import Clock
 from simulator.simulation.events import ACCOUNT, DECIDE, after
 from simulator.simulation.front import Front
+from simulator.simulation.gaps import Gaps
 from simulator.simulation.lives import RequestLife
 from simulator.simulation.plan_book import MOST_AHEAD
 
 Life = Generator[Event, Any, None]
+Shapes = tuple[StepShape, ...]
 
 
 @dataclass(frozen=True)
@@ -38,18 +41,6 @@ class Observer:
     """And each plan that moves KV blocks, when it is launched: which ones, and where to."""
     proposed: Callable[[tuple[Chunk, ...]], None] = lambda chunks: None
     """And each pass of a drafter."""
-
-
-@dataclass
-class Gaps:
-    """Times between successive tokens at the client, in ticks, each with how many sequences shared it."""
-
-    ticks: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-
-    def add(self, ticks: int, count: int) -> None:
-        self.ticks.append(ticks)
-        self.counts.append(count)
 
 
 @dataclass
@@ -76,11 +67,12 @@ class ServingLoop:
     def __init__(
         self, env: Environment, program: Program, scheduler: Scheduler | Lockstep, clock: Clock, front: Front,
         gaps: Gaps, left: Callable[[RequestLife], None], is_only: bool, answers_matter: bool,
-        observer: Observer | None, acceptance: Acceptance | None = None,
+        observer: Observer | None, decides_ahead: bool = False, acceptance: Acceptance | None = None,
     ) -> None:  # fmt: skip
         """left: is told of each request that is over. is_only: whether there are no other loops;
-        answers_matter: whether clients send requests because others were answered. acceptance: of tokens that
-        a drafter proposes."""
+        answers_matter: whether clients send requests because others were answered. decides_ahead: whether
+        each step is decided when the one before is launched, so that a request misses the step that follows
+        the one it comes in. acceptance: of tokens that a drafter proposes."""
         self.env, self.program, self.scheduler = env, program, scheduler
         self._clock, self._front, self._gaps, self._left, self._observer = clock, front, gaps, left, observer
         self._number, self._is_only, self._answers_matter = program.loop, is_only, answers_matter
@@ -88,37 +80,74 @@ class ServingLoop:
         self.rounds = Rounds()
         self.lives: dict[int, RequestLife] = {}
         """Requests in the loop."""
-        self._given_up: list[int] = []
-        """Requests whose clients wait no more, and which the scheduler still knows."""
+        self._given_up: list[tuple[int, int]] = []
+        """When clients gave up waiting, and for which requests; those that the scheduler still knows."""
+        self._decides_ahead, self._is_going = decides_ahead, False
+        self._late: list[RequestLife] = []
+        """Requests that came when the next step was decided already, in their order."""
         self._idle: Event | None = None
+        """Happens when there is something to do."""
+        self._going: Event | None = None
+        """Happens when steps that were to follow one another are over, or must be looked at anew."""
         self._previous_received = 0
         self._step_ticks = 0
         """How long the last step took."""
 
     def take(self, life: RequestLife) -> bool:
         """Queue a request; False if it can never be served."""
-        request = life.request
-        content = content_of(request) if request.prefix else None
-        asked = request.number, request.prompt_tokens, request.output_tokens
-        if not self.scheduler.add(*asked, request.priority, content):
+        if self._decides_ahead and self._is_going:
+            self._late.append(life)
+        elif not self._add(life):
             return False
-        self.lives[request.number] = life
+        self.lives[life.request.number] = life
         if self._idle is not None:
             self._idle.succeed()
             self._idle = None
+        self._interrupt()
         return True
 
     def give_up(self, number: int) -> None:
-        """A request's client waits no more; the next decision goes without it."""
-        self._given_up.append(number)
+        """A request's client waits no more; the next decision that can know of it goes without it."""
+        self._given_up.append((int(self.env.now), number))
+        self._interrupt()
+
+    def _add(self, life: RequestLife) -> bool:
+        request = life.request
+        content = content_of(request) if request.prefix else None
+        asked = request.number, request.prompt_tokens, request.output_tokens
+        return self.scheduler.add(*asked, request.priority, content)
+
+    def _add_late(self, until: float) -> None:
+        """Queue the requests that had come by a tick: that of the launch of the step that is over, when the
+        step after it was decided; the one to be decided now is the first that they can be in."""
+        due = [life for life in self._late if life.queued <= until]
+        self._late = self._late[len(due) :]
+        for life in due:
+            if not self._add(life):
+                del self.lives[life.request.number]
+                life.status = "rejected"
+                self._left(life)
+
+    def _interrupt(self) -> None:
+        """Look at the next step anew, for something has come in between."""
+        if self._going is not None:
+            self._going.succeed()
+            self._going = None
 
     def serve(self) -> Life:
         """The loop itself, as a process."""
+        launched: float = 0
         while True:
             yield from self._all_else_of_this_tick(DECIDE)
-            self._let_go()
+            known = launched if self._decides_ahead else math.inf
+            self._let_go(known)
+            self._add_late(known)
             step = self.scheduler.decide()
+            self._is_going = step is not None
             if step is None:
+                if self._late or self._given_up:
+                    launched = math.inf
+                    continue
                 self._idle = self.env.event()
                 yield self._idle
                 continue
@@ -129,21 +158,29 @@ class ServingLoop:
                 yield from self._propose(step)
             if self._observer is not None:
                 self._observer.decided(self.scheduler, step, int(self.env.now))
-            step, shapes = self._run_ahead(step, self._shapes(step))
+            shapes = self._shapes(step)
+            if not (self._late or step.prefills) and self._observer is None:
+                step, shapes = yield from self._run_ahead(step, shapes)
             launch = self._clock.run(self._number, shapes)
+            launched = launch.at
             yield launch.outcome
             self._step_ticks = int(self.env.now) - launch.at
             yield from self._all_else_of_this_tick(ACCOUNT)
             self._clock.charge(launch, step.sequence_count)
             self._account(step, self._complete(step))
 
-    def _let_go(self) -> None:
-        """Forget those who gave up while a step was under way."""
-        for number in self._given_up:
+    def _let_go(self, until: float) -> None:
+        """Forget those whose clients had given up by a tick."""
+        due = [number for when, number in self._given_up if when <= until]
+        self._given_up = self._given_up[len(due) :]
+        for number in due:
             if number in self.lives:
-                self.scheduler.abort(number)
-                self._fail(self.lives.pop(number))
-        self._given_up = []
+                life = self.lives.pop(number)
+                if life in self._late:
+                    self._late.remove(life)
+                else:
+                    self.scheduler.abort(number)
+                self._fail(life)
 
     def _fail(self, life: RequestLife) -> None:
         life.status = "failed"
@@ -180,34 +217,83 @@ class ServingLoop:
         self.rounds.add(step.verifications, accepted)
         return self.scheduler.complete(step, accepted)
 
-    def _run_ahead(self, step: Step, shapes: tuple[StepShape, ...]) -> tuple[Step, tuple[StepShape, ...]]:
-        """Carry out at once the decode steps that nothing can touch, because the one after them is launched
-        before anything else happens; the step that is then to be launched, and its shapes."""
-        horizon = self._horizon()
-        is_hopeless = self.env.now + self._step_ticks // 2 >= horizon
-        if self._observer is not None or step.prefills or is_hopeless:
+    def _run_ahead(self, step: Step, shapes: Shapes) -> Generator[Event, Any, tuple[Step, Shapes]]:
+        """Carry out several decode steps at once; the step that is then to be launched, and its shapes."""
+        if not self._is_only and self._clock.is_alone(self._number):
+            return (yield from self._run_until_interrupted(step, shapes))
+        return self._run_before_others(step, shapes)
+
+    def _run_until_interrupted(
+        self, step: Step, shapes: Shapes
+    ) -> Generator[Event, Any, tuple[Step, Shapes]]:
+        """Carry out the decode steps that are over when a request comes to this loop, or when the last one
+        that was foreseen ends. What other loops do does not matter. The step under way then is to be
+        launched, as of when the one before ended."""
+        ahead = self._clock.ahead(self._number, shapes, self.scheduler.rounds_ahead(MOST_AHEAD))
+        if ahead is None or len(ahead.ends) < 2:
+            return step, shapes
+        ends, tokens = ahead.ends[:-1], step.decode_count
+        deliveries = self._front.deliver_later(self._number, ends, tokens, self._received)
+        self._going = going = self.env.event()
+        after(self.env, ahead.ends[-1] - int(self.env.now), action=lambda: self._has_gone(going))
+        yield going
+        over = self._with_one_decided(ahead.ends, bisect_left(ahead.ends, int(self.env.now)))
+        deliveries.count = over
+        self._clock.skip(self._number, ahead, over, step.decode_count)
+        if not over:
+            return step, shapes
+        step = self.scheduler.skip(over)
+        return step, self._shapes(step)
+
+    def _has_gone(self, going: Event) -> None:
+        if self._going is going:
+            self._interrupt()
+
+    def _with_one_decided(self, ends: Sequence[int], untouched: int) -> int:
+        """How many steps are sure to be carried out, of which so many end before anything else happens: where
+        steps are decided ahead, also the one that is under way then, for the one after it is decided too."""
+        return min(untouched + self._decides_ahead, len(ends) - 1)
+
+    def _run_before_others(self, step: Step, shapes: Shapes) -> tuple[Step, Shapes]:
+        """Carry out the decode steps that nothing can touch, because the one after them is launched before
+        anything else happens, or was decided before."""
+        horizon, is_clients = self._horizon()
+        if not is_clients and self.env.now + self._step_ticks // 2 >= horizon:
             return step, shapes
         while True:
             ahead = self._clock.ahead(self._number, shapes, self.scheduler.rounds_ahead(MOST_AHEAD))
-            untouched = bisect_left(ahead.ends, horizon) if ahead is not None else 0
-            if ahead is None or not untouched:
+            if ahead is None:
                 return step, shapes
-            self._clock.skip(self._number, ahead, untouched, step.decode_count)
-            if self._is_only:
-                for received in self._front.deliver_many(ahead.ends[:untouched], step.decode_count):
-                    self._received(received, step.decode_count)
-            else:
-                ends = ahead.ends[:untouched]
-                self._front.deliver_later(self._number, ends, step.decode_count, self._received)
-            step = self.scheduler.skip(untouched)
+            untouched = bisect_left(ahead.ends, horizon)
+            count = self._with_one_decided(ahead.ends, untouched) if is_clients else untouched
+            count = max(count, untouched)
+            if not count:
+                return step, shapes
+            self._clock.skip(self._number, ahead, count, step.decode_count)
+            self._deliver_ahead(ahead.ends[:count], untouched, step.decode_count)
+            step = self.scheduler.skip(count)
             shapes = self._shapes(step)
+            if untouched < len(ahead.ends):
+                return step, shapes
 
-    def _horizon(self) -> float:
-        """Before this tick nothing can reach the loop but its own steps. Any event may be the step of a loop
-        that it may meet, or one that ends a request whose client then asks for more."""
+    def _deliver_ahead(self, ends: Sequence[int], untouched: int, decoded: int) -> None:
+        """Send the tokens of steps to the clients: at once those of the first, before which nothing else
+        happens, if no other loop does anything either."""
+        at_once = min(untouched, len(ends)) if self._is_only else 0
+        if at_once:
+            received = self._front.deliver_many(ends[:at_once], decoded)
+            self._gaps.add_between(self._previous_received, received, decoded)
+            self._previous_received = received[-1]
+        if at_once < len(ends):
+            self._front.deliver_later(self._number, ends[at_once:], decoded, self._received)
+
+    def _horizon(self) -> tuple[float, bool]:
+        """Before this tick nothing can reach the loop but its own steps; and whether only clients can then.
+        Any event may be the step of a loop that it may meet, or one that ends a request whose client then
+        asks for more."""
         if self._answers_matter or not self._clock.is_alone(self._number):
-            return self.env.peek()
-        return self._front.next_client_event()
+            return self.env.peek(), False
+        return self._front.next_client_event(), True
 
     def _received(self, received: int, decoded: int) -> None:
         """Clients have one token each of `decoded` sequences that had one in the step before."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from simulator.graph.shape import FEATURE_COUNT, StepShape
 from simulator.placement.plan import Template, of_microbatch
 from simulator.placement.program import Program
-from simulator.simulation.pricing import PARTS, Durations, PricedTemplate
-from simulator.simulation.reduced import reduce
+from simulator.simulation.price_matrix import PARTS
+from simulator.simulation.pricing import Durations, PricedTemplate
+from simulator.simulation.reduced import Reduced, reduce
 from simulator.simulation.ticks import Ticks, seconds
 from simulator.specs.engine import Engine
 
@@ -21,24 +23,56 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 KEPT_STEPS = 2048
-FEWEST_AHEAD, MOST_AHEAD = 24, 64
+FEWEST_AHEAD, MOST_AHEAD = 32, 64
 STEPS_AHEAD: Floats = np.arange(MOST_AHEAD, dtype=np.float64)[:, None]
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """Some steps of one template, waiting to be added up: rows of features, ticks and lone times."""
+class Priced:
+    """Some steps that follow each other, if all goes on as it seems: rows of features, ticks and lone
+    times."""
 
-    features: Floats
-    total: Ticks
-    lone_s: Floats
-    path: Counts
-    """Tasks of each class on the path that decided the outcome, a row for each step."""
+    def __init__(self, features: Floats, total: Ticks, lone_s: Floats, reduced: Reduced) -> None:
+        self.features, self.total, self.lone_s, self._reduced = features, total, lone_s, reduced
+
+    @cached_property
+    def segment_ends(self) -> Ticks:
+        """Of the reduced template, in ticks after launch, where a step begins on quiet streams."""
+        return self._reduced.ends_of_many(self.total)
+
+    @cached_property
+    def outcomes(self) -> list[int]:
+        """How long each step takes to its outcome, on quiet streams."""
+        taken: list[int] = self.segment_ends[:, self._reduced.outcome].tolist()
+        return taken
+
+    @cached_property
+    def drained(self) -> list[int]:
+        """How long each step takes to the end of all its tasks, on quiet streams."""
+        if len(self._reduced.segments) == 1:
+            return self.outcomes
+        taken: list[int] = np.maximum.reduce(self.segment_ends, axis=1).tolist()
+        return taken
+
+    def durations(self, row: int) -> Durations:
+        """One of the steps."""
+        return Durations(self.total[row], self.lone_s[row])
+
+
+class Kept(NamedTuple):
+    """Some rows of priced steps that were carried out, waiting to be added up."""
+
+    priced: Priced
+    start: int
+    stop: int
     active: int
-    """Sequences that took part."""
+    """Sequences that took part in each."""
+    path: Counts | None
+    """Tasks of each class on the path that decided the outcome; None for that on quiet streams."""
 
-    def __getitem__(self, rows: slice) -> Kept:
-        return Kept(self.features[rows], self.total[rows], self.lone_s[rows], self.path[rows], self.active)
+    def is_before(self, priced: Priced, row: int, active: int) -> bool:
+        """Whether a step on quiet streams goes on with these."""
+        is_same = self.priced is priced and self.active == active
+        return is_same and self.stop == row and self.path is None
 
 
 class Use:
@@ -48,29 +82,37 @@ class Use:
     def __init__(self, priced: PricedTemplate) -> None:
         self.priced = priced
         self.reduced = reduce(priced)
-        self.forecast = Forecast(priced)
+        self.forecast = Forecast(priced, self.reduced)
         self.class_ticks = np.zeros(priced.class_count, dtype=np.int64)
         self.features = np.zeros((priced.shape_count, FEATURE_COUNT), dtype=np.int64)
         self.time_s: Floats = np.zeros(len(PARTS))
         self._kept: list[Kept] = []
         self._kept_steps = 0
 
-    def durations(self, shapes: tuple[StepShape, ...]) -> Durations:
-        """Price a step, together with those that would follow it if it only decodes."""
-        if not any(shape.prefill_tokens for shape in shapes):
-            return self.forecast.take(shapes)
-        return self.priced.durations(shapes)
+    def next(self, shapes: tuple[StepShape, ...]) -> tuple[Priced, int]:
+        """Price a step that is about to be launched: some rows, and which of them it is. One that only
+        decodes is priced together with those that would follow it."""
+        if any(shape.prefill_tokens for shape in shapes):
+            features = _features(shapes)[None]
+            return Priced(features, *self.priced.durations_of_many(features), self.reduced), 0
+        found = self.forecast.upcoming(shapes)
+        self.forecast.use(shapes, 1)
+        return found
 
-    def add(self, kept: Kept) -> None:
+    def add(self, priced: Priced, first: int, count: int, active: int, path: Counts | None = None) -> None:
         """Note some steps that were carried out. They are added up by so many, however they come, so that
         sums are the same to the last bit."""
         room = KEPT_STEPS - self._kept_steps
-        if len(kept.total) > room:
-            self.add(kept[:room])
-            self.add(kept[room:])
+        if count > room:
+            self.add(priced, first, room, active, path)
+            self.add(priced, first + room, count - room, active, path)
             return
-        self._kept.append(kept)
-        self._kept_steps += len(kept.total)
+        last = self._kept[-1] if self._kept else None
+        if last is not None and path is None and last.is_before(priced, first, active):
+            self._kept[-1] = Kept(priced, last.start, first + count, active, path)
+        else:
+            self._kept.append(Kept(priced, first, first + count, active, path))
+        self._kept_steps += count
         if self._kept_steps == KEPT_STEPS:
             self.settle()
 
@@ -80,51 +122,53 @@ class Use:
             return
         kept = self._kept
         self._kept, self._kept_steps = [], 0
-        features = np.concatenate([each.features for each in kept]).sum(axis=0)
-        self.features += features.astype(np.int64).reshape(self.features.shape)
-        self.class_ticks += np.concatenate([each.total for each in kept]).sum(axis=0)
-        split_s = self.priced.split_s(np.concatenate([each.lone_s for each in kept]))
-        weights = np.concatenate([each.path * each.active for each in kept])
+        features = np.concatenate([priced.features[start:stop] for priced, start, stop, _, _ in kept])
+        self.features += features.sum(axis=0).astype(np.int64).reshape(self.features.shape)
+        total = np.concatenate([priced.total[start:stop] for priced, start, stop, _, _ in kept])
+        self.class_ticks += total.sum(axis=0)
+        split_s = self.priced.split_s(np.concatenate([p.lone_s[start:stop] for p, start, stop, _, _ in kept]))
+        weights = self._paths(kept, total)
+        counts = [stop - start for _, start, stop, _, _ in kept]
+        weights *= np.repeat([active for *_, active, _ in kept], counts)[:, None]
         self.time_s += np.einsum("sc,sck->k", weights, split_s)
 
-
-@dataclass(frozen=True, slots=True)
-class Priced:
-    """Some decode steps that follow each other: rows of features, ticks and lone times."""
-
-    features: Floats
-    total: Ticks
-    lone_s: Floats
-
-    def __getitem__(self, rows: slice) -> Priced:
-        return Priced(self.features[rows], self.total[rows], self.lone_s[rows])
+    def _paths(self, kept: Sequence[Kept], total: Ticks) -> Counts:
+        """Tasks of each class on the deciding path of each step."""
+        ends = self.reduced.ends_of_many(total)
+        paths = np.array(self.reduced.critical_counts_of_many(ends), order="C")
+        row = 0
+        for _, start, stop, _, path in kept:
+            if path is not None:
+                paths[row] = path
+            row += stop - start
+        return paths
 
 
 class Forecast:
     """Prices decode steps some at a time: the next step has, as a rule, the same sequences with one key
     more for each. As many are priced as came true of the last forecast, so that little is in vain."""
 
-    def __init__(self, priced: PricedTemplate) -> None:
-        self._priced = priced
+    def __init__(self, priced: PricedTemplate, reduced: Reduced) -> None:
+        self._priced, self._reduced = priced, reduced
         self._expected: tuple[StepShape, ...] = ()
         self._came_true = 0
         """Steps since the sequences last changed."""
         self._next = 0
         nothing: Floats = np.zeros((0, 0))
-        self._rows = Priced(nothing, np.zeros((0, 0), dtype=np.int64), nothing)
+        self._rows = Priced(nothing, np.zeros((0, 0), dtype=np.int64), nothing, reduced)
 
-    def upcoming(self, shapes: tuple[StepShape, ...]) -> Priced:
-        """A decode step, given the shape of each of its microbatches, and those after it; at least one."""
+    def upcoming(self, shapes: tuple[StepShape, ...]) -> tuple[Priced, int]:
+        """A decode step, given the shape of each of its microbatches, and those after it: some rows, and
+        which of them is the first."""
         goes_on = shapes == self._expected
         if not goes_on or self._next == len(self._rows.total):
             many = min(max(self._came_true, FEWEST_AHEAD), MOST_AHEAD)
             self._came_true = self._came_true if goes_on else 0
-            first = np.array(shapes, dtype=np.float64).ravel()
-            grown = np.array([shape.grown(1) for shape in shapes], dtype=np.float64).ravel()
-            features = first + STEPS_AHEAD[:many] * (grown - first)
-            self._rows = Priced(features, *self._priced.durations_of_many(features))
+            growth = _features([shape.growth() for shape in shapes])
+            features = _features(shapes) + STEPS_AHEAD[:many] * growth
+            self._rows = Priced(features, *self._priced.durations_of_decoding(features), self._reduced)
             self._next, self._expected = 0, shapes
-        return self._rows[self._next :]
+        return self._rows, self._next
 
     def use(self, shapes: tuple[StepShape, ...], count: int) -> None:
         """Go on by `count` of the upcoming steps, the first of which has `shapes`."""
@@ -132,11 +176,10 @@ class Forecast:
         self._came_true += count
         self._expected = tuple(shape.grown(count) for shape in shapes)
 
-    def take(self, shapes: tuple[StepShape, ...]) -> Durations:
-        """The price of a decode step."""
-        rows = self.upcoming(shapes)
-        self.use(shapes, 1)
-        return Durations(rows.total[0], rows.lone_s[0])
+
+def _features(shapes: Iterable[StepShape]) -> Floats:
+    """Those of all microbatches, one after another."""
+    return np.array(tuple(shapes), dtype=np.float64).reshape(-1)
 
 
 @dataclass
@@ -176,12 +219,12 @@ class PlanBook:
         own, the last shape is that of all microbatches together."""
         return self.use(len(shapes) - self.program.placement.by_sequence)
 
-    def next_use(self, shapes: tuple[StepShape, ...]) -> tuple[Use, Durations]:
-        """Price a step that is about to be launched."""
+    def next_use(self, shapes: tuple[StepShape, ...]) -> tuple[Use, Priced, int]:
+        """Price a step that is about to be launched; it is a row of some."""
         use = self.use_of(shapes)
         streaming = self.program.placement.streaming
         self.warm = streaming is not None and streaming.across_steps
-        return use, use.durations(shapes)
+        return (use, *use.next(shapes))
 
     def settled(self) -> Sequence[Use]:
         """Every template used, all its steps added up."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 
 class Pool:
@@ -18,7 +19,19 @@ class Pool:
 
     def submit(self, ready: int, duration: int) -> int:
         """The tick at which a job of `duration` ticks ends that is ready at tick `ready`."""
-        start = max(ready, self._free_at[0])
-        heapq.heapreplace(self._free_at, start + duration)
+        free = self._free_at[0]
+        end = (ready if ready > free else free) + duration
+        heapq.heapreplace(self._free_at, end)
         self.busy += duration
-        return start + duration
+        return end
+
+    def submit_many(self, ready: Sequence[int], duration: int) -> list[int]:
+        """The ticks at which some jobs of equal duration end, given when each is ready."""
+        free_at, replace, ends = self._free_at, heapq.heapreplace, []
+        for each in ready:
+            free = free_at[0]
+            end = (each if each > free else free) + duration
+            replace(free_at, end)
+            ends.append(end)
+        self.busy += duration * len(ready)
+        return ends

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from simulator.placement.placement import Placement
 from simulator.results.records import RequestRecord, RunRecord, Span, SpeculationRecord
 from simulator.simulation.clock import Recorded
 from simulator.simulation.plan_book import PlanBook, busy_seconds, flops_total, link_totals, settled
-from simulator.simulation.pricing import PARTS
+from simulator.simulation.price_matrix import PARTS
 from simulator.simulation.ticks import seconds, tick
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 def run_record(serving: Serving) -> RunRecord:
     """Everything measured in one run."""
-    requests = tuple(life.record() for life in serving.lives.values())
-    finished = [request for request in requests if request.status == "finished"]
+    requests = tuple(sorted(serving.records, key=lambda request: request.number))
+    totals = serving.summary or _totals(requests)
     busy = busy_seconds(serving.books)
     threads = {
         thread
@@ -37,10 +37,10 @@ def run_record(serving: Serving) -> RunRecord:
         gaps_s=np.array(serving.gaps.ticks, dtype=np.float64) / tick(1.0),
         gap_counts=np.array(serving.gaps.counts, dtype=np.int64),
         step_count=clock.step_count,
-        output_tokens=sum(request.output_tokens for request in finished),
-        start_s=min((request.sent_s for request in requests), default=0.0),
-        end_s=max((request.last_received_s for request in finished), default=0.0),
-        time_s=_times(serving, finished),
+        output_tokens=totals.output_tokens,
+        start_s=totals.start_s,
+        end_s=totals.end_s,
+        time_s=_times(serving, totals.in_requests_s),
         overhead_s=_times_in_steps(serving.books)["overhead"],
         busy_s=busy,
         host_busy_s=sum(busy.get(thread, 0.0) for thread in sorted(threads))
@@ -57,6 +57,25 @@ def run_record(serving: Serving) -> RunRecord:
         event_steps=clock.event_steps,
         speculation=_speculation(serving),
         spans=tuple(span for recorded in clock.recorded for span in _spans(recorded)),
+        summary=serving.summary,
+    )
+
+
+class _Totals(NamedTuple):
+    output_tokens: int
+    start_s: float
+    end_s: float
+    in_requests_s: float
+    """From sending each finished request to its last token, added up."""
+
+
+def _totals(requests: Sequence[RequestRecord]) -> _Totals:
+    finished = [request for request in requests if request.status == "finished"]
+    return _Totals(
+        output_tokens=sum(request.output_tokens for request in finished),
+        start_s=min((request.sent_s for request in requests), default=0.0),
+        end_s=max((request.last_received_s for request in finished), default=0.0),
+        in_requests_s=sum(request.e2e_s for request in finished),
     )
 
 
@@ -85,15 +104,13 @@ def _times_in_steps(books: Sequence[PlanBook]) -> dict[str, float]:
     return dict(zip(PARTS, in_steps.tolist(), strict=True))
 
 
-def _times(serving: Serving, finished: Sequence[RequestRecord]) -> dict[str, float]:
-    """Request-seconds by category; waiting is what is left of the requests' time."""
+def _times(serving: Serving, in_requests_s: float) -> dict[str, float]:
+    """Request-seconds by category; waiting is what is left of the finished requests' time."""
     times = _times_in_steps(serving.books)
     times["compute"] += times.pop("overhead")
-    served = [life for life in serving.lives.values() if life.status == "finished"]
-    times["host"] += seconds(sum(life.host_ticks for life in served))
-    times["network"] = seconds(sum(life.network_ticks for life in served))
-    total = sum(request.e2e_s for request in finished)
-    times["waiting"] = max(0.0, total - sum(times.values()))
+    times["host"] += seconds(serving.host_ticks)
+    times["network"] = seconds(serving.network_ticks)
+    times["waiting"] = max(0.0, in_requests_s - sum(times.values()))
     return times
 
 

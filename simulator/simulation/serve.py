@@ -8,15 +8,17 @@ tokens are detokenised and sent by a core, and cross the network.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from simpy import Environment, Event
 
 from simulator.placement.kv_moves import WAYS, move_template
 from simulator.placement.program import Program, block_ranges
-from simulator.results.records import RunRecord, since
+from simulator.results.records import RequestRecord, RunRecord, since
+from simulator.results.summary import Summary
 from simulator.serving.arrivals import Request, Source
 from simulator.serving.lockstep import Lockstep
 from simulator.serving.routing import LeastLoaded, Router
@@ -24,12 +26,15 @@ from simulator.serving.scheduler import Scheduler
 from simulator.serving.speculation import Acceptance, SpeculatingScheduler, drawn_acceptance
 from simulator.simulation.clock import Clock
 from simulator.simulation.front import Front
+from simulator.simulation.gaps import Gaps, SummedGaps
 from simulator.simulation.lives import RequestLife
-from simulator.simulation.loop import Gaps, Observer, ServingLoop
+from simulator.simulation.loop import Observer, ServingLoop
 from simulator.simulation.plan_book import PlanBook
 from simulator.simulation.run_record import run_record
 from simulator.simulation.ticks import tick
 from simulator.specs.engine import Engine
+
+Keep = Literal["all", "summary"]
 
 
 class Serving:
@@ -39,11 +44,12 @@ class Serving:
         self, programs: Program | Sequence[Program], engine: Engine, block_count: int, source: Source,
         fidelity: str, cores: int, record_steps: int = 0, observer: Observer | None = None,
         host_blocks: int = 0, router: Router | None = None, timeout_s: float | None = None,
-        acceptance: Acceptance | None = None,
+        keep: Keep = "all", acceptance: Acceptance | None = None,
     ) -> None:  # fmt: skip
         """block_count: KV blocks of each placement, which its loops share out, and host_blocks those in host
-        memory; cores: for all together. timeout_s: how long clients wait for the whole of an answer.
-        acceptance: of proposed tokens; drawn as the placement says if not given."""
+        memory; cores: for all together. timeout_s: how long clients wait for the whole of an answer. keep: a
+        record of every request, or of all together what metrics need. acceptance: of proposed tokens; drawn
+        as the placement says if not given."""
         self.programs = (programs,) if isinstance(programs, Program) else tuple(programs)
         assert [program.loop for program in self.programs] == list(range(len(self.programs)))
         self.source, self.fidelity = source, fidelity
@@ -55,19 +61,25 @@ class Serving:
         )
         self.clock = Clock(self.env, self.books, fidelity, record_steps)
         self.front = Front(self.env, self.programs[0], engine, cores)
-        self.gaps = Gaps()
+        self.summary = Summary(engine.metrics_clock) if keep == "summary" else None
+        self.gaps = Gaps() if self.summary is None else SummedGaps(self.summary)
         blocks = block_ranges(self.programs, block_count)
         host = block_ranges(self.programs, host_blocks)
         self.loops = tuple(
             ServingLoop(self.env, program, _scheduler(engine, program, own, other), self.clock, self.front,
                         self.gaps, self._leave, len(self.programs) == 1, source.is_closed, observer,
-                        acceptance or drawn_acceptance(program.placement, seed=0))
+                        engine.scheduler.overlap, acceptance or drawn_acceptance(program.placement, seed=0))
             for program, own, other in zip(self.programs, blocks, host, strict=True)
         )  # fmt: skip
         self._router = router or LeastLoaded(len(self.loops), seed=0)
         self._timeout = None if timeout_s is None else tick(timeout_s)
         self.lives: dict[int, RequestLife] = {}
-        self.in_system_at_arrivals: list[int] = []
+        """Requests that are not over."""
+        self.records: list[RequestRecord] = []
+        """Those that are, unless a summary is kept."""
+        self.host_ticks = self.network_ticks = 0
+        """Of finished requests."""
+        self.in_system_at_arrivals = array("q")
         self.warmed_up: RunRecord | None = None
         """The run until the last request that only warms up was answered."""
         self._live = 0
@@ -79,6 +91,8 @@ class Serving:
             self.env.process(loop.serve())
         self.env.run()
         self.front.deliver_due(math.inf, 0)
+        for life in self.lives.values():
+            self._keep(life.record())
         return run_record(self)
 
     def _arrivals(self) -> Generator[Event, Any, None]:
@@ -100,7 +114,10 @@ class Serving:
     def _queue(self, life: RequestLife) -> None:
         """A request joins the loop with the fewest requests; the first of equals."""
         life.queued = int(self.env.now)
-        self.in_system_at_arrivals.append(self._live)
+        if self.summary is None:
+            self.in_system_at_arrivals.append(self._live)
+        else:
+            self.summary.flow.arrive(self._live)
         model = self.programs[0].model
         answer = 0 if model.is_encoder else life.request.output_tokens
         is_known = life.request.prompt_tokens + answer <= model.max_position_embeddings
@@ -122,13 +139,25 @@ class Serving:
             if number in loop.lives:
                 loop.give_up(number)
 
+    def _keep(self, record: RequestRecord) -> None:
+        if self.summary is None:
+            self.records.append(record)
+        else:
+            self.summary.add(record)
+
     def _leave(self, life: RequestLife) -> None:
         """The request is over; a closed loop's client may send its next once it knows."""
         self._live -= 1
         was_warming_up = self.source.is_warming_up
+        if life.status == "finished":
+            self.host_ticks += life.host_ticks
+            self.network_ticks += life.network_ticks
+        self._keep(self.lives.pop(life.request.number).record())
         following = self.source.after_completion()
         if was_warming_up and not self.source.is_warming_up:
             self.warmed_up = run_record(self)
+            if self.summary is not None:
+                self.summary.begin_anew()
         for request in following:
             known = max(life.last_received, int(self.env.now))
             self.front.at(known + tick(self.source.think_s), partial(self._send, request))
@@ -148,13 +177,13 @@ def _scheduler(engine: Engine, program: Program, blocks: range, host: range) -> 
 def serve(
     programs: Program | Sequence[Program], engine: Engine, block_count: int,
     make_source: Callable[[], Source], fidelity: str = "fast", cores: int = 1, record_steps: int = 0,
-    host_blocks: int = 0, router: Router | None = None, timeout_s: float | None = None,
+    host_blocks: int = 0, router: Router | None = None, timeout_s: float | None = None, keep: Keep = "all",
     acceptance: Acceptance | None = None,
 ) -> RunRecord:  # fmt: skip
     """Run a workload once; what only warms up is not in the record."""
     serving = Serving(
         programs, engine, block_count, make_source(), fidelity, cores, record_steps, None, host_blocks,
-        router, timeout_s, acceptance,
+        router, timeout_s, keep, acceptance,
     )  # fmt: skip
     record = serving.run()
     return record if serving.warmed_up is None else since(serving.warmed_up, record)

@@ -22,7 +22,9 @@ def ticks(seconds: NDArray[np.float64]) -> Ticks:
     >>> ticks(np.array([0.0, 1e-12, 2.6e-12]))
     array([1, 1, 3])
     """
-    return np.maximum(np.rint(seconds * TICKS_PER_S), 1.0).astype(np.int64)
+    whole = seconds * TICKS_PER_S
+    np.rint(whole, out=whole)
+    return np.maximum(whole, 1.0, out=whole).astype(np.int64)
 
 
 def tick(seconds: float) -> int:

@@ -18,6 +18,10 @@ from simulator.specs.quantities import (
     WholeNumber,
 )
 
+MetricsClock = Literal["client", "engine", "call"]
+"""`client`: from a client's sending to its receiving, network and host included; `engine`: from the engine's
+queue to the ends of steps; `call`: of one call that answers all requests."""
+
 
 class SchedulerSettings(Spec):
     """What the engine puts into one step."""
@@ -53,6 +57,10 @@ class SchedulerSettings(Spec):
     """Tokens that one block of KV cache holds."""
     full_reservation: bool
     """Whether a request is admitted only when blocks for its whole answer are free."""
+    overlap: bool = False
+    """Whether each step is decided while the one before is under way, as by vLLM's asynchronous scheduling
+    and the overlap schedulers of TensorRT-LLM and SGLang: a request misses the step after the one it
+    comes in."""
 
     @model_validator(mode="after")
     def _every_sequence_gets_a_token(self) -> Self:
@@ -182,6 +190,8 @@ class Engine(Spec):
     """Time to launch kernels; nothing if not given."""
     code: OwnCode = OwnCode()
     """Time of its own code in operators; nothing if not given."""
+    metrics_clock: MetricsClock = "client"
+    """Which clock its latencies are read from, as by those who publish figures of it."""
     sources: Sources = Field(default_factory=dict)
     """Where each figure comes from."""
 

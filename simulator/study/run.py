@@ -11,13 +11,15 @@ from simulator.errors import InputError, Problem
 from simulator.placement.memory import refusal
 from simulator.placement.placement import NotPlaceable
 from simulator.placement.strategies import STRATEGIES, Strategy
-from simulator.results.metrics import LatencyMetrics, is_saturated, latency_metrics
+from simulator.results.metrics import LatencyMetrics
 from simulator.results.records import RunRecord
 from simulator.results.run_result import Band, Economics, MemoryUse, RunResult, StudyResult
+from simulator.results.sketch import RELATIVE_ERROR
+from simulator.results.summary import counts_of, is_run_saturated, metrics_of, prompt_tokens_of
 from simulator.serving.arrivals import users_of
 from simulator.serving.routing import ROUTERS
 from simulator.serving.speculation import drawn_acceptance
-from simulator.simulation.serve import serve
+from simulator.simulation.serve import Keep, serve
 from simulator.specs.arrivals import (
     Arrivals,
     BatchArrivals,
@@ -55,16 +57,18 @@ class _Job:
     run: RunSpec
     cost: Cost
     case: Case
+    keep: Keep
 
 
 def run_scenario(
     path: str | Path, overrides: Sequence[str] = (), progress: Progress | None = None,
-    workers: int | None = None,
+    workers: int | None = None, keep: Keep = "all",
 ) -> StudyResult:  # fmt: skip
     """Simulate every run of a scenario file; raises InputError for files that cannot be used.
 
     workers: processes to use; as many as there are cores if not given, none for a small study. The
-    result does not depend on it.
+    result does not depend on it. keep: `summary` does with little memory however many requests there are; a
+    percentile then has a relative error.
     """
     catalogue = Catalogue()
     scenarios: dict[Case, Scenario] = {
@@ -73,7 +77,7 @@ def run_scenario(
     }
     scenario = scenarios["nominal"]
     jobs = [
-        _Job(run, scenarios[case].runs[index].cost, case)
+        _Job(run, scenarios[case].runs[index].cost, case, keep)
         for index, run in enumerate(scenario.runs)
         for case in _cases(run, catalogue, scenario.figures)
     ]
@@ -122,10 +126,12 @@ def _deploy(run: RunSpec, catalogue: Catalogue, case: Case) -> Deployment | NotP
 
 
 def _simulate(job: _Job, catalogue: Catalogue) -> RunResult:
-    return simulate(job.run, job.cost, job.case, catalogue)
+    return simulate(job.run, job.cost, job.case, catalogue, job.keep)
 
 
-def simulate(run: RunSpec, cost: Cost, case: Case, catalogue: Catalogue) -> RunResult:
+def simulate(
+    run: RunSpec, cost: Cost, case: Case, catalogue: Catalogue, keep: Keep = "all"
+) -> RunResult:
     """One placement under one workload, every range taken at its `case`."""
     strategy = run.placement
     assert isinstance(strategy, Strategy)
@@ -136,6 +142,10 @@ def simulate(run: RunSpec, cost: Cost, case: Case, catalogue: Catalogue) -> RunR
     deployment = _deploy(run, catalogue, case)
     if isinstance(deployment, NotPlaceable):
         return replace(blank, reason=deployment.reason)
+    if keep == "summary" and deployment.engine.metrics_clock == "call":
+        advice = ("latencies of this engine are of one call for all requests, over when the last one is; "
+                  "a summary cannot tell them: use --keep all")  # fmt: skip
+        raise InputError([Problem("scenario", key="engine", value=run.engine, advice=advice)])
     requests = requests_of(run.workload, run.seed, catalogue, deployment.program.model)
     smallest = int(requests.total_tokens.min())
     reason = refusal(deployment.budget, smallest)
@@ -150,7 +160,7 @@ def simulate(run: RunSpec, cost: Cost, case: Case, catalogue: Catalogue) -> RunR
         deployment.programs, deployment.engine, deployment.budget.kv_blocks,
         lambda: source_of(run.workload, requests), run.fidelity, deployment.cores,
         recorded if case == "nominal" else 0, deployment.budget.host_blocks,
-        ROUTERS[run.routing](len(deployment.programs), run.seed), run.workload.timeout_s,
+        ROUTERS[run.routing](len(deployment.programs), run.seed), run.workload.timeout_s, keep,
         drawn_acceptance(deployment.program.placement, run.seed),
     )  # fmt: skip
     return _row(blank, deployment, record, run.workload, cost, case)
@@ -159,11 +169,11 @@ def simulate(run: RunSpec, cost: Cost, case: Case, catalogue: Catalogue) -> RunR
 def _row(
     blank: RunResult, deployment: Deployment, record: RunRecord, workload: Workload, cost: Cost, case: Case
 ) -> RunResult:
-    finished = record.finished()
-    if not finished:
+    counts = counts_of(record)
+    if not counts["finished"]:
         reason = ("no request could be served: each is longer than the model's context, than the KV cache "
                   "holds, or than a step takes where prompts are not cut")  # fmt: skip
-        return replace(blank, reason=reason, requests=_counts(record))
+        return replace(blank, reason=reason, requests=counts)
     arrivals = workload.arrivals
     open_loop = users_of(arrivals) is None and not isinstance(arrivals, BatchArrivals)
     return replace(
@@ -173,18 +183,19 @@ def _row(
         crowded=record.crowded,
         event_steps=record.event_steps,
         steps=record.step_count,
-        saturated=open_loop and is_saturated(record, dispersion(arrivals), _cycle(arrivals)),
+        saturated=open_loop and is_run_saturated(record, dispersion(arrivals), _cycle(arrivals)),
         memory=memory_use(deployment, record.peak_blocks),
-        requests=_counts(record),
-        tokens={
-            "input": sum(request.prompt_tokens for request in finished),
-            "output": record.output_tokens,
-        },
+        requests=counts,
+        tokens={"input": prompt_tokens_of(record), "output": record.output_tokens},
         transitions_per_token=transitions_per_token(deployment.program),
         link_bytes=dict(record.link_bytes),
-        metrics=latency_metrics(record),
+        metrics=metrics_of(record, deployment.engine.metrics_clock),
+        metrics_clock=deployment.engine.metrics_clock,
+        percentile_error=0.0 if record.summary is None else RELATIVE_ERROR,
         economics=economics(deployment, record, cost, unknown_as_zero=case == "best"),
         preemptions=record.preemptions,
+        prefilled_tokens=record.prefilled_tokens,
+        reused_tokens=record.reused_tokens,
         kv_blocks=deployment.budget.kv_blocks,
         peak_kv_blocks=record.peak_blocks,
         speculation=record.speculation,
@@ -202,13 +213,6 @@ def _draft_share(record: RunRecord) -> float:
 def _cycle(arrivals: Arrivals) -> float:
     """Requests after which the rate of arrivals is what it was."""
     return arrivals.rate_per_s * arrivals.period_s if isinstance(arrivals, DiurnalArrivals) else 0.0
-
-
-def _counts(record: RunRecord) -> dict[str, int]:
-    counts = {"finished": 0, "rejected": 0, "failed": 0}
-    for request in record.requests:
-        counts[request.status] += 1
-    return counts
 
 
 def memory_use(deployment: Deployment, blocks: int) -> tuple[MemoryUse, ...]:

@@ -150,7 +150,7 @@ def simulate_for_replay(
     serving = Serving(
         deployment.programs, deployment.engine, room.blocks, source_of(workload, requests), "task",
         deployment.cores, 2**62, Observer(note, note_move, note_proposed), room.host_blocks, router,
-        workload.timeout_s, noted,
+        workload.timeout_s, acceptance=noted,
     )  # fmt: skip
     record = serving.run()
     rounds = tuple(each for each in ROUNDS if noted and each in noted.met)

@@ -94,10 +94,12 @@ def test_a_window_that_holds_everything_changes_nothing(batch: list[Chunk], wind
         assert getattr(narrow, few) <= getattr(shape, few) == getattr(shape, many)
 
 
-@given(chunks, chunks, st.builds(Traits, windows, st.just(8), st.integers(1, 8)))
-def test_joined_batches_have_joined_shapes(first: list[Chunk], second: list[Chunk], traits: Traits) -> None:
-    both = StepShape.of(first + second, traits)
-    assert StepShape.of(first, traits).joined(StepShape.of(second, traits), traits) == both
+@given(chunks, st.lists(st.integers(0, 40), max_size=6), st.builds(Traits, windows, st.just(8), st.integers(1, 8)))
+def test_sequences_that_decode_may_come_as_sums(batch: list[Chunk], contexts: list[int], traits: Traits) -> None:
+    decoding = [Chunk(0, context, 1, True) for context in contexts]
+    alone = StepShape.of(decoding, traits)
+    sums = (alone.decode_tokens, alone.decode_span, alone.window_decode_span, alone.window_growing)
+    assert StepShape.of(batch, traits, *sums) == StepShape.of(batch + decoding, traits)
 
 
 @given(st.lists(st.integers(0, 40), max_size=6), windows, st.integers(0, 50))

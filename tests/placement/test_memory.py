@@ -55,6 +55,11 @@ def test_vllm_on_an_rtx_4090_reported_2588_blocks():
     assert gpu.parts["weights"] == 2 * 8_030_261_248
     assert gpu.kv_block_bytes == 16 * 2 * 8 * 128 * 2 * 32
     assert account.kv_blocks == pytest.approx(2588, rel=0.03)
+    parts = {name: size / 2**20 for name, size in gpu.parts.items()}
+    assert set(parts) == {"weights", "activations", "engine_context", "engine_sampler"}
+    warm_up = parts["activations"] + parts["engine_sampler"]
+    assert warm_up == pytest.approx(256 * 128_256 * 32 / 2**20), "256 rows of logits, whatever a step takes of them"
+    assert 1180 <= warm_up + parts["engine_context"] <= 1182, "what the reported count leaves beside the weights"
 
 
 def test_ranks_share_weights_and_cache_evenly():

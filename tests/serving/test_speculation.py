@@ -101,13 +101,15 @@ def test_rounds_are_never_skipped():
 
 def test_a_block_is_kept_once_the_drafter_has_filled_its_part():
     """After a round of two accepted proposals eight tokens are cached, two blocks; the drafter has seen seven.
-    Whoever begins with the same tokens finds the first block only."""
-    found = scheduler(proposed=2, prefix_caching=True)
-    assert found.add(0, prompt_tokens=5, output_tokens=9)
+    Who is preempted then finds the first block only when it comes back."""
+    found = scheduler(blocks=5, proposed=2, prefix_caching=True)
+    assert found.add(0, prompt_tokens=5, output_tokens=7)
+    assert found.add(1, prompt_tokens=5, output_tokens=7)
     found.complete(found.decide())
-    found.complete(found.decide(), [2])
-    assert found.abort(0)
-    assert found.add(0, prompt_tokens=9, output_tokens=3)
+    found.complete(found.decide(), [2, 2])
+    step = found.decide()
+    assert (step.preempted, [each.sequence for each in step.verifications]) == ((1,), [0])
+    assert found.complete(step, [2]).finished == (0,)
     (piece,) = found.decide().prefills
     assert (piece.context, piece.new) == (4, 5)
 

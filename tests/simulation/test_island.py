@@ -16,6 +16,7 @@ from simpy import Environment, Event
 from simulator.placement.plan import Template
 from simulator.simulation.events import DECIDE, after
 from simulator.simulation.island import Island, Launch, islands_of, watched_links
+from simulator.simulation.plan_book import Priced
 from simulator.simulation.recursion import Schedule, critical_path
 from simulator.simulation.reduced import reduce
 from tests.simulation.test_recursion import Launch as MadeUp
@@ -40,7 +41,9 @@ class Run:
         for number, (plan, at) in enumerate(launches):
             yield after(self.env, at - int(self.env.now), DECIDE)
             use: Any = SimpleNamespace(priced=plan, reduced=reduce(plan))  # type: ignore[arg-type]
-            launch = Launch(0, number, use, (), plan.durations, at, self.env.event())
+            total, nothing = plan.durations.total, np.zeros((1, 0))
+            priced = Priced(nothing, total[None], nothing, use.reduced)
+            launch = Launch(0, number, use, (), priced, 0, at, self.env.event())
             self.launches.append(launch)
             assert launch.outcome.callbacks is not None
             launch.outcome.callbacks.append(lambda _, number=number: self._note(number))

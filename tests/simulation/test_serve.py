@@ -17,6 +17,8 @@ from simulator.placement.placement import Placement, Stage, Streaming
 from simulator.placement.program import Program
 from simulator.results.metrics import CATEGORIES, latency_metrics
 from simulator.results.records import RunRecord
+from simulator.results.sketch import RELATIVE_ERROR
+from simulator.results.summary import counts_of, metrics_of, prompt_tokens_of
 from simulator.serving.actions import Step
 from simulator.serving.arrivals import Request, Source
 from simulator.serving.scheduler import Scheduler
@@ -394,3 +396,34 @@ def test_a_step_longer_than_the_clock_counts_is_refused_in_words() -> None:
     for fidelity in FIDELITIES:
         with pytest.raises(SimulatorError, match=r"a step takes more than 3\.34 days"):
             serve(served, engine(), BLOCKS, tiny.source(requests_of([(0, 3, 2)])), fidelity, 1)
+
+
+@settings(max_examples=25)
+@given(workloads, st.sampled_from(["single", "pipeline"]), loops)
+def test_a_summary_says_what_all_records_say(rows: list[tuple[int, int, int]], name: str, users: int | None) -> None:
+    requests = requests_of(rows)
+    whole, summed = (
+        serve(PROGRAMS[name], engine(), BLOCKS, lambda: Source(requests, users), keep=keep)
+        for keep in ("all", "summary")
+    )
+    assert not summed.requests and not len(summed.gaps_s) and not len(summed.in_system_at_arrivals)
+    assert counts_of(summed) == counts_of(whole)
+    assert prompt_tokens_of(summed) == prompt_tokens_of(whole)
+    for field in ("output_tokens", "start_s", "end_s", "step_count", "link_bytes", "preemptions", "busy_s"):
+        assert getattr(summed, field) == getattr(whole, field)
+    assert summed.time_s == pytest.approx(whole.time_s)
+    if whole.finished():
+        exact, found = metrics_of(whole), metrics_of(summed)
+        for field in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
+            for name, value in getattr(exact, field).as_dict().items():
+                error = 1e-12 if name == "mean" else 1.001 * RELATIVE_ERROR
+                approximately = value if value is None else pytest.approx(value, rel=error)
+                assert getattr(getattr(found, field), name) == approximately
+
+
+def test_a_summary_keeps_no_request_that_is_over() -> None:
+    requests = requests_of([(50, 5, 4)] * 40)
+    serving = Serving(PROGRAMS["single"], engine(), BLOCKS, Source(requests), "fast", 1, keep="summary")
+    serving.run()
+    assert not serving.lives and not serving.records and not serving.gaps.ticks
+    assert len(serving.front._client_events) < 10

@@ -50,7 +50,7 @@ def run(
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("changes", [
     {}, {"policy": "prefill_first"}, {"policy": "static_batch"}, {"prefix_caching": True},
-    {"full_reservation": True, "order": "shortest_first"}, {"chunked_prefill": False, "max_num_batched_tokens": 30},
+    {"full_reservation": True, "order": "shortest_first"}, {"overlap": True}, {"chunked_prefill": False, "max_num_batched_tokens": 30},
 ], ids=str)  # fmt: skip
 def test_all_fidelities_end_at_the_same_tick(place: str, changes: dict[str, Any]) -> None:
     for seed in range(3):

@@ -11,7 +11,8 @@ from simulator.costs.transfers import collective_s
 from simulator.graph.shape import Chunk, StepShape
 from simulator.placement.placement import Placement, Stage
 from simulator.placement.program import programs_of
-from simulator.simulation.pricing import PARTS, PricedTemplate
+from simulator.simulation.price_matrix import PARTS
+from simulator.simulation.pricing import PricedTemplate
 from simulator.simulation.serve import serve
 from simulator.simulation.ticks import seconds
 from simulator.specs.hardware import Collective, Collectives

@@ -33,13 +33,19 @@ PLACEMENTS = {
     "two microbatches": Placement("two microbatches", stages(("gpu-0", 1), ("gpu-1+gpu-2", 3)), 2),
 }
 
+GROWING = tuple(Request(number, 0.0, 5, 18) for number in range(7))
+"""Short prompts and long answers: blocks run out while they decode."""
 
-def carried_out(placement: str, scheduler: Mapping[str, Any], host: bool, model: str = "tiny-llama") -> Verified:
+
+def carried_out(
+    placement: str, scheduler: Mapping[str, Any], host: bool, model: str = "tiny-llama",
+    requests: tuple[Request, ...] = REQUESTS,
+) -> Verified:
     found = deployed(PLACEMENTS[placement], model)
     engine = reset(found.engine, scheduler, {"host_kv_bytes": float(GIB)} if host else {})
-    scarce, room = made_scarce(engine, REQUESTS, found.programs)
-    simulated = simulate_for_replay(replace(found, engine=scarce), REQUESTS, room, WORKLOAD)
-    return compare(Verified("machine", model, placement, "not placed"), simulated, REQUESTS, scarce, room, seed=3)
+    scarce, room = made_scarce(engine, requests, found.programs)
+    simulated = simulate_for_replay(replace(found, engine=scarce), requests, room, WORKLOAD)
+    return compare(Verified("machine", model, placement, "not placed"), simulated, requests, scarce, room, seed=3)
 
 
 def check(row: Verified) -> None:
@@ -50,7 +56,7 @@ def check(row: Verified) -> None:
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("policy", ["continuous_batching", "prefill_first", "static_batch"])
 def test_swapped_sequences_go_on_as_if_nothing_had_been(placement, policy):
-    row = carried_out(placement, {"policy": policy, "preemption": "swap"}, host=True)
+    row = carried_out(placement, {"policy": policy, "preemption": "swap"}, host=True, requests=GROWING)
     check(row)
     assert row.preemptions > 0
     assert row.moved_tokens > 0

@@ -74,6 +74,13 @@ def in_process(deployment: Deployment) -> Deployment:
     return replace(deployment, engine=deployment.engine.model_copy(update={"host_stages": nothing}))
 
 
+def over_http(deployment: Deployment, client_s: float) -> Deployment:
+    """The same engine asked by a client that takes so long for each request, with all that is between."""
+    stages = deployment.engine.host_stages
+    stages = stages.model_copy(update={"receive_s": stages.receive_s + client_s})
+    return replace(deployment, engine=deployment.engine.model_copy(update={"host_stages": stages}))
+
+
 def served(
     deployment: Deployment, requests: Sequence[Request], users: int | None = None,
     kv_blocks: int | None = None,
