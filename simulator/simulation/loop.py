@@ -115,7 +115,8 @@ class ServingLoop:
         """The loop itself, as a process."""
         launched: float = 0
         while True:
-            yield from self._all_else_of_this_tick(DECIDE)
+            if self.env.peek() == self.env.now:
+                yield self._turn(DECIDE)
             known = launched if self._decides_ahead else math.inf
             self._let_go(known)
             self._add_late(known)
@@ -140,7 +141,8 @@ class ServingLoop:
             launched = launch.at
             yield launch.outcome
             self._step_ticks = int(self.env.now) - launch.at
-            yield from self._all_else_of_this_tick(ACCOUNT)
+            if self.env.peek() == self.env.now:
+                yield self._turn(ACCOUNT)
             self._clock.charge(launch, step.decode_count + len(step.prefills))
             self._account(step, self.scheduler.complete(step))
 
@@ -255,10 +257,9 @@ class ServingLoop:
         self._gaps.add(received - self._previous_received, decoded)
         self._previous_received = received
 
-    def _all_else_of_this_tick(self, turn: int) -> Life:
-        """Let everything else that happens now happen first, and loops before this one take their turn."""
-        if self.env.peek() == self.env.now:
-            yield after(self.env, 0, turn + self._number)
+    def _turn(self, turn: int) -> Event:
+        """When everything else that happens at this tick has happened, and it is this loop's turn."""
+        return after(self.env, 0, turn + self._number)
 
     def _note(self, step: Step, launched: int) -> None:
         """Remember which requests the step takes up for the first time, and which it preempts."""
