@@ -117,6 +117,11 @@ class Decoding:
             yield sequence
             self._forget_stale_ends()
 
+    def ends_after(self, rounds: int) -> bool:
+        """Whether the round that follows so many more brings an end."""
+        self._forget_stale_ends()
+        return self._ends[0][0] == self.round + rounds + 1
+
     def takers(self, ahead: int = 0) -> dict[int, Sequence] | None:
         """Those whose blocks are full when the coming round begins, or the one so many rounds later."""
         return self._takers.get((self.round + ahead) % self._block_tokens)

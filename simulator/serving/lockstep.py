@@ -28,6 +28,11 @@ class Lockstep:
         return max(rank.peak_blocks for rank in self.ranks)
 
     @property
+    def moves_blocks(self) -> bool:
+        """Whether KV blocks may have to be copied before a step."""
+        return any(rank.moves_blocks for rank in self.ranks)
+
+    @property
     def block_tokens(self) -> int:
         return self.ranks[0].block_tokens
 
@@ -74,6 +79,10 @@ class Lockstep:
         """How many steps are sure to only decode the same sequences, on every rank that takes part."""
         active = [rank for rank, own in zip(self.ranks, self._pending, strict=True) if own is not None]
         return min(rank.rounds_ahead(most) for rank in active)
+
+    def ends_after(self, rounds: int) -> bool:
+        """Never said: an end on one rank is looked at when the step is over."""
+        return False
 
     def skip(self, count: int) -> Step:
         """Go on by so many of those steps on every rank; the step that is pending then."""

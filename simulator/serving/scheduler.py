@@ -78,6 +78,11 @@ class Scheduler:
         return bool(self._preempted)
 
     @property
+    def moves_blocks(self) -> bool:
+        """Whether KV blocks may have to be copied before a step."""
+        return self.host is not None
+
+    @property
     def block_tokens(self) -> int:
         """Tokens that a KV block holds."""
         return self._block_tokens
@@ -192,12 +197,22 @@ class Scheduler:
 
         Nobody who waits can be admitted meanwhile: what they lack, only an end gives back.
         """
+        if not self._only_decodes:
+            return 0
+        return self._decoding.quiet_rounds(most, self.pool.quiet_count)
+
+    def ends_after(self, rounds: int) -> bool:
+        """Whether the step that follows so many of those `rounds_ahead` allows, the pending one if none, only
+        decodes too, but brings an end."""
+        return self._only_decodes and self._decoding.ends_after(rounds)
+
+    @property
+    def _only_decodes(self) -> bool:
+        """Whether the pending step decodes and nothing else goes on."""
         step = self._pending
         assert step is not None
         others = step.prefills or step.preempted or step.saved or step.restored or self._prefilling
-        if others or not step.decode_count:
-            return 0
-        return self._decoding.quiet_rounds(most, self.pool.quiet_count)
+        return step.decode_count > 0 and not others
 
     def skip(self, count: int) -> Step:
         """Complete the pending step and those after it, `count` of those `rounds_ahead` allows; the step

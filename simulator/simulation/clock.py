@@ -160,6 +160,10 @@ class Clock:
             self.step_count += count
             self._launched += count
 
+    def rest(self, loop: int) -> None:
+        """A loop whose steps were carried out at once has nothing to launch after them."""
+        self._launch_at.pop(loop, None)
+
     @property
     def recorded(self) -> list[Recorded]:
         """The first steps, in the order of their launches."""

@@ -21,7 +21,7 @@ from simulator.serving.arrivals import content_of
 from simulator.serving.lockstep import Lockstep
 from simulator.serving.scheduler import Scheduler
 from simulator.serving.speculation import Acceptance, SpeculatingScheduler, draft_passes
-from simulator.simulation.clock import Clock
+from simulator.simulation.clock import Ahead, Clock
 from simulator.simulation.events import ACCOUNT, DECIDE, after
 from simulator.simulation.front import Front
 from simulator.simulation.gaps import Gaps
@@ -85,6 +85,8 @@ class ServingLoop:
         self._decides_ahead, self._is_going = decides_ahead, False
         self._late: list[RequestLife] = []
         """Requests that came when the next step was decided already, in their order."""
+        self._may_finish_ahead = is_only and not scheduler.moves_blocks
+        """Whether what follows the end of a sequence can be decided before the clock is there."""
         self._idle: Event | None = None
         """Happens when there is something to do."""
         self._going: Event | None = None
@@ -138,7 +140,8 @@ class ServingLoop:
         """The loop itself, as a process."""
         launched: float = 0
         while True:
-            yield from self._all_else_of_this_tick(DECIDE)
+            if self.env.peek() == self.env.now:
+                yield self._turn(DECIDE)
             known = launched if self._decides_ahead else math.inf
             self._let_go(known)
             self._add_late(known)
@@ -148,8 +151,7 @@ class ServingLoop:
                 if self._late or self._given_up:
                     launched = math.inf
                     continue
-                self._idle = self.env.event()
-                yield self._idle
+                yield self._something_to_do()
                 continue
             self._note(step, int(self.env.now))
             if step.saved or step.restored:
@@ -159,15 +161,21 @@ class ServingLoop:
             if self._observer is not None:
                 self._observer.decided(self.scheduler, step, int(self.env.now))
             shapes = self._shapes(step)
-            if not (self._late or step.prefills) and self._observer is None:
+            is_mixed = step.prefills or step.verifications
+            if not (self._late or self._given_up or is_mixed) and self._observer is None:
                 step, shapes = yield from self._run_ahead(step, shapes)
+                self._is_going = step is not None
+                if step is None:
+                    yield self._something_to_do()
+                    continue
             launch = self._clock.run(self._number, shapes)
             launched = launch.at
             yield launch.outcome
             self._step_ticks = int(self.env.now) - launch.at
-            yield from self._all_else_of_this_tick(ACCOUNT)
+            if self.env.peek() == self.env.now:
+                yield self._turn(ACCOUNT)
             self._clock.charge(launch, step.sequence_count)
-            self._account(step, self._complete(step))
+            self._account(step, self._complete(step), int(self.env.now))
 
     def _let_go(self, until: float) -> None:
         """Forget those whose clients had given up by a tick."""
@@ -217,8 +225,11 @@ class ServingLoop:
         self.rounds.add(step.verifications, accepted)
         return self.scheduler.complete(step, accepted)
 
-    def _run_ahead(self, step: Step, shapes: Shapes) -> Generator[Event, Any, tuple[Step, Shapes]]:
-        """Carry out several decode steps at once; the step that is then to be launched, and its shapes."""
+    def _run_ahead(
+        self, step: Step, shapes: Shapes
+    ) -> Generator[Event, Any, tuple[Step | None, Shapes]]:
+        """Carry out several decode steps at once; the step that is then to be launched, if any, and its
+        shapes."""
         if not self._is_only and self._clock.is_alone(self._number):
             return (yield from self._run_until_interrupted(step, shapes))
         return self._run_before_others(step, shapes)
@@ -254,27 +265,49 @@ class ServingLoop:
         steps are decided ahead, also the one that is under way then, for the one after it is decided too."""
         return min(untouched + self._decides_ahead, len(ends) - 1)
 
-    def _run_before_others(self, step: Step, shapes: Shapes) -> tuple[Step, Shapes]:
+    def _run_before_others(self, step: Step, shapes: Shapes) -> tuple[Step | None, Shapes]:
         """Carry out the decode steps that nothing can touch, because the one after them is launched before
         anything else happens, or was decided before."""
         horizon, is_clients = self._horizon()
         if not is_clients and self.env.now + self._step_ticks // 2 >= horizon:
             return step, shapes
         while True:
-            ahead = self._clock.ahead(self._number, shapes, self.scheduler.rounds_ahead(MOST_AHEAD))
+            quiet = self.scheduler.rounds_ahead(MOST_AHEAD)
+            with_end = is_clients and self._may_finish_ahead and self.scheduler.ends_after(quiet)
+            ahead = self._clock.ahead(self._number, shapes, quiet + with_end)
             if ahead is None:
                 return step, shapes
             untouched = bisect_left(ahead.ends, horizon)
-            count = self._with_one_decided(ahead.ends, untouched) if is_clients else untouched
-            count = max(count, untouched)
+            if untouched > quiet:
+                following = self._finish_ahead(step, ahead, quiet)
+                if following is None or following.prefills:
+                    return following, () if following is None else self._shapes(following)
+                step, shapes = following, self._shapes(following)
+                continue
+            ends = ahead.ends[:quiet]
+            count = max(untouched, self._with_one_decided(ends, untouched)) if is_clients else untouched
             if not count:
                 return step, shapes
             self._clock.skip(self._number, ahead, count, step.decode_count)
-            self._deliver_ahead(ahead.ends[:count], untouched, step.decode_count)
+            self._deliver_ahead(ends[:count], untouched, step.decode_count)
             step = self.scheduler.skip(count)
             shapes = self._shapes(step)
-            if untouched < len(ahead.ends):
+            if untouched < len(ends):
                 return step, shapes
+
+    def _finish_ahead(self, step: Step, ahead: Ahead, quiet: int) -> Step | None:
+        """Carry out so many decode steps and the one after, in which sequences end; the step that follows
+        when that is over, if there is anything to do."""
+        self._clock.skip(self._number, ahead, quiet + 1, step.decode_count)
+        self._deliver_ahead(ahead.ends[:quiet], quiet, step.decode_count)
+        last = self.scheduler.skip(quiet) if quiet else step
+        self._account(last, self.scheduler.complete(last), ahead.ends[quiet])
+        following = self.scheduler.decide()
+        if following is None:
+            self._clock.rest(self._number)
+        else:
+            self._note(following, ahead.ends[quiet])
+        return following
 
     def _deliver_ahead(self, ends: Sequence[int], untouched: int, decoded: int) -> None:
         """Send the tokens of steps to the clients: at once those of the first, before which nothing else
@@ -300,10 +333,14 @@ class ServingLoop:
         self._gaps.add(received - self._previous_received, decoded)
         self._previous_received = received
 
-    def _all_else_of_this_tick(self, turn: int) -> Life:
-        """Let everything else that happens now happen first, and loops before this one take their turn."""
-        if self.env.peek() == self.env.now:
-            yield after(self.env, 0, turn + self._number)
+    def _something_to_do(self) -> Event:
+        """When a request comes."""
+        self._idle = self.env.event()
+        return self._idle
+
+    def _turn(self, turn: int) -> Event:
+        """When everything else that happens at this tick has happened, and it is this loop's turn."""
+        return after(self.env, 0, turn + self._number)
 
     def _note(self, step: Step, launched: int) -> None:
         """Remember which requests the step takes up for the first time, and which it preempts."""
@@ -325,8 +362,8 @@ class ServingLoop:
             return (step.shape(traits),)
         return tuple(StepShape.of(part, traits) for part in self.scheduler.parts(microbatches))
 
-    def _account(self, step: Step, completed: Completed) -> None:
-        now = int(self.env.now)
+    def _account(self, step: Step, completed: Completed, now: int) -> None:
+        """Tell clients what a step that was over at a tick has brought."""
         decoded = step.decode_count + len(step.verifications) - len(step.returned)
         work, on_wire = self._deliver(now, decoded, completed.token_count - decoded)
         at_once = completed.token_count - decoded - len(completed.started) - len(completed.resumed)

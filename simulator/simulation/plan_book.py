@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -32,26 +31,15 @@ class Priced:
     times."""
 
     def __init__(self, features: Floats, total: Ticks, lone_s: Floats, reduced: Reduced) -> None:
-        self.features, self.total, self.lone_s, self._reduced = features, total, lone_s, reduced
-
-    @cached_property
-    def segment_ends(self) -> Ticks:
+        self.features, self.total, self.lone_s = features, total, lone_s
+        self.segment_ends = reduced.ends_of_many(total)
         """Of the reduced template, in ticks after launch, where a step begins on quiet streams."""
-        return self._reduced.ends_of_many(self.total)
-
-    @cached_property
-    def outcomes(self) -> list[int]:
+        self.outcomes: list[int] = self.segment_ends[:, reduced.outcome].tolist()
         """How long each step takes to its outcome, on quiet streams."""
-        taken: list[int] = self.segment_ends[:, self._reduced.outcome].tolist()
-        return taken
-
-    @cached_property
-    def drained(self) -> list[int]:
+        self.drained = self.outcomes
         """How long each step takes to the end of all its tasks, on quiet streams."""
-        if len(self._reduced.segments) == 1:
-            return self.outcomes
-        taken: list[int] = np.maximum.reduce(self.segment_ends, axis=1).tolist()
-        return taken
+        if len(reduced.segments) > 1:
+            self.drained = np.maximum.reduce(self.segment_ends, axis=1).tolist()
 
     def durations(self, row: int) -> Durations:
         """One of the steps."""
@@ -155,7 +143,7 @@ class Forecast:
         """Steps since the sequences last changed."""
         self._next = 0
         nothing: Floats = np.zeros((0, 0))
-        self._rows = Priced(nothing, np.zeros((0, 0), dtype=np.int64), nothing, reduced)
+        self._rows = Priced(nothing, np.zeros((0, priced.class_count), dtype=np.int64), nothing, reduced)
 
     def upcoming(self, shapes: tuple[StepShape, ...]) -> tuple[Priced, int]:
         """A decode step, given the shape of each of its microbatches, and those after it: some rows, and
