@@ -54,6 +54,8 @@ SMALL_STUDY_REQUESTS = 1500
 class _Job:
     """One simulation of a study: a run, at one end of its ranges or between them."""
 
+    number: int
+    """Of the run in the scenario."""
     run: RunSpec
     cost: Cost
     case: Case
@@ -77,20 +79,24 @@ def run_scenario(
     }
     scenario = scenarios["nominal"]
     jobs = [
-        _Job(run, scenarios[case].runs[index].cost, case, keep)
-        for index, run in enumerate(scenario.runs)
+        _job(number, run, scenarios[case].runs[number], case, keep)
+        for number, run in enumerate(scenario.runs)
         for case in _cases(run, catalogue, scenario.figures)
     ]
     requests = sum(job.run.workload.requests or SMALL_STUDY_REQUESTS for job in jobs)
     is_small = requests <= SMALL_STUDY_REQUESTS
     rows = list(carry_out(_simulate, jobs, is_small=is_small, progress=progress, workers=workers))
     grouped: dict[int, dict[Case, RunResult]] = {}
-    numbers = {id(run): number for number, run in enumerate(scenario.runs)}
     for job, row in zip(jobs, rows, strict=True):
-        grouped.setdefault(numbers[id(job.run)], {})[job.case] = row
+        grouped.setdefault(job.number, {})[job.case] = row
     results = tuple(_with_bands(cases) for _, cases in sorted(grouped.items()))
     _check_that_one_fits(scenario, results)
     return StudyResult(scenario.name, results, _rests_on(scenario, catalogue))
+
+
+def _job(number: int, run: RunSpec, in_case: RunSpec, case: Case, keep: Keep) -> _Job:
+    """A run with what its scenario says of this case: of the placement and of money."""
+    return _Job(number, replace(run, placement=in_case.placement), in_case.cost, case, keep)
 
 
 def _check_that_one_fits(scenario: Scenario, results: Sequence[RunResult]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from simulator.placement.placement import Placement, Speculation, Stage
 from simulator.placement.program import programs_of
 from simulator.results.records import RunRecord
+from simulator.serving.arrivals import Source
 from simulator.serving.speculation import DrawnAcceptance
 from simulator.simulation.serve import serve
 from tests import tiny
@@ -99,3 +100,19 @@ def test_a_device_of_its_own_is_busy_with_proposals_only() -> None:
     assert {span.units for span in passes if span.category == "compute"} == {("gpu-1",)}
     assert not any("gpu-1" in span.units for span in record.spans if span not in passes)
     assert record.link_bytes["host->gpu-1"] > 0
+
+
+def test_what_warms_up_is_not_counted() -> None:
+    """Of a closed loop that warms up: rounds, proposals and the drafter's time are those of the rest."""
+    programs = programs_of(tiny.LLAMA, (placement(),), graph(), tiny.BF16)
+
+    def record(warm_up: int, keep: Any = "all") -> RunRecord:
+        requests = tiny.requests(*[(0.0, 9, 12)] * 6)
+        return serve(programs, tiny.engine(), 100, lambda: Source(requests, 1, warm_up), keep=keep)
+
+    warmed, whole = record(2), record(0)
+    assert warmed.speculation is not None and whole.speculation is not None
+    assert warmed.output_tokens == 4 * 12 == 4 + warmed.speculation.rounds + warmed.speculation.accepted_tokens
+    assert sum(warmed.speculation.draft_time_s.values()) < sum(whole.speculation.draft_time_s.values())
+    assert warmed.speculation.draft_passes < whole.speculation.draft_passes
+    assert record(0, "summary").speculation == whole.speculation
