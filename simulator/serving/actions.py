@@ -46,7 +46,8 @@ class Step:
     restored: tuple[Move, ...] = ()
     """Blocks copied back from there after that, before it."""
     returned: tuple[int, ...] = ()
-    """Decoding sequences that had been swapped out."""
+    """Decoding sequences whose last token was not of the step before: they had been swapped out, or another
+    loop has handed them over."""
 
     @property
     def token_count(self) -> int:
@@ -85,3 +86,15 @@ class Completed:
     finished: tuple[int, ...]
     token_count: int
     """Tokens committed to sequences."""
+    departed: tuple[int, ...] = ()
+    """Sequences that go on in another loop, and keep their blocks until they are there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """Copy what a sequence has cached in one loop's KV blocks to those that another one keeps for it."""
+
+    source: int
+    target: int
+    chunk: Chunk
+    """All its tokens, none of them new, with both loops' blocks."""

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from simulator.errors import InputError, Problem
-from simulator.placement.memory import refusal
 from simulator.placement.placement import NotPlaceable
 from simulator.placement.strategies import STRATEGIES, Strategy
 from simulator.results.metrics import LatencyMetrics, is_saturated, latency_metrics
 from simulator.results.records import RunRecord
 from simulator.results.run_result import Band, Economics, MemoryUse, RunResult, StudyResult
 from simulator.serving.arrivals import users_of
-from simulator.serving.routing import ROUTERS
+from simulator.serving.routing import routing
 from simulator.simulation.serve import serve
 from simulator.specs.arrivals import (
     Arrivals,
@@ -136,17 +135,18 @@ def simulate(run: RunSpec, cost: Cost, case: Case, catalogue: Catalogue) -> RunR
     if isinstance(deployment, NotPlaceable):
         return replace(blank, reason=deployment.reason)
     requests = requests_of(run.workload, run.seed, catalogue, deployment.program.model)
-    smallest = int(requests.total_tokens.min())
-    reason = refusal(deployment.budget, smallest)
-    memory = memory_use(deployment, deployment.budget.blocks_for(smallest))
+    shortest, smallest = int(requests.prompt_tokens.min()), int(requests.total_tokens.min())
+    reason = deployment.refusal(shortest, smallest)
+    fewest = deployment.budget.blocks_for(smallest)
+    memory = memory_use(deployment, dict.fromkeys(deployment.pools, fewest))
     if reason is not None:
         return replace(blank, reason=reason, memory=memory)
     recorded = max(RECORDED_STEPS, 3 * len(deployment.programs))
     record = serve(
-        deployment.programs, deployment.engine, deployment.budget.kv_blocks,
+        deployment.programs, deployment.engine, deployment.blocks,
         lambda: source_of(run.workload, requests), run.fidelity, deployment.cores,
         recorded if case == "nominal" else 0, deployment.budget.host_blocks,
-        ROUTERS[run.routing](len(deployment.programs), run.seed), run.workload.timeout_s,
+        routing(run.routing, run.seed), run.workload.timeout_s,
     )  # fmt: skip
     return _row(blank, deployment, record, run.workload, cost, case)
 
@@ -169,19 +169,19 @@ def _row(
         event_steps=record.event_steps,
         steps=record.step_count,
         saturated=open_loop and is_saturated(record, dispersion(arrivals), _cycle(arrivals)),
-        memory=memory_use(deployment, record.peak_blocks),
+        memory=memory_use(deployment, record.peak_blocks_of),
         requests=_counts(record),
         tokens={
             "input": sum(request.prompt_tokens for request in finished),
             "output": record.output_tokens,
         },
-        transitions_per_token=transitions_per_token(deployment.program),
+        transitions_per_token=transitions_per_token(deployment.decoding),
         link_bytes=dict(record.link_bytes),
         metrics=latency_metrics(record),
         economics=economics(deployment, record, cost, unknown_as_zero=case == "best"),
         preemptions=record.preemptions,
-        kv_blocks=deployment.budget.kv_blocks,
-        peak_kv_blocks=record.peak_blocks,
+        kv_blocks=deployment.answers_in.kv_blocks,
+        peak_kv_blocks=record.peak_blocks_of[deployment.decoding.placement.role],
         spans=record.spans,
     )
 
@@ -198,11 +198,11 @@ def _counts(record: RunRecord) -> dict[str, int]:
     return counts
 
 
-def memory_use(deployment: Deployment, blocks: int) -> tuple[MemoryUse, ...]:
-    """Every memory's account with so many KV blocks taken."""
+def memory_use(deployment: Deployment, blocks: Mapping[str, int]) -> tuple[MemoryUse, ...]:
+    """Every memory's account with so many KV blocks taken in placements, by what they are for."""
     rows = []
-    for need in deployment.budget.needs:
-        parts = need.with_blocks(blocks)
+    for role, need in ((role, need) for role, account in deployment.pools.items() for need in account.needs):
+        parts = need.with_blocks(blocks[role])
         rows.append(MemoryUse(need.memory, sum(parts.values()), need.capacity_bytes, parts))
     return tuple(rows)
 
