@@ -28,7 +28,8 @@ def handover_template(source: Placed, target: Placed) -> Template:
     of neither side wait for it: who hands over reads and writes the devices' memories beside what they do.
     """
     assert not source.model.has_linear_attention, "states of linear attention cannot be handed over yet"
-    return _template("handed-over", source.slabs(), target.slabs(), target, "handover")
+    thread = f"{target.host}.handover-{target.loop}"
+    return _template("handed-over", source.slabs(), target.slabs(), target, ("sends", "receives"), thread)
 
 
 def move_template(placed: Placed, way: Way) -> Template:
@@ -61,26 +62,24 @@ def why_not_to_host(placed: Placed) -> str | None:
 
 
 def _template(
-    done: str, sources: Sequence[KvSlab], targets: Sequence[KvSlab], placed: Placed, lane: str = ""
-) -> Template:
-    """lane: what its own streams are called by; none: it takes those of steps."""
+    done: str, sources: Sequence[KvSlab], targets: Sequence[KvSlab], placed: Placed,
+    ways: tuple[str, str] = ("out", "in"), thread: str = "",
+) -> Template:  # fmt: skip
+    """ways: the streams of devices that are held. thread: of the host, if not the engine's, so that it is
+    beside steps."""
     held: dict[int, list[KvSlab]] = {}
     for slab in sources:
         held.setdefault(slab.layer, []).append(slab)
     moves = [move for slab in targets for move in _moves(held[slab.layer], slab)]
     tasks = [
-        _copy_task(placed, move, number, lane)
+        _copy_task(placed, move, number, ways)
         for number, move in enumerate(moves)
         if move.source.memory != move.target.memory
     ]
-    thread = _in_lane(placed.engine_unit, lane)
-    last = Task(placed.own_name(done), "host", "commit", placed.host, (thread,), (), (),
+    held = thread or placed.engine_unit
+    last = Task(placed.own_name(done), "host", "commit", placed.host, (held,), (), (),
                 after=tuple(range(len(tasks))), host_work="commit")  # fmt: skip
-    return Template((*tasks, last), len(tasks), traits=placed.traits, is_beside_steps=bool(lane))
-
-
-def _in_lane(unit: str, lane: str) -> str:
-    return f"{unit}.{lane}" if lane else unit
+    return Template((*tasks, last), len(tasks), traits=placed.traits, is_beside_steps=bool(thread))
 
 
 def _moves(sources: Sequence[KvSlab], target: KvSlab) -> list[KvCopy]:
@@ -97,14 +96,14 @@ def _moves(sources: Sequence[KvSlab], target: KvSlab) -> list[KvCopy]:
     return moves
 
 
-def _copy_task(placed: Placed, move: KvCopy, number: int, lane: str) -> Task:
+def _copy_task(placed: Placed, move: KvCopy, number: int, ways: tuple[str, str]) -> Task:
     machine, slab = placed.machine, move.source
     elements = Amount.of(prefill_context=slab.planes * move.head_count * slab.width)
     nbytes = byte_amount(elements, placed.formats.kv_cache)
     route = machine.route(move.source.memory, move.target.memory)
     units = tuple(
-        _in_lane(f"{memory}.{way}", lane)
-        for memory, way in ((move.source.memory, "out"), (move.target.memory, "in"))
+        f"{memory}.{way}"
+        for memory, way in zip((move.source.memory, move.target.memory), ways, strict=True)
         if memory not in machine.hosts
     )
     return Task(
