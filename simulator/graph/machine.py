@@ -119,10 +119,6 @@ class MachineGraph:
             self._routes[key] = tuple(self.graph.edges[pair]["directed"] for pair in pairwise(path))
         return self._routes[key]
 
-    def are_joined(self, source: str, target: str) -> bool:
-        """Whether there is any way from one memory to another."""
-        return bool(nx.has_path(self.graph, source, target))
-
     def memory_of(self, device: str) -> str:
         return self.devices[device].memory
 

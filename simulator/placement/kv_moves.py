@@ -76,8 +76,8 @@ def _template(
         for number, move in enumerate(moves)
         if move.source.memory != move.target.memory
     ]
-    held = thread or placed.engine_unit
-    last = Task(placed.own_name(done), "host", "commit", placed.host, (held,), (), (),
+    unit = thread or placed.engine_unit
+    last = Task(placed.own_name(done), "host", "commit", placed.host, (unit,), (), (),
                 after=tuple(range(len(tasks))), host_work="commit")  # fmt: skip
     return Template((*tasks, last), len(tasks), traits=placed.traits, is_beside_steps=bool(thread))
 

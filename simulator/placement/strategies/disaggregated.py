@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -78,9 +77,7 @@ class Disaggregated(Strategy):
         wrong = next((pool for pool in pools if isinstance(pool, NotPlaceable)), None)
         if wrong is not None:
             return wrong
-        prefill, decode = (pool for pool in pools if not isinstance(pool, NotPlaceable))
-        apart = _not_joined(machine, prefill, decode)
-        return NotPlaceable(apart) if apart is not None else (*prefill, *decode)
+        return tuple(each for pool in pools if not isinstance(pool, NotPlaceable) for each in pool)
 
     def _why_not_two_pools(self, machine: MachineGraph) -> str | None:
         """What keeps the pools from having devices of their own."""
@@ -126,15 +123,3 @@ def why_not_handed_over(model: Architecture) -> str | None:
         return f"states of linear attention cannot be handed over yet, and {model.name} has some"
     missing = missing_cache("disaggregated", model)
     return missing.reason if missing is not None else None
-
-
-def _not_joined(
-    machine: MachineGraph, sources: Sequence[Placement], targets: Sequence[Placement]
-) -> str | None:
-    """Two devices of different pools between which nothing can be copied."""
-    for source, target in product(sources, targets):
-        for one, other in product(source.devices, target.devices):
-            if not machine.are_joined(machine.memory_of(one), machine.memory_of(other)):
-                return (f"no link leads from {one} to {other}, so nothing can be handed over; "
-                        "give the machine a `network`")  # fmt: skip
-    return None

@@ -1,4 +1,4 @@
-"""`kv_transfer_disaggregated_h800`: keys and values of one prompt, handed over from eight GPUs to eight others.
+"""`kv_transfer_disaggregated_h800`: keys and values of a prompt, handed over from eight GPUs to eight more.
 
 vLLM with Mooncake's connector, one request at a time. The transfer is timed by the connector; the time to
 first token goes through both engines, for the decoding one makes the token that clients see: here it is the
@@ -39,7 +39,8 @@ class OneTransfer:
     row_count: int = 1
 
     def predict(self, catalogue: Catalogue) -> Outcome:
-        strategy = Disaggregated(prefill=Pool(tensor_parallel=self.ranks), decode=Pool(tensor_parallel=self.ranks))
+        pool = Pool(tensor_parallel=self.ranks)
+        strategy = Disaggregated(prefill=pool, decode=pool)
         model = load_model(self.model, catalogue)
         deployed = deploy(MACHINE, model, ENGINE, BF16, strategy, catalogue)
         if isinstance(deployed, NotPlaceable):
