@@ -147,6 +147,7 @@ def test_all_fidelities_end_everything_at_the_same_tick(name: str) -> None:
         by_task, by_step, fast = (run(placed, seed, each, users) for each in ("task", "step", "fast"))
         assert tiny.facts(by_task) == tiny.facts(by_step)
         assert tiny.facts(by_task) == tiny.facts(fast)
+        assert by_task.event_steps == by_task.step_count
         assert all(request.status == "finished" for request in fast.requests)
         preemptions += fast.preemptions
     assert preemptions, "workloads must reach preemption too"
