@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -200,11 +201,14 @@ def _counts(record: RunRecord) -> dict[str, int]:
 
 def memory_use(deployment: Deployment, blocks: Mapping[str, int]) -> tuple[MemoryUse, ...]:
     """Every memory's account with so many KV blocks taken in placements, by what they are for."""
-    rows = []
-    for role, need in ((role, need) for role, account in deployment.pools.items() for need in account.needs):
-        parts = need.with_blocks(blocks[role])
-        rows.append(MemoryUse(need.memory, sum(parts.values()), need.capacity_bytes, parts))
-    return tuple(rows)
+    taken: dict[str, Counter[str]] = {}
+    for role, account in deployment.pools.items():
+        for need in account.needs:
+            taken.setdefault(need.memory, Counter()).update(need.with_blocks(blocks[role]))
+    capacity = {need.memory: need.capacity_bytes for need in deployment.budget.needs}
+    return tuple(
+        MemoryUse(memory, parts.total(), capacity[memory], dict(parts)) for memory, parts in taken.items()
+    )
 
 
 def workload_label(workload: Workload) -> str:
