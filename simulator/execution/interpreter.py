@@ -27,7 +27,7 @@ from simulator.graph.work import Parameter
 from simulator.placement.kv_moves import host_slabs
 from simulator.placement.placed import same_weight
 from simulator.placement.plan import KvCopy, KvSlab, Plan, Task
-from simulator.placement.program import Program, by_placement
+from simulator.placement.program import Blocks, Program, blocks_of, by_placement
 from simulator.specs.architecture import Attention
 from simulator.specs.weight_formats import WeightFormat
 
@@ -46,7 +46,7 @@ class Interpreter:
 
     def __init__(
         self, programs: Sequence[Program], model: Transformer, sequences: Sequences, stores: Stores,
-        block_count: int, block_tokens: int, host_blocks: int = 0,
+        block_count: Blocks, block_tokens: int, host_blocks: int = 0,
     ) -> None:  # fmt: skip
         """host_blocks: of each placement, besides its KV blocks; in host memory, for those that leave."""
         self.model, self.machine = programs[0].model, programs[0].machine
@@ -57,7 +57,7 @@ class Interpreter:
         """Weights that are not kept in the format they are computed in, and their shapes."""
         for loops in by_placement(programs):
             self._load(loops[0], dict(model.named_parameters()))
-            self._make_room(loops[0].slabs(), block_count, block_tokens)
+            self._make_room(loops[0].slabs(), blocks_of(loops[0], block_count), block_tokens)
             if host_blocks:
                 self._make_room(host_slabs(loops[0]), host_blocks, block_tokens)
 

@@ -4,6 +4,10 @@ experts live."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["both", "prefill", "decode"]
+"""What the serving loops of a placement do for a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,8 @@ class Placement:
     by_sequence: bool = False
     """Ranks of the one stage hold everything but routed experts whole, and each has sequences of its own: a
     microbatch for each (data-parallel attention). Tokens of all of them meet at the experts."""
+    role: Role = "both"
+    """Those that prefill hand every request over to one that decodes, after its first token."""
 
     def __post_init__(self) -> None:
         assert self.loops == 1 or self.streaming is None, "loops would overwrite each other's fetched layers"

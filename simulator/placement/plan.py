@@ -154,6 +154,8 @@ class Template:
     and bytes over links may be forms of all shapes side by side."""
     traits: Traits = PLAIN
     """Of the model, which decide the features of a step."""
+    is_beside_steps: bool = False
+    """Whether its loop goes on meanwhile, so that it may meet steps, and others of its kind."""
 
     @cached_property
     def needs(self) -> tuple[tuple[int, ...], ...]:

@@ -116,7 +116,7 @@ class Island:
         self.crowded: Counter[str] = Counter()
         """Windows that each link brought about."""
         self.event_steps = 0
-        """Plans carried out as events, in whole or from some moment on."""
+        """Plans that loops wait for, carried out as events, in whole or from some moment on."""
         self._engine = TaskEngine(env)
         self._carried = Carried()
         self._open: list[Launch] = []
@@ -180,11 +180,11 @@ class Island:
             earlier.running = self._engine.adopt(
                 earlier.use.priced, earlier.durations, earlier.timed(), earlier.outcome, self._teller(earlier)
             )
-            self.event_steps += 1
+            self.event_steps += not earlier.use.priced.template.is_beside_steps
         self._open = []
 
     def _by_events(self, launch: Launch) -> None:
-        self.event_steps += 1
+        self.event_steps += not launch.use.priced.template.is_beside_steps
         running = self._engine.launch(
             launch.use.priced, launch.durations, launch.outcome, self._teller(launch)
         )
