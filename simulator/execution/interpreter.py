@@ -28,7 +28,7 @@ from simulator.graph.work import Parameter
 from simulator.placement.kv_moves import host_slabs
 from simulator.placement.placed import same_weight
 from simulator.placement.plan import KvCopy, KvSlab, Plan, Task
-from simulator.placement.program import Program, by_placement
+from simulator.placement.program import Blocks, Program, blocks_of, by_placement
 from simulator.specs.architecture import Attention
 from simulator.specs.weight_formats import WeightFormat
 
@@ -60,7 +60,7 @@ class Interpreter:
 
     def __init__(
         self, programs: Sequence[Program], model: Transformer, sequences: Sequences, stores: Stores,
-        block_count: int, block_tokens: int, host_blocks: int = 0, drafter: Transformer | None = None,
+        block_count: Blocks, block_tokens: int, host_blocks: int = 0, drafter: Transformer | None = None,
     ) -> None:  # fmt: skip
         """host_blocks: of each placement, besides its KV blocks; in host memory, for those that leave.
         drafter: proposes tokens to the model."""
@@ -75,7 +75,7 @@ class Interpreter:
             for member, network in zip(loops[0].members, (model, drafter), strict=False):
                 assert network is not None, "a drafter is placed, and there is none"
                 self._load(member, dict(network.named_parameters()))
-                self._make_room(member.slabs(), block_count, block_tokens)
+                self._make_room(member.slabs(), blocks_of(loops[0], block_count), block_tokens)
             if host_blocks:
                 self._make_room(host_slabs(loops[0]), host_blocks, block_tokens)
 

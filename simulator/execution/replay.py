@@ -21,7 +21,7 @@ from simulator.execution.quantised import round_trip
 from simulator.execution.random_weights import random_transformer
 from simulator.execution.stores import Fault, Stores
 from simulator.placement.plan import Plan
-from simulator.placement.program import Program
+from simulator.placement.program import Blocks, Program
 from simulator.specs.architecture import Architecture
 from simulator.specs.weight_formats import WeightStorage
 
@@ -89,7 +89,7 @@ def moments(steps: Sequence[TimedPlan]) -> list[tuple[int, int, int, int]]:
 
 def replay(
     programs: Sequence[Program], model: Transformer, prompts: dict[int, list[int]],
-    steps: Sequence[TimedPlan], block_count: int, block_tokens: int, host_blocks: int = 0,
+    steps: Sequence[TimedPlan], block_count: Blocks, block_tokens: int, host_blocks: int = 0,
     drafter: Transformer | None = None,
 ) -> Replayed:  # fmt: skip
     """Carry `steps` of placed copies of `model` out, with the KV cache in the model's own format.

@@ -24,10 +24,12 @@ def handover_template(source: Placed, target: Placed) -> Template:
     """The plan that copies the cached tokens of some sequences, layer by layer and head by head.
 
     Where a head has copies (more ranks than KV heads), the first one is the source. Both placed models are of
-    one model on one machine.
+    one model on one machine. It has streams of its own, in which hand-overs follow each other, so that steps
+    of neither side wait for it: who hands over reads and writes the devices' memories beside what they do.
     """
     assert not source.model.has_linear_attention, "states of linear attention cannot be handed over yet"
-    return _template("handed-over", source.slabs(), target.slabs(), target)
+    thread = f"{target.host}.handover-{target.loop}"
+    return _template("handed-over", source.slabs(), target.slabs(), target, ("sends", "receives"), thread)
 
 
 def move_template(placed: Placed, way: Way) -> Template:
@@ -52,6 +54,8 @@ def why_not_to_host(placed: Placed) -> str | None:
         return "states of linear attention cannot be copied to host memory (`host_kv`) yet"
     if placed.placement.speculation is not None:
         return "KV blocks that a model and its drafter share cannot be copied to host memory (`host_kv`) yet"
+    if placed.placement.role != "both":
+        return "sequences that are handed over cannot leave for host memory (`host_kv`) yet"
     if placed.placement.by_sequence:
         return "ranks that have sequences of their own cannot copy KV blocks to host memory (`host_kv`) yet"
     if any(slab.memory not in placed.machine.devices for slab in placed.slabs()):
@@ -60,20 +64,24 @@ def why_not_to_host(placed: Placed) -> str | None:
 
 
 def _template(
-    done: str, sources: Sequence[KvSlab], targets: Sequence[KvSlab], placed: Placed
-) -> Template:
+    done: str, sources: Sequence[KvSlab], targets: Sequence[KvSlab], placed: Placed,
+    ways: tuple[str, str] = ("out", "in"), thread: str = "",
+) -> Template:  # fmt: skip
+    """ways: the streams of devices that are held. thread: of the host, if not the engine's, so that it is
+    beside steps."""
     held: dict[int, list[KvSlab]] = {}
     for slab in sources:
         held.setdefault(slab.layer, []).append(slab)
     moves = [move for slab in targets for move in _moves(held[slab.layer], slab)]
     tasks = [
-        _copy_task(placed, move, number)
+        _copy_task(placed, move, number, ways)
         for number, move in enumerate(moves)
         if move.source.memory != move.target.memory
     ]
-    last = Task(placed.own_name(done), "host", "commit", placed.host, (placed.engine_unit,), (), (),
+    unit = thread or placed.engine_unit
+    last = Task(placed.own_name(done), "host", "commit", placed.host, (unit,), (), (),
                 after=tuple(range(len(tasks))), host_work="commit")  # fmt: skip
-    return Template((*tasks, last), outcome=len(tasks), traits=placed.traits)
+    return Template((*tasks, last), len(tasks), traits=placed.traits, is_beside_steps=bool(thread))
 
 
 def _moves(sources: Sequence[KvSlab], target: KvSlab) -> list[KvCopy]:
@@ -90,14 +98,14 @@ def _moves(sources: Sequence[KvSlab], target: KvSlab) -> list[KvCopy]:
     return moves
 
 
-def _copy_task(placed: Placed, move: KvCopy, number: int) -> Task:
+def _copy_task(placed: Placed, move: KvCopy, number: int, ways: tuple[str, str]) -> Task:
     machine, slab = placed.machine, move.source
     elements = Amount.of(prefill_context=slab.planes * move.head_count * slab.width)
     nbytes = byte_amount(elements, placed.formats.kv_cache)
     route = machine.route(move.source.memory, move.target.memory)
     units = tuple(
         f"{memory}.{way}"
-        for memory, way in ((move.source.memory, "out"), (move.target.memory, "in"))
+        for memory, way in zip((move.source.memory, move.target.memory), ways, strict=True)
         if memory not in machine.hosts
     )
     return Task(

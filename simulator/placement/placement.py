@@ -4,8 +4,12 @@ experts live."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from simulator.specs.architecture import Architecture
+
+Role = Literal["both", "prefill", "decode"]
+"""What the serving loops of a placement do for a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,8 @@ class Placement:
     """Ranks of the one stage hold everything but routed experts whole, and each has sequences of its own: a
     microbatch for each (data-parallel attention). Tokens of all of them meet at the experts."""
     speculation: Speculation | None = None
+    role: Role = "both"
+    """Those that prefill hand every request over to one that decodes, after its first token."""
 
     def __post_init__(self) -> None:
         assert self.loops == 1 or self.streaming is None, "loops would overwrite each other's fetched layers"

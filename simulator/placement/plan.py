@@ -156,6 +156,8 @@ class Template:
     """Of the model, which decide the features of a step."""
     of_drafter: bool = False
     """Whether it proposes tokens, and does not choose them."""
+    is_beside_steps: bool = False
+    """Whether its loop goes on meanwhile, so that it may meet steps, and others of its kind."""
 
     @cached_property
     def needs(self) -> tuple[tuple[int, ...], ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,9 +12,12 @@ from simulator.graph.work import Formats
 from simulator.placement.by_sequence import BySequence
 from simulator.placement.lowering import Lowering
 from simulator.placement.placed import Placed
-from simulator.placement.placement import Placement, Stage
+from simulator.placement.placement import Placement, Role, Stage
 from simulator.placement.plan import Template, flaws
 from simulator.specs.architecture import Architecture
+
+Blocks = int | Mapping[Role, int]
+"""KV blocks of each placement; by what it is for, where those differ."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,16 @@ def by_placement(programs: Sequence[Program]) -> tuple[tuple[Program, ...], ...]
     )
 
 
-def block_ranges(programs: Sequence[Program], block_count: int) -> tuple[range, ...]:
-    """The KV blocks of each loop, out of `block_count` of each placement."""
+def blocks_of(program: Program, blocks: Blocks) -> int:
+    """The KV blocks of a program's placement."""
+    return blocks if isinstance(blocks, int) else blocks[program.placement.role]
+
+
+def block_ranges(programs: Sequence[Program], blocks: Blocks) -> tuple[range, ...]:
+    """The KV blocks of each loop, out of those of its placement."""
     found: dict[int, range] = {}
     for loops in by_placement(programs):
-        sizes = split_evenly(block_count, len(loops))
+        sizes = split_evenly(blocks_of(loops[0], blocks), len(loops))
         for program, start, size in zip(loops, starts_of(sizes), sizes, strict=True):
             found[program.loop] = range(start, start + size)
     return tuple(found[program.loop] for program in programs)

@@ -29,7 +29,7 @@ _MOST_GROUPS = 9
 _MOST_CROSSINGS = 64
 _WAYS = {
     "": "computes", "launch": "kernel launches", "in": "copies in", "out": "copies out",
-    "engine": "engine's thread",
+    "engine": "engine's thread", "sends": "hands over", "receives": "takes over", "handover": "handed over",
 }  # fmt: skip
 
 
@@ -156,12 +156,18 @@ def _longest(texts: Iterable[str]) -> int:
 
 def _windows(spans: Sequence[Span], loops: Loops) -> list[_Window]:
     """The first two steps of the serving loop that begins, each from its first task until its outcome is
-    there and the next step begins or its last task ends."""
+    there and the next step begins or its last task ends. Where it hands sequences over, the second is the
+    first step that decodes them, from the beginning of the copy on."""
     by_step: dict[int, list[Span]] = defaultdict(list)
     for span in spans:
         by_step[span.step].append(span)
     steps = loops.steps_with(min(by_step))
-    starts = {step: min(span.start_s for span in by_step[step]) for step in steps}
+    starts = {step: min(span.start_s for span in every) for step, every in by_step.items()}
+    copied = next((step for step in sorted(by_step) if _is_handover(by_step[step])), None)
+    decoded = next((step for step in sorted(by_step) if _decodes(by_step[step])), None)
+    if copied is not None and decoded is not None:
+        steps = [steps[0], decoded]
+        starts[decoded] = min(starts[decoded], starts[copied])
     windows = []
     for step, following in zip(steps[:2], [*steps[1:], None][:2], strict=False):
         last = max(span.end_s for span in by_step[step])
@@ -169,6 +175,14 @@ def _windows(spans: Sequence[Span], loops: Loops) -> list[_Window]:
         end = last if following is None else min(last, starts[following])
         windows.append(_Window(step, starts[step], max(end, outcome), outcome))
     return windows
+
+
+def _is_handover(spans: Iterable[Span]) -> bool:
+    return any(unit.endswith(".receives") for span in spans for unit in span.units)
+
+
+def _decodes(spans: Iterable[Span]) -> bool:
+    return any(span.operator == "gather" and span.decode_tokens for span in spans)
 
 
 def _shares(durations_s: Sequence[float]) -> list[float]:
@@ -274,9 +288,10 @@ def _copies(panel: Panel, bar: Bar, lanes: Mapping[str, Lane]) -> Iterator[Cross
     units = {unit for span in bar.spans for unit in span.units}
     thread = panel.loops.thread_of[bar.step]
     for source, target in dict.fromkeys(pair for span in bar.spans for pair in span.crossings):
-        sends, receives = f"{source}.out" in units, f"{target}.in" in units
-        origin = _end(f"{source}.out" if sends else source, thread, lanes)
-        goal = _end(f"{target}.in" if receives else target, thread, lanes)
+        sends = next((f"{source}.{way}" for way in ("out", "sends") if f"{source}.{way}" in units), "")
+        receives = next((f"{target}.{way}" for way in ("in", "receives") if f"{target}.{way}" in units), "")
+        origin = _end(sends or source, thread, lanes)
+        goal = _end(receives or target, thread, lanes)
         if origin is not None and goal is not None and origin is not goal:
             x = (start + end) / 2 if sends and receives else end if sends else start
             yield Crossing(x, origin.middle, goal.middle, True)

@@ -62,7 +62,8 @@ def loops_of(spans: Sequence[Span]) -> Loops:
         if span.operator == "gather":
             parts[span.step] = max(parts[span.step], span.microbatch + 1)
     replicas: list[list[str]] = []
-    for thread in dict.fromkeys(thread_of[step] for step in sorted(thread_of)):
+    threads = dict.fromkeys(thread_of[step] for step in sorted(thread_of))
+    for thread in sorted(threads, key=_is_between_loops):
         shares = (each for each in replicas if any(streams[thread] & streams[other] for other in each))
         found = next(shares, None)
         if found is None:
@@ -75,6 +76,11 @@ def loops_of(spans: Sequence[Span]) -> Loops:
         {thread: place for threads in replicas for place, thread in enumerate(threads)},
         parts,
     )
+
+
+def _is_between_loops(thread: str) -> bool:
+    """Whether it is told of sequences that one loop hands over to another."""
+    return ".handover-" in thread
 
 
 def _threads(spans: Sequence[Span]) -> dict[int, str]:

@@ -161,7 +161,8 @@ class RunRecord:
     """Core-seconds of the serving host, its engine's thread included."""
     link_bytes: Mapping[str, int]
     flops: float
-    peak_blocks: int
+    peak_blocks_of: Mapping[str, int]
+    """The most KV blocks that any placement held at once, by what it is for (`both`, `prefill`, `decode`)."""
     preemptions: int
     prefilled_tokens: int
     """Of the sequences admitted, again after a preemption by recomputation, what had to be cached before they
@@ -181,6 +182,11 @@ class RunRecord:
     summary: Summary | None = field(default=None, repr=False)
     """Of all requests, where there is no record of each: `requests`, gaps and `in_system_at_arrivals` are
     empty then."""
+
+    @property
+    def peak_blocks(self) -> int:
+        """The same of all placements."""
+        return max(self.peak_blocks_of.values())
 
     @property
     def duration_s(self) -> float:

@@ -72,7 +72,8 @@ class Step(NamedTuple):
     restored: tuple[Move, ...] = ()
     """Blocks copied back from there after that, before it."""
     returned: tuple[int, ...] = ()
-    """Decoding sequences that had been swapped out."""
+    """Decoding sequences whose last token was not of the step before: they had been swapped out, or another
+    loop has handed them over."""
     verifications: tuple[Verification, ...] = ()
 
     @property
@@ -113,3 +114,14 @@ class Completed(NamedTuple):
     finished: tuple[int, ...]
     token_count: int
     """Tokens committed to sequences."""
+    departed: tuple[int, ...] = ()
+    """Sequences that go on in another loop, and keep their blocks until they are there."""
+
+
+class Handover(NamedTuple):
+    """Copy what a sequence has cached in one loop's KV blocks to those that another one keeps for it."""
+
+    source: int
+    target: int
+    chunk: Chunk
+    """All its tokens, none of them new, with both loops' blocks."""

@@ -97,3 +97,11 @@ ROUTERS: Mapping[str, Callable[[int, int], Router]] = {
     "two_choices": TwoChoices,
     "prefix_aware": PrefixAware,
 }
+
+MakeRouter = Callable[[int], Router]
+"""A router over so many loops."""
+
+
+def routing(name: str, seed: int = 0) -> MakeRouter:
+    """Routers that follow a rule, each with a memory of its own."""
+    return lambda loop_count: ROUTERS[name](loop_count, seed)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Several
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simulator.graph.shape import Chunk
 from simulator.placement.memory import split_chunks
@@ -28,10 +28,11 @@ class Scheduler:
 
     def __init__(
         self, settings: SchedulerSettings, block_count: int, sliding_window: int | None = None,
-        first_block: int = 0, host_blocks: range = range(0),
+        first_block: int = 0, host_blocks: range = range(0), prefill_only: bool = False,
     ) -> None:  # fmt: skip
-        """host_blocks: numbers of the KV blocks that host memory holds besides."""
-        self.settings = settings
+        """host_blocks: numbers of the KV blocks that host memory holds besides. prefill_only: whether
+        sequences depart after their first token."""
+        self.settings, self.prefill_only = settings, prefill_only
         self.host = HostBlocks(len(host_blocks), host_blocks.start) if host_blocks else None
         self.pool = BlockPool(block_count, first_block)
         if settings.prefix_caching:
@@ -48,11 +49,16 @@ class Scheduler:
         self._swapped: dict[int, Sequence] = {}
         self._running: dict[int, Sequence] = {}
         self._prefilling: dict[int, Sequence] = {}
+        self._departed: dict[int, Sequence] = {}
+        """Those that go on elsewhere, until their blocks have been copied."""
+        self._expected: dict[int, Sequence] = {}
+        """Those that come from elsewhere, for which blocks are kept."""
         self._decoding = Decoding(self._block_tokens, sliding_window, not settings.full_reservation)
         self._arrived = self._admitted = 0
         self._pending: Step | None = None
         self._preempted: list[int] = []
         self._returned: list[int] = []
+        """Decoding sequences that were not in the last step with decodes."""
 
     @property
     def waiting_count(self) -> int:
@@ -99,7 +105,7 @@ class Scheduler:
         """Queue a request; False if it is refused because all blocks together could not hold it, because its
         prompt exceeds what one step takes and may not be cut, or because the queue is full."""
         settings = self.settings
-        fits = self._blocks_for(prompt_tokens + output_tokens) <= self.pool.count
+        fits = self.could_hold(prompt_tokens, output_tokens)
         if not settings.chunked_prefill:
             fits = fits and prompt_tokens <= settings.max_num_batched_tokens
         if settings.max_queue is not None:
@@ -112,10 +118,14 @@ class Scheduler:
             self._arrived += 1
         return fits
 
+    def could_hold(self, prompt_tokens: int, output_tokens: int) -> bool:
+        """Whether all blocks together could hold what a request needs of them here."""
+        return self._blocks_for(self._most_tokens(prompt_tokens, output_tokens)) <= self.pool.count
+
     def decide(self) -> Step | None:
         """The next step, or None if there is nothing to do."""
         assert self._pending is None, "the step before has not been completed"
-        self._preempted, self._returned = [], []
+        self._preempted = []
         decodes, pieces = POLICIES[self.settings.policy](self)
         decodes = decodes and self._decoding.count > 0
         if not decodes and not pieces:
@@ -147,8 +157,7 @@ class Scheduler:
         assert step is self._pending, "only the step decided last can be completed"
         self._pending = None
         tokens, finished = self._decoded(step, accepted)
-        started: list[int] = []
-        resumed: list[int] = []
+        started, resumed, departed = list[int](), list[int](), list[int]()
         for piece in step.prefills:
             sequence = self._running[piece.sequence]
             sequence.cached += piece.new
@@ -161,9 +170,12 @@ class Scheduler:
                 if sequence.generated == sequence.output_tokens:
                     self._release(sequence)
                     finished.append(sequence.number)
+                elif self.prefill_only:
+                    self._departed[sequence.number] = self._running.pop(sequence.number)
+                    departed.append(sequence.number)
                 else:
                     self._decoding.join(sequence)
-        return Completed(tuple(started), tuple(resumed), tuple(finished), tokens)
+        return Completed(tuple(started), tuple(resumed), tuple(finished), tokens, tuple(departed))
 
     def _decoded(self, step: Step, accepted: Several[int]) -> tuple[int, list[int]]:
         """Tokens that decoding sequences got, and those of them that are done."""
@@ -177,11 +189,18 @@ class Scheduler:
 
     def abort(self, number: int) -> bool:
         """Forget a request, between two steps; False if it is not here (any more)."""
+        if number in self._departed:
+            self.release(number)
+            return True
+        if number in self._expected:
+            self.pool.give_back(self._expected.pop(number).blocks)
+            return True
         assert self._pending is None, "a step that is under way cannot be changed"
         if number in self._running:
             sequence = self._running[number]
             if sequence.is_decoding:
                 self._decoding.leave(sequence)
+            self._forget_return(number)
             self._prefilling.pop(number, None)
             self._release(sequence)
             return True
@@ -211,13 +230,14 @@ class Scheduler:
         """Whether the pending step decodes and nothing else goes on."""
         step = self._pending
         assert step is not None
-        others = step.prefills or step.preempted or step.saved or step.restored or self._prefilling
+        moved = step.saved or step.restored or step.returned
+        others = step.prefills or step.preempted or moved or self._prefilling
         return step.decode_count > 0 and not others
 
     def skip(self, count: int) -> Step:
         """Complete the pending step and those after it, `count` of those `rounds_ahead` allows; the step
         that is pending then."""
-        self._preempted, self._returned = [], []
+        self._preempted = []
         decoding, grow = self._decoding, self.grow
         for _ in range(count):
             decoding.advance()
@@ -231,10 +251,40 @@ class Scheduler:
         saved, restored = self.host.take_moves() if self.host else ((), ())
         if not decodes:
             return Step(0, 0, pieces, tuple(self._preempted), saved=saved, restored=restored)
+        returned, self._returned = tuple(self._returned), []
         return Step(
             decoding.count, decoding.span, pieces, tuple(self._preempted), decoding.window.span,
-            decoding.window.growing, saved=saved, restored=restored, returned=tuple(self._returned),
+            decoding.window.growing, saved=saved, restored=restored, returned=returned,
         )  # fmt: skip
+
+    # -- sequences that are handed over -------------------------------------------------------------------
+
+    def departed(self, number: int) -> Sequence:
+        """A sequence that goes on elsewhere, as it left."""
+        return self._departed[number]
+
+    def release(self, number: int) -> None:
+        """Free the blocks of a sequence that has departed; also while a step is under way."""
+        self._give_back(self._departed.pop(number))
+
+    def reserve(self, departed: Sequence) -> tuple[int, ...] | None:
+        """Keep blocks for a sequence that has departed elsewhere, also while a step is under way; None as
+        long as there is no room, or somebody waits already. It counts as running, but is not preempted."""
+        cached = departed.cached
+        blocks = self._blocks_for(departed.tokens if self.settings.full_reservation else cached)
+        if self.waiting_count or not self._is_room(blocks, NOTHING_KEPT):
+            return None
+        self._expected[departed.number] = replace(departed, blocks=self.pool.take(blocks), known_blocks=0)
+        return tuple(self._expected[departed.number].blocks)
+
+    def start(self, number: int) -> None:
+        """Let an expected sequence, whose tokens are there now, decode from the next decision on."""
+        assert self._pending is None, "a step that is under way cannot be changed"
+        sequence = self._expected.pop(number)
+        self._enter(sequence, sequence.blocks)
+        self._remember(sequence, sequence.cached)
+        self._decoding.join(sequence)
+        self._returned.append(number)
 
     # -- what policies are made of --------------------------------------------------------------------------
 
@@ -273,7 +323,7 @@ class Scheduler:
         back = 0
         for sequence in list(self._swapped.values()):
             blocks = self._blocks_for(sequence.cached + 1)
-            is_room = back < budget and len(self._running) < self.settings.max_num_seqs
+            is_room = back < budget and self._has_place
             if not is_room or blocks > self.pool.free_count:
                 break
             assert self.host is not None
@@ -311,7 +361,9 @@ class Scheduler:
                 break
             new = new if settings.chunked_prefill else sequence.goal - cached
             least = sequence.goal if whole else cached + new
-            blocks = self._blocks_for(sequence.tokens if settings.full_reservation else least)
+            if settings.full_reservation:
+                least = self._most_tokens(sequence.prompt_tokens, sequence.output_tokens)
+            blocks = self._blocks_for(least)
             if not self._is_room(blocks, kept):
                 break
             self._waiting.pop()
@@ -336,11 +388,20 @@ class Scheduler:
 
     def _is_room(self, blocks: int, kept: Kept) -> bool:
         """Whether a sequence may run and get so many blocks, those that are kept among them."""
-        if len(self._running) >= self.settings.max_num_seqs:
+        if not self._has_place:
             return False
         missing = blocks - len(kept.blocks) + self.pool.free_among(kept.blocks)
         spare = int(self.settings.watermark * self.pool.count) if self._running else 0
         return missing + spare <= self.pool.free_count
+
+    @property
+    def _has_place(self) -> bool:
+        """Whether one more sequence may be in the engine."""
+        return len(self._running) + len(self._expected) < self.settings.max_num_seqs
+
+    def _most_tokens(self, prompt_tokens: int, output_tokens: int) -> int:
+        """Those of a request that are to have blocks here in the end."""
+        return prompt_tokens if self.prefill_only else prompt_tokens + output_tokens
 
     def _begin(self, sequence: Sequence, blocks: int, kept: Kept) -> None:
         """Admit a sequence with so many blocks, those that are kept among them."""
@@ -386,6 +447,7 @@ class Scheduler:
         swaps = sequence.is_decoding and self.settings.preemption == "swap"
         if sequence.is_decoding:
             self._decoding.leave(sequence)
+        self._forget_return(sequence.number)
         self._prefilling.pop(sequence.number, None)
         self._remember(sequence, sequence.cached, own=True)
         held = sequence.blocks[: self._blocks_for(sequence.cached)]
@@ -398,10 +460,18 @@ class Scheduler:
         sequence.cached, sequence.goal = 0, sequence.prompt_tokens + sequence.generated
         self._waiting.put_back(sequence)
 
+    def _forget_return(self, number: int) -> None:
+        """A sequence that was to decode again does not."""
+        if number in self._returned:
+            self._returned.remove(number)
+
     def _release(self, sequence: Sequence) -> None:
+        del self._running[sequence.number]
+        self._give_back(sequence)
+
+    def _give_back(self, sequence: Sequence) -> None:
         self.pool.give_back(sequence.blocks)
         sequence.blocks, sequence.known_blocks = [], 0
-        del self._running[sequence.number]
 
     def _remember(self, sequence: Sequence, cached: int, own: bool = False) -> None:
         """Let others find what a sequence's full blocks hold, of which so many tokens are cached.

@@ -15,6 +15,8 @@ FLOWS = 2
 ACCOUNT = 3
 """Finished steps are accounted for: serving loop i goes at `ACCOUNT + i`, so that loops whose steps end at
 one tick take their turns in their own order, whatever carried the steps out."""
+HAND_OVER = 2**19
+"""Hand-overs of sequences end, and those for which there is room now begin."""
 DECIDE = 2**20
 """The next steps are decided, loop i at `DECIDE + i`: they must see all else of their tick."""
 SHARES = 2**40

@@ -65,8 +65,9 @@ class Launch:
 
     @property
     def is_step(self) -> bool:
-        """Whether it counts as one; the passes of a drafter do not."""
-        return not self.use.priced.template.of_drafter
+        """Whether it counts as one; the passes of a drafter do not, nor what is beside steps."""
+        template = self.use.priced.template
+        return not (template.of_drafter or template.is_beside_steps)
 
     def timed(self) -> Schedule:
         """When each task starts and ends: as R has it, or as far as the engine has come."""
@@ -121,7 +122,8 @@ class Island:
         self.crowded: Counter[str] = Counter()
         """Windows that each link brought about."""
         self.event_steps = 0
-        """Plans carried out as events, in whole or from some moment on, but for passes of a drafter."""
+        """Plans that loops wait for, carried out as events, in whole or from some moment on, but for those of
+        a drafter."""
         self._engine = TaskEngine(env)
         self._carried = Carried()
         self._open: list[Launch] = []

@@ -15,6 +15,7 @@ from typing import Any
 from simpy import Environment, Event
 
 from simulator.graph.shape import Chunk, StepShape
+from simulator.placement.placement import Role
 from simulator.placement.program import Program
 from simulator.serving.actions import Completed, Move, Step, Verification
 from simulator.serving.arrivals import content_of
@@ -61,6 +62,10 @@ class Rounds:
         self.accepted += sum(accepted)
 
 
+def _nothing_to_tell(_: ServingLoop, completed: Completed) -> None:
+    assert not completed.departed, "nobody takes sequences over"
+
+
 class ServingLoop:
     """One loop with its program and its scheduler."""
 
@@ -70,12 +75,14 @@ class ServingLoop:
         observer: Observer | None, decides_ahead: bool = False, acceptance: Acceptance | None = None,
     ) -> None:  # fmt: skip
         """left: is told of each request that is over. is_only: whether there are no other loops;
-        answers_matter: whether clients send requests because others were answered. decides_ahead: whether
-        each step is decided when the one before is launched, so that a request misses the step that follows
-        the one it comes in. acceptance: of tokens that a drafter proposes."""
+        answers_matter: whether requests come to it because others were answered, or prefilled.
+        decides_ahead: whether each step is decided when the one before is launched, so that a request misses
+        the step that follows the one it comes in. acceptance: of tokens that a drafter proposes."""
         self.env, self.program, self.scheduler = env, program, scheduler
         self._clock, self._front, self._gaps, self._left, self._observer = clock, front, gaps, left, observer
-        self._number, self._is_only, self._answers_matter = program.loop, is_only, answers_matter
+        self.number, self._is_only, self._answers_matter = program.loop, is_only, answers_matter
+        self.accounted: Callable[[ServingLoop, Completed], None] = _nothing_to_tell
+        """Is told what each step brought, and when room was made without one."""
         self._acceptance = acceptance
         self.rounds = Rounds()
         self.lives: dict[int, RequestLife] = {}
@@ -87,6 +94,8 @@ class ServingLoop:
         """Requests that came when the next step was decided already, in their order."""
         self._may_finish_ahead = is_only and not scheduler.moves_blocks
         """Whether what follows the end of a sequence can be decided before the clock is there."""
+        self._welcomed: list[int] = []
+        """Requests that were handed over since the last decision."""
         self._idle: Event | None = None
         """Happens when there is something to do."""
         self._going: Event | None = None
@@ -102,16 +111,33 @@ class ServingLoop:
         elif not self._add(life):
             return False
         self.lives[life.request.number] = life
+        self.wake()
+        return True
+
+    @property
+    def role(self) -> Role:
+        return self.program.placement.role
+
+    def wake(self) -> None:
+        """Decide again at this tick, if the loop has nothing under way; look at the next step anew, if it has
+        gone ahead."""
         if self._idle is not None:
             self._idle.succeed()
             self._idle = None
-        self._interrupt()
-        return True
+        if self._going is not None:
+            self._going.succeed()
+            self._going = None
+
+    def welcome(self, life: RequestLife) -> None:
+        """A request for which blocks were kept is there; it decodes from the next decision on."""
+        self.lives[life.request.number] = life
+        self._welcomed.append(life.request.number)
+        self.wake()
 
     def give_up(self, number: int) -> None:
         """A request's client waits no more; the next decision that can know of it goes without it."""
         self._given_up.append((int(self.env.now), number))
-        self._interrupt()
+        self.wake()
 
     def _add(self, life: RequestLife) -> bool:
         request = life.request
@@ -130,12 +156,6 @@ class ServingLoop:
                 life.status = "rejected"
                 self._left(life)
 
-    def _interrupt(self) -> None:
-        """Look at the next step anew, for something has come in between."""
-        if self._going is not None:
-            self._going.succeed()
-            self._going = None
-
     def serve(self) -> Life:
         """The loop itself, as a process."""
         launched: float = 0
@@ -143,6 +163,7 @@ class ServingLoop:
             if self.env.peek() == self.env.now:
                 yield self._turn(DECIDE)
             known = launched if self._decides_ahead else math.inf
+            self._let_in()
             self._let_go(known)
             self._add_late(known)
             step = self.scheduler.decide()
@@ -168,7 +189,7 @@ class ServingLoop:
                 if step is None:
                     yield self._something_to_do()
                     continue
-            launch = self._clock.run(self._number, shapes)
+            launch = self._clock.run(self.number, shapes)
             launched = launch.at
             yield launch.outcome
             self._step_ticks = int(self.env.now) - launch.at
@@ -181,16 +202,25 @@ class ServingLoop:
         """Forget those whose clients had given up by a tick."""
         due = [number for when, number in self._given_up if when <= until]
         self._given_up = self._given_up[len(due) :]
-        for number in due:
-            if number in self.lives:
-                life = self.lives.pop(number)
-                if life in self._late:
-                    self._late.remove(life)
-                else:
-                    self.scheduler.abort(number)
-                self._fail(life)
+        leaving = [self.lives.pop(number) for number in due if number in self.lives]
+        for life in leaving:
+            if life in self._late:
+                self._late.remove(life)
+            else:
+                self.scheduler.abort(life.request.number)
+            self.fail(life)
+        if leaving:
+            self.accounted(self, NOTHING_BROUGHT)
 
-    def _fail(self, life: RequestLife) -> None:
+    def _let_in(self) -> None:
+        """Start those that were handed over while a step was under way."""
+        for number in self._welcomed:
+            assert isinstance(self.scheduler, Scheduler)
+            self.scheduler.start(number)
+        self._welcomed = []
+
+    def fail(self, life: RequestLife) -> None:
+        """A request is over without its answer."""
         life.status = "failed"
         self._left(life)
 
@@ -201,7 +231,7 @@ class ServingLoop:
                 blocks = _of_blocks(moves, self.scheduler.block_tokens)
                 if self._observer is not None:
                     self._observer.moved(blocks)
-                launch = self._clock.move(self._number, name, StepShape.of((blocks,), self.program.traits))
+                launch = self._clock.move(self.number, name, StepShape.of((blocks,), self.program.traits))
                 yield launch.outcome
                 self._clock.charge(launch, step.sequence_count)
 
@@ -212,7 +242,7 @@ class ServingLoop:
         for chunks in draft_passes(step):
             if self._observer is not None:
                 self._observer.proposed(scheduler.with_blocks(chunks))
-            launch = self._clock.propose(self._number, (StepShape.of(chunks, drafter.traits),))
+            launch = self._clock.propose(self.number, (StepShape.of(chunks, drafter.traits),))
             yield launch.outcome
             self._clock.charge(launch, step.sequence_count)
             self.rounds.passes += 1
@@ -230,7 +260,7 @@ class ServingLoop:
     ) -> Generator[Event, Any, tuple[Step | None, Shapes]]:
         """Carry out several decode steps at once; the step that is then to be launched, if any, and its
         shapes."""
-        if not self._is_only and self._clock.is_alone(self._number):
+        if not self._is_only and self._clock.is_alone(self.number):
             return (yield from self._run_until_interrupted(step, shapes))
         return self._run_before_others(step, shapes)
 
@@ -240,17 +270,17 @@ class ServingLoop:
         """Carry out the decode steps that are over when a request comes to this loop, or when the last one
         that was foreseen ends. What other loops do does not matter. The step under way then is to be
         launched, as of when the one before ended."""
-        ahead = self._clock.ahead(self._number, shapes, self.scheduler.rounds_ahead(MOST_AHEAD))
+        ahead = self._clock.ahead(self.number, shapes, self.scheduler.rounds_ahead(MOST_AHEAD))
         if ahead is None or len(ahead.ends) < 2:
             return step, shapes
         ends, tokens = ahead.ends[:-1], step.decode_count
-        deliveries = self._front.deliver_later(self._number, ends, tokens, self._received)
+        deliveries = self._front.deliver_later(self.number, ends, tokens, self._received)
         self._going = going = self.env.event()
         after(self.env, ahead.ends[-1] - int(self.env.now), action=lambda: self._has_gone(going))
         yield going
         over = self._with_one_decided(ahead.ends, bisect_left(ahead.ends, int(self.env.now)))
         deliveries.count = over
-        self._clock.skip(self._number, ahead, over, step.decode_count)
+        self._clock.skip(self.number, ahead, over, step.decode_count)
         if not over:
             return step, shapes
         step = self.scheduler.skip(over)
@@ -258,7 +288,7 @@ class ServingLoop:
 
     def _has_gone(self, going: Event) -> None:
         if self._going is going:
-            self._interrupt()
+            self.wake()
 
     def _with_one_decided(self, ends: Sequence[int], untouched: int) -> int:
         """How many steps are sure to be carried out, of which so many end before anything else happens: where
@@ -274,7 +304,7 @@ class ServingLoop:
         while True:
             quiet = self.scheduler.rounds_ahead(MOST_AHEAD)
             with_end = is_clients and self._may_finish_ahead and self.scheduler.ends_after(quiet)
-            ahead = self._clock.ahead(self._number, shapes, quiet + with_end)
+            ahead = self._clock.ahead(self.number, shapes, quiet + with_end)
             if ahead is None:
                 return step, shapes
             untouched = bisect_left(ahead.ends, horizon)
@@ -288,7 +318,7 @@ class ServingLoop:
             count = max(untouched, self._with_one_decided(ends, untouched)) if is_clients else untouched
             if not count:
                 return step, shapes
-            self._clock.skip(self._number, ahead, count, step.decode_count)
+            self._clock.skip(self.number, ahead, count, step.decode_count)
             self._deliver_ahead(ends[:count], untouched, step.decode_count)
             step = self.scheduler.skip(count)
             shapes = self._shapes(step)
@@ -298,13 +328,13 @@ class ServingLoop:
     def _finish_ahead(self, step: Step, ahead: Ahead, quiet: int) -> Step | None:
         """Carry out so many decode steps and the one after, in which sequences end; the step that follows
         when that is over, if there is anything to do."""
-        self._clock.skip(self._number, ahead, quiet + 1, step.decode_count)
+        self._clock.skip(self.number, ahead, quiet + 1, step.decode_count)
         self._deliver_ahead(ahead.ends[:quiet], quiet, step.decode_count)
         last = self.scheduler.skip(quiet) if quiet else step
         self._account(last, self.scheduler.complete(last), ahead.ends[quiet])
         following = self.scheduler.decide()
         if following is None:
-            self._clock.rest(self._number)
+            self._clock.rest(self.number)
         else:
             self._note(following, ahead.ends[quiet])
         return following
@@ -318,13 +348,13 @@ class ServingLoop:
             self._gaps.add_between(self._previous_received, received, decoded)
             self._previous_received = received[-1]
         if at_once < len(ends):
-            self._front.deliver_later(self._number, ends[at_once:], decoded, self._received)
+            self._front.deliver_later(self.number, ends[at_once:], decoded, self._received)
 
     def _horizon(self) -> tuple[float, bool]:
         """Before this tick nothing can reach the loop but its own steps; and whether only clients can then.
         Any event may be the step of a loop that it may meet, or one that ends a request whose client then
         asks for more."""
-        if self._answers_matter or not self._clock.is_alone(self._number):
+        if self._answers_matter or not self._clock.is_alone(self.number):
             return self.env.peek(), False
         return self._front.next_client_event(), True
 
@@ -340,7 +370,7 @@ class ServingLoop:
 
     def _turn(self, turn: int) -> Event:
         """When everything else that happens at this tick has happened, and it is this loop's turn."""
-        return after(self.env, 0, turn + self._number)
+        return after(self.env, 0, turn + self.number)
 
     def _note(self, step: Step, launched: int) -> None:
         """Remember which requests the step takes up for the first time, and which it preempts."""
@@ -380,17 +410,18 @@ class ServingLoop:
         for number in completed.finished:
             life = self.lives.pop(number)
             if life.gave_up:
-                self._fail(life)
+                self.fail(life)
                 continue
             life.last_token, life.last_received, life.status = now, received, "finished"
             life.host_ticks += work
             life.network_ticks += on_wire + self._front.latency
             self._left(life)
+        self.accounted(self, completed)
 
     def _deliver(self, ready: int, decoded: int, others: int = 0) -> tuple[int, int]:
         """Send a step's tokens to the clients, those of `decoded` sequences that had one in the step before
         and `others`; ticks of a core's work and on the network."""
-        received, work, on_wire = self._front.deliver(self._number, ready, decoded + others)
+        received, work, on_wire = self._front.deliver(self.number, ready, decoded + others)
         if decoded:
             self._received(received, decoded)
         self._previous_received = received
@@ -403,5 +434,6 @@ def _of_blocks(moves: Sequence[Move], block_tokens: int) -> Chunk:
     return Chunk(NOBODY, len(moves) * block_tokens, 0, False, sources, targets)
 
 
+NOTHING_BROUGHT = Completed((), (), (), 0)
 NOBODY = -1
 """Whose blocks are moved: a plan that moves them need not know."""

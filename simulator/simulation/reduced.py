@@ -45,7 +45,7 @@ class Reduced:
     """For each link a bound on what all flows of one step take of it at any moment, whatever the
     durations."""
     trailing_links: frozenset[str]
-    """Links that are crossed by tasks that the outcome does not wait for."""
+    """Links that are crossed by tasks that the outcome does not wait for, or nobody for the outcome."""
     drains: bool
     """Whether everything has ended when the outcome has."""
 
@@ -149,7 +149,7 @@ def reduce(priced: PricedTemplate) -> Reduced:
         link
         for node, links in zip(canonical, priced.links_of_task, strict=True)
         for link in links
-        if not before_outcome >> node & 1
+        if priced.template.is_beside_steps or not before_outcome >> node & 1
     )
     drains = before_outcome == (1 << len(merged.nodes)) - 1
     peaks = _peak_loads(priced, canonical, ancestors, _descendants(merged.nodes))

@@ -47,7 +47,7 @@ def run_record(serving: Serving) -> RunRecord:
         + seconds(serving.front.cores.busy),
         link_bytes=link_totals(serving.books),
         flops=flops_total(serving.books),
-        peak_blocks=_peak_blocks(serving),
+        peak_blocks_of=_peak_blocks(serving),
         preemptions=sum(loop.scheduler.preemptions for loop in serving.loops),
         prefilled_tokens=sum(loop.scheduler.prompt_tokens for loop in serving.loops),
         reused_tokens=sum(loop.scheduler.reused_tokens for loop in serving.loops),
@@ -79,12 +79,15 @@ def _totals(requests: Sequence[RequestRecord]) -> _Totals:
     )
 
 
-def _peak_blocks(serving: Serving) -> int:
+def _peak_blocks(serving: Serving) -> dict[str, int]:
     """KV blocks that the loops of a placement held at their peaks; of replicas the most of any."""
     peaks: Counter[Placement] = Counter()
     for loop in serving.loops:
         peaks[loop.program.placement] += loop.scheduler.peak_blocks
-    return max(peaks.values())
+    found: dict[str, int] = {}
+    for placement, peak in peaks.items():
+        found[placement.role] = max(peak, found.get(placement.role, 0))
+    return found
 
 
 def _speculation(serving: Serving) -> SpeculationRecord | None:

@@ -15,18 +15,20 @@ from typing import Any, Literal
 
 from simpy import Environment, Event
 
-from simulator.placement.kv_moves import WAYS, move_template
-from simulator.placement.program import Program, block_ranges
+from simulator.placement.kv_moves import WAYS, handover_template, move_template
+from simulator.placement.plan import Template
+from simulator.placement.program import Blocks, Program, block_ranges
 from simulator.results.records import RequestRecord, RunRecord, since
 from simulator.results.summary import Summary
 from simulator.serving.arrivals import Request, Source
 from simulator.serving.lockstep import Lockstep
-from simulator.serving.routing import LeastLoaded, Router
+from simulator.serving.routing import MakeRouter, routing
 from simulator.serving.scheduler import Scheduler
 from simulator.serving.speculation import Acceptance, SpeculatingScheduler, drawn_acceptance
 from simulator.simulation.clock import Clock
 from simulator.simulation.front import Front
 from simulator.simulation.gaps import Gaps, SummedGaps
+from simulator.simulation.handing import Handing, plan_name
 from simulator.simulation.lives import RequestLife
 from simulator.simulation.loop import Observer, ServingLoop
 from simulator.simulation.plan_book import PlanBook
@@ -35,15 +37,16 @@ from simulator.simulation.ticks import tick
 from simulator.specs.engine import Engine
 
 Keep = Literal["all", "summary"]
+LEAST_LOADED = routing("least_loaded")
 
 
 class Serving:
     """A placed model that serves a source of requests on a simulated clock, with a loop for each program."""
 
     def __init__(
-        self, programs: Program | Sequence[Program], engine: Engine, block_count: int, source: Source,
+        self, programs: Program | Sequence[Program], engine: Engine, block_count: Blocks, source: Source,
         fidelity: str, cores: int, record_steps: int = 0, observer: Observer | None = None,
-        host_blocks: int = 0, router: Router | None = None, timeout_s: float | None = None,
+        host_blocks: int = 0, make_router: MakeRouter = LEAST_LOADED, timeout_s: float | None = None,
         keep: Keep = "all", acceptance: Acceptance | None = None,
     ) -> None:  # fmt: skip
         """block_count: KV blocks of each placement, which its loops share out, and host_blocks those in host
@@ -54,9 +57,8 @@ class Serving:
         assert [program.loop for program in self.programs] == list(range(len(self.programs)))
         self.source, self.fidelity = source, fidelity
         self.env = Environment()
-        moves = WAYS if host_blocks else ()
         self.books = tuple(
-            PlanBook(program, engine, {way: move_template(program, way) for way in moves})
+            PlanBook(program, engine, self._handovers(program) | _moves(program, host_blocks))
             for program in self.programs
         )
         self.clock = Clock(self.env, self.books, fidelity, record_steps)
@@ -65,13 +67,20 @@ class Serving:
         self.gaps = Gaps() if self.summary is None else SummedGaps(self.summary)
         blocks = block_ranges(self.programs, block_count)
         host = block_ranges(self.programs, host_blocks)
+        passes_on = any(program.placement.role == "prefill" for program in self.programs)
+        answers_matter = source.is_closed or passes_on
         self.loops = tuple(
             ServingLoop(self.env, program, _scheduler(engine, program, own, other), self.clock, self.front,
-                        self.gaps, self._leave, len(self.programs) == 1, source.is_closed, observer,
+                        self.gaps, self._leave, len(self.programs) == 1, answers_matter, observer,
                         engine.scheduler.overlap, acceptance or drawn_acceptance(program.placement, seed=0))
             for program, own, other in zip(self.programs, blocks, host, strict=True)
         )  # fmt: skip
-        self._router = router or LeastLoaded(len(self.loops), seed=0)
+        self._first_loops = [loop for loop in self.loops if loop.role != "decode"]
+        """Those that requests go to."""
+        self._router = make_router(len(self._first_loops))
+        self._handing: Handing | None = None
+        if passes_on:
+            self._handing = Handing(self.env, self.clock, self.loops, make_router, observer)
         self._timeout = None if timeout_s is None else tick(timeout_s)
         self.lives: dict[int, RequestLife] = {}
         """Requests that are not over."""
@@ -83,6 +92,13 @@ class Serving:
         self.warmed_up: RunRecord | None = None
         """The run until the last request that only warms up was answered."""
         self._live = 0
+
+    def _handovers(self, source: Program) -> dict[str, Template]:
+        """The plans by which one program hands sequences over to others."""
+        if source.placement.role != "prefill":
+            return {}
+        targets = (program for program in self.programs if program.placement.role == "decode")
+        return {plan_name(target): handover_template(source, target) for target in targets}
 
     def run(self) -> RunRecord:
         """Serve every request."""
@@ -124,8 +140,10 @@ class Serving:
         if life.gave_up:
             self._leave(life)
             return
-        chosen = self._router.choose(life.request, [len(loop.lives) for loop in self.loops])
-        if not (is_known and self.loops[chosen].take(life)):
+        if self._handing is not None:
+            is_known = is_known and self._handing.could_hold(life.request.prompt_tokens, answer)
+        chosen = self._router.choose(life.request, [len(loop.lives) for loop in self._first_loops])
+        if not (is_known and self._first_loops[chosen].take(life)):
             life.status = "rejected"
             self._leave(life)
 
@@ -135,6 +153,8 @@ class Serving:
         if life.status != "failed":
             return
         life.gave_up = True
+        if self._handing is not None:
+            self._handing.give_up(number)
         for loop in self.loops:
             if number in loop.lives:
                 loop.give_up(number)
@@ -163,27 +183,33 @@ class Serving:
             self.front.at(known + tick(self.source.think_s), partial(self._send, request))
 
 
+def _moves(program: Program, host_blocks: int) -> dict[str, Template]:
+    """The plans by which KV blocks leave for host memory, if there is room for them, and come back."""
+    return {way: move_template(program, way) for way in WAYS} if host_blocks else {}
+
+
 def _scheduler(engine: Engine, program: Program, blocks: range, host: range) -> Scheduler | Lockstep:
     if program.placement.speculation is not None:
         proposed = program.placement.speculation.tokens
         return SpeculatingScheduler(engine.scheduler, len(blocks), proposed, blocks.start)
     ranks = [
-        Scheduler(engine.scheduler, len(blocks), program.model.sliding_window, blocks.start, host)
+        Scheduler(engine.scheduler, len(blocks), program.model.sliding_window, blocks.start, host,
+                  program.placement.role == "prefill")
         for _ in range(program.rank_groups)
-    ]
+    ]  # fmt: skip
     return Lockstep(ranks) if program.placement.by_sequence else ranks[0]
 
 
 def serve(
-    programs: Program | Sequence[Program], engine: Engine, block_count: int,
+    programs: Program | Sequence[Program], engine: Engine, block_count: Blocks,
     make_source: Callable[[], Source], fidelity: str = "fast", cores: int = 1, record_steps: int = 0,
-    host_blocks: int = 0, router: Router | None = None, timeout_s: float | None = None, keep: Keep = "all",
-    acceptance: Acceptance | None = None,
+    host_blocks: int = 0, make_router: MakeRouter = LEAST_LOADED, timeout_s: float | None = None,
+    keep: Keep = "all", acceptance: Acceptance | None = None,
 ) -> RunRecord:  # fmt: skip
     """Run a workload once; what only warms up is not in the record."""
     serving = Serving(
         programs, engine, block_count, make_source(), fidelity, cores, record_steps, None, host_blocks,
-        router, timeout_s, keep, acceptance,
+        make_router, timeout_s, keep, acceptance,
     )  # fmt: skip
     record = serving.run()
     return record if serving.warmed_up is None else since(serving.warmed_up, record)

@@ -23,7 +23,7 @@ from simulator.graph.machine import Correction, Directed, GridCorrection, Measur
 from simulator.graph.operator_traits import operator_traits
 from simulator.graph.shape import NOTHING, Amount, total
 from simulator.graph.work import Work
-from simulator.placement.plan import Launched, Task
+from simulator.placement.plan import KvCopy, Launched, Task
 from simulator.placement.program import Program
 from simulator.simulation.ticks import tick
 from simulator.specs.engine import Engine
@@ -71,7 +71,8 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to carry a collective out: beyond the least latency of all ways and the time of its bytes."""
+    """One way to carry a collective out, or a copy: beyond the least latency of all ways and the time of its
+    bytes."""
 
     extra_s: float = 0.0
     slowness: float = 1.0
@@ -129,6 +130,7 @@ class Pricer:
         self.program, self.links = program, program.machine.links
         self.pinned = engine.memory.pinned
         self.launch, self.code, self.fetch_s = engine.launch, engine.code, engine.overheads.fetch_s
+        self.block_copy_s, self.block_tokens = engine.overheads.block_copy_s, engine.scheduler.kv_block_tokens
         self.engine_step_s = step_s(engine, program.machine.hosts[program.host].host)
 
     def links_crossed(self, task: Task) -> tuple[str, ...]:
@@ -161,7 +163,19 @@ class Pricer:
             return self._collective(task, directed, loads)
         brings_weights = any(tensor.kind == "fetched_weights" for tensor in task.writes)
         latency_s = self._latency_s(task, directed) + self.fetch_s * brings_weights
-        return Price(task.microbatch, loads=loads, latency_s=latency_s)
+        ways = STRAIGHT if task.kv_copy is None else (self._in_pieces(task.kv_copy, loads),)
+        return Price(task.microbatch, loads=loads, latency_s=latency_s, ways=ways)
+
+    def _in_pieces(self, move: KvCopy, loads: Sequence[Form]) -> Way:
+        """Blocks that go to host memory or back are copied in pieces, each of which costs something besides
+        its bytes. All pieces are of one size, so all takes so many times as long."""
+        ends = {move.source.memory, move.target.memory}
+        if not self.block_copy_s or not ends.intersection(self.program.machine.hosts):
+            return Way()
+        slab = move.source
+        plane_bytes = slab.bytes_per_token * move.head_count / slab.head_count / slab.planes
+        piece_s = plane_bytes * self.block_tokens * max(load.s_per_unit for load in loads)
+        return Way(slowness=1 + self.block_copy_s / piece_s)
 
     def _collective(self, task: Task, directed: Sequence[Directed], loads: tuple[Form, ...]) -> Price:
         """What is quickest with nothing to carry is its latency, and no way is quicker."""

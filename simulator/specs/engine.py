@@ -112,6 +112,9 @@ class Overheads(Spec):
     """On every step, whatever is in it."""
     per_sequence_s: Annotated[Seconds, Field(alias="per_sequence")]
     """More for each sequence in the step."""
+    block_copy_s: Annotated[Seconds, Field(alias="block_copy")] = 0.0
+    """For each piece in which KV blocks are copied to host memory or back, besides its bytes: one layer's
+    keys of a block, or its values. Nothing where pieces are gathered first."""
     fetch_s: Annotated[Seconds, Field(alias="fetch")] = 0.0
     """What bringing the weights of a layer from another memory costs besides the copy: to allocate their
     place, and to free it after use."""

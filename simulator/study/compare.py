@@ -21,7 +21,7 @@ from simulator.graph.work import Parameter
 from simulator.placement.largest_step import fetched_bytes_per_token, largest_step
 from simulator.placement.occupancy import peak_occupancy, standing_bytes
 from simulator.placement.plan import Plan, flaws
-from simulator.placement.program import Program, by_placement
+from simulator.placement.program import Blocks, Program, blocks_of, by_placement
 from simulator.results.records import RunRecord
 from simulator.serving.arrivals import Request
 from simulator.serving.speculation import Acceptance, KnownAcceptance
@@ -108,7 +108,7 @@ class Simulated:
 class Room:
     """KV blocks of each placement."""
 
-    blocks: int
+    blocks: Blocks
     host_blocks: int = 0
     """In host memory, besides."""
 
@@ -153,12 +153,14 @@ def compare(
         found.append(f"tokens of sequences {wrong} differ from plain generation's")
     if not happened.fault:
         each = (
-            standing_bytes(replica[0], room.blocks, size, len(prompts), room.host_blocks) for replica in loops
+            standing_bytes(
+                replica[0], blocks_of(replica[0], room.blocks), size, len(prompts), room.host_blocks
+            )
+            for replica in loops
         )
         standing = sum(each, Counter[str]())
         found += _accounts(happened, record, [timed.plan for timed in steps], standing, real.moments(steps))
-        cached = room.blocks * size
-        found += _beyond_account(happened.peak_bytes, standing, [each[0] for each in loops], engine, cached)
+        found += _beyond_account(happened.peak_bytes, standing, [each[0] for each in loops], engine, room)
     return replace(
         blank,
         status="mismatch" if found else "ok",
@@ -234,7 +236,7 @@ def _accounts(
 
 def _beyond_account(
     peaks: Mapping[str, int], standing: Counter[str], placements: Sequence[Program], engine: Engine,
-    cached_tokens: int,
+    room: Room,
 ) -> list[str]:  # fmt: skip
     """Memories in which a step's own tensors took more than the account of the largest step has for them."""
     allowed = Counter(standing)
@@ -243,6 +245,7 @@ def _beyond_account(
         for memory in {memory for each in largest for memory in each}:
             allowed[memory] += max(each[memory].total() for each in largest) * program.placement.loops
         for memory, nbytes in fetched_bytes_per_token(program).items():
+            cached_tokens = blocks_of(program, room.blocks) * engine.scheduler.kv_block_tokens
             allowed[memory] += nbytes * cached_tokens
     return [
         f"peak bytes in {memory}: {peak} are more than the account of the largest step, {allowed[memory]}"

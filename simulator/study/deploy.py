@@ -15,9 +15,9 @@ from simulator.errors import InputError, Problem, SimulatorError
 from simulator.graph.machine import machine_graph
 from simulator.graph.work import Formats
 from simulator.placement.kv_moves import why_not_to_host
-from simulator.placement.memory import Budget, budget, together
-from simulator.placement.placement import NotPlaceable
-from simulator.placement.program import Program, by_placement, programs_of
+from simulator.placement.memory import Budget, budget, refusal, together
+from simulator.placement.placement import NotPlaceable, Role
+from simulator.placement.program import Blocks, Program, by_placement, programs_of
 from simulator.placement.strategies import Strategy
 from simulator.serving.arrivals import Request, RequestTable, Source, from_trace, generate
 from simulator.specs.architecture import Architecture
@@ -53,15 +53,48 @@ class Deployment:
         return self.programs[0]
 
     @property
+    def decoding(self) -> Program:
+        """The first that decodes."""
+        return next(program for program in self.programs if program.placement.role != "prefill")
+
+    @property
     def devices(self) -> tuple[str, ...]:
         """Every device that computes."""
         return tuple(dict.fromkeys(d for program in self.programs for d in program.placement.devices))
 
     @cached_property
+    def pools(self) -> Mapping[Role, Budget]:
+        """The account of the memories of all placements that are for the same, by what that is."""
+        found: dict[Role, list[Budget]] = {}
+        for loops in by_placement(self.programs):
+            found.setdefault(loops[0].placement.role, []).append(budget(loops[0], self.engine))
+        return {
+            role: replace(together(budgets, self.engine), stated_blocks=self.kv_blocks)
+            for role, budgets in found.items()
+        }
+
+    @cached_property
     def budget(self) -> Budget:
         """The account of every memory the placements touch."""
-        budgets = [budget(loops[0], self.engine) for loops in by_placement(self.programs)]
-        return replace(together(budgets, self.engine), stated_blocks=self.kv_blocks)
+        return replace(together(list(self.pools.values()), self.engine), stated_blocks=self.kv_blocks)
+
+    @property
+    def blocks(self) -> Blocks:
+        """The KV blocks of each placement."""
+        return {role: account.kv_blocks for role, account in self.pools.items()}
+
+    @property
+    def answers_in(self) -> Budget:
+        """The account of the placements where answers are made, and cached."""
+        return next(account for role, account in self.pools.items() if role != "prefill")
+
+    def refusal(self, fewest_prompt_tokens: int, fewest_tokens: int) -> str | None:
+        """Why no request can be served, given the shortest prompt and the fewest tokens of prompt and answer
+        together; None if some may be."""
+        needed = {role: fewest_prompt_tokens if role == "prefill" else fewest_tokens for role in self.pools}
+        reasons = {role: refusal(account, needed[role]) for role, account in self.pools.items()}
+        told = {role: reason for role, reason in reasons.items() if reason is not None}
+        return "; ".join(told[role] if role == "both" else f"{role}: {told[role]}" for role in told) or None
 
     @property
     def host(self) -> Host:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from simulator.errors import InputError, Problem
-from simulator.placement.memory import refusal
 from simulator.placement.placement import NotPlaceable
 from simulator.placement.strategies import STRATEGIES, Strategy
 from simulator.results.metrics import LatencyMetrics
@@ -17,7 +17,7 @@ from simulator.results.run_result import Band, Economics, MemoryUse, RunResult, 
 from simulator.results.sketch import RELATIVE_ERROR
 from simulator.results.summary import counts_of, is_run_saturated, metrics_of, prompt_tokens_of
 from simulator.serving.arrivals import users_of
-from simulator.serving.routing import ROUTERS
+from simulator.serving.routing import routing
 from simulator.serving.speculation import drawn_acceptance
 from simulator.simulation.serve import Keep, serve
 from simulator.specs.arrivals import (
@@ -153,9 +153,10 @@ def simulate(
                   "a summary cannot tell them: use --keep all")  # fmt: skip
         raise InputError([Problem("scenario", key="engine", value=run.engine, advice=advice)])
     requests = requests_of(run.workload, run.seed, catalogue, deployment.program.model)
-    smallest = int(requests.total_tokens.min())
-    reason = refusal(deployment.budget, smallest)
-    memory = memory_use(deployment, deployment.budget.blocks_for(smallest))
+    shortest, smallest = int(requests.prompt_tokens.min()), int(requests.total_tokens.min())
+    reason = deployment.refusal(shortest, smallest)
+    fewest = deployment.budget.blocks_for(smallest)
+    memory = memory_use(deployment, dict.fromkeys(deployment.pools, fewest))
     if reason is not None:
         return replace(blank, reason=reason, memory=memory)
     recorded = max(RECORDED_STEPS, 3 * len(deployment.programs))
@@ -163,10 +164,10 @@ def simulate(
     if speculation is not None:  # the passes for prompts, and a round
         recorded = max(recorded, 2 + speculation.tokens + 1)
     record = serve(
-        deployment.programs, deployment.engine, deployment.budget.kv_blocks,
+        deployment.programs, deployment.engine, deployment.blocks,
         lambda: source_of(run.workload, requests), run.fidelity, deployment.cores,
         recorded if case == "nominal" else 0, deployment.budget.host_blocks,
-        ROUTERS[run.routing](len(deployment.programs), run.seed), run.workload.timeout_s, keep,
+        routing(run.routing, run.seed), run.workload.timeout_s, keep,
         drawn_acceptance(deployment.program.placement, run.seed),
     )  # fmt: skip
     return _row(blank, deployment, record, run.workload, cost, case)
@@ -190,10 +191,10 @@ def _row(
         event_steps=record.event_steps,
         steps=record.step_count,
         saturated=open_loop and is_run_saturated(record, dispersion(arrivals), _cycle(arrivals)),
-        memory=memory_use(deployment, record.peak_blocks),
+        memory=memory_use(deployment, record.peak_blocks_of),
         requests=counts,
         tokens={"input": prompt_tokens_of(record), "output": record.output_tokens},
-        transitions_per_token=transitions_per_token(deployment.program),
+        transitions_per_token=transitions_per_token(deployment.decoding),
         link_bytes=dict(record.link_bytes),
         metrics=metrics_of(record, deployment.engine.metrics_clock),
         metrics_clock=deployment.engine.metrics_clock,
@@ -202,8 +203,8 @@ def _row(
         preemptions=record.preemptions,
         prefilled_tokens=record.prefilled_tokens,
         reused_tokens=record.reused_tokens,
-        kv_blocks=deployment.budget.kv_blocks,
-        peak_kv_blocks=record.peak_blocks,
+        kv_blocks=deployment.answers_in.kv_blocks,
+        peak_kv_blocks=record.peak_blocks_of[deployment.decoding.placement.role],
         speculation=record.speculation,
         draft_share=_draft_share(record),
         spans=record.spans,
@@ -221,13 +222,16 @@ def _cycle(arrivals: Arrivals) -> float:
     return arrivals.rate_per_s * arrivals.period_s if isinstance(arrivals, DiurnalArrivals) else 0.0
 
 
-def memory_use(deployment: Deployment, blocks: int) -> tuple[MemoryUse, ...]:
-    """Every memory's account with so many KV blocks taken."""
-    rows = []
-    for need in deployment.budget.needs:
-        parts = need.with_blocks(blocks)
-        rows.append(MemoryUse(need.memory, sum(parts.values()), need.capacity_bytes, parts))
-    return tuple(rows)
+def memory_use(deployment: Deployment, blocks: Mapping[str, int]) -> tuple[MemoryUse, ...]:
+    """Every memory's account with so many KV blocks taken in placements, by what they are for."""
+    taken: dict[str, Counter[str]] = {}
+    for role, account in deployment.pools.items():
+        for need in account.needs:
+            taken.setdefault(need.memory, Counter()).update(need.with_blocks(blocks[role]))
+    capacity = {need.memory: need.capacity_bytes for need in deployment.budget.needs}
+    return tuple(
+        MemoryUse(memory, parts.total(), capacity[memory], dict(parts)) for memory, parts in taken.items()
+    )
 
 
 def workload_label(workload: Workload) -> str:

@@ -13,17 +13,17 @@ from typing import Any
 
 from simulator.errors import InputError, Problem
 from simulator.graph.shape import Chunk
-from simulator.placement.placement import NotPlaceable
+from simulator.placement.placement import NotPlaceable, Role
 from simulator.placement.program import Program, by_placement
 from simulator.placement.strategies import STRATEGIES, Strategy
 from simulator.serving.actions import Step, Verification
 from simulator.serving.arrivals import Request
 from simulator.serving.lockstep import Lockstep
-from simulator.serving.routing import ROUTERS, Router
+from simulator.serving.routing import MakeRouter, routing
 from simulator.serving.scheduler import Scheduler
 from simulator.serving.speculation import Acceptance
 from simulator.simulation.loop import Observer
-from simulator.simulation.serve import Serving
+from simulator.simulation.serve import LEAST_LOADED, Serving
 from simulator.specs.catalogue import Catalogue
 from simulator.specs.engine import Engine
 from simulator.specs.model import load_model
@@ -92,9 +92,9 @@ def verify_run(run: RunSpec, catalogue: Catalogue) -> Verified:
         return replace(blank, mismatches=(too_large,))
     engine, room = made_scarce(deployment.engine, requests, deployment.programs)
     deployment = replace(deployment, engine=engine)
-    router = ROUTERS[run.routing](len(deployment.programs), run.seed)
+    make_router = routing(run.routing, run.seed)
     acceptance = known_acceptance(deployment.program, requests, run.seed)
-    simulated = simulate_for_replay(deployment, requests, room, run.workload, router, acceptance)
+    simulated = simulate_for_replay(deployment, requests, room, run.workload, make_router, acceptance)
     return compare(blank, simulated, requests, engine, room, run.seed)
 
 
@@ -116,22 +116,29 @@ def made_scarce(
     many again in host memory, if it uses that."""
     scheduler = engine.scheduler
     size = min(scheduler.kv_block_tokens, SMALL_BLOCK_TOKENS)
-    wanted = [-(-(request.prompt_tokens + request.output_tokens) // size) for request in requests]
     changes: dict[str, Any] = {"kv_block_tokens": size}
     if scheduler.chunked_prefill:
         longest = max(request.prompt_tokens for request in requests)
         budget = min(scheduler.max_num_batched_tokens, max(len(requests), longest * 2 // 3))
         changes |= {"max_num_batched_tokens": budget, "max_num_seqs": min(scheduler.max_num_seqs, budget)}
     scarce = engine.model_copy(update={"scheduler": scheduler.model_copy(update=changes)})
-    groups = len(programs) * programs[0].rank_groups
-    each_loop = max(max(wanted), sum(wanted) // (2 * groups))
-    blocks = each_loop * programs[0].placement.loops
-    return scarce, Room(blocks, blocks if engine.memory.host_kv_bytes else 0)
+    blocks: dict[Role, int] = {}
+    for program in programs:
+        role = program.placement.role
+        wanted = [-(-_most_cached(request, role) // size) for request in requests]
+        groups = sum(each.placement.role == role for each in programs) * program.rank_groups
+        blocks[role] = max(max(wanted), sum(wanted) // (2 * groups)) * program.placement.loops
+    return scarce, Room(blocks, blocks["both"] if engine.memory.host_kv_bytes else 0)
+
+
+def _most_cached(request: Request, role: Role) -> int:
+    """Tokens of a request that are to have blocks in a placement in the end."""
+    return request.prompt_tokens + (request.output_tokens if role != "prefill" else 0)
 
 
 def simulate_for_replay(
     deployment: Deployment, requests: Sequence[Request], room: Room, workload: Workload,
-    router: Router | None = None, acceptance: Acceptance | None = None,
+    make_router: MakeRouter = LEAST_LOADED, acceptance: Acceptance | None = None,
 ) -> Simulated:  # fmt: skip
     """Run the workload at fidelity `task`, keeping every task's times and every plan's chunks."""
     decided: list[Parts] = []
@@ -149,7 +156,7 @@ def simulate_for_replay(
 
     serving = Serving(
         deployment.programs, deployment.engine, room.blocks, source_of(workload, requests), "task",
-        deployment.cores, 2**62, Observer(note, note_move, note_proposed), room.host_blocks, router,
+        deployment.cores, 2**62, Observer(note, note_move, note_proposed), room.host_blocks, make_router,
         workload.timeout_s, acceptance=noted,
     )  # fmt: skip
     record = serving.run()

@@ -10,6 +10,7 @@ from simulator.placement.placement import NotPlaceable, Placement
 from simulator.placement.strategies import (
     STRATEGIES,
     AttentionOffload,
+    Disaggregated,
     ExpertOffload,
     ExpertParallel,
     Hybrid,
@@ -83,6 +84,19 @@ def reason(strategy: Strategy, where: str, name: str = LLAMA) -> str:
         (proposing("llama-3.2-1b", tensor_parallel=8), L40S, LLAMA, "needs 8 accelerators, there are 4"),
         (proposing("llama-3.2-1b", draft_devices=("nr1.accelerator-0",)), "cpu-gpu-nr1", LLAMA,
          "x86.gpu-0 and nr1.accelerator-0 are attached to different hosts"),
+        (Disaggregated.model_validate({"decode": {"replicas": 4}}), L40S, LLAMA,
+         "disaggregated prefill 1, decode 4 needs 5 accelerators, there are 4"),
+        (Disaggregated.model_validate({"prefill": {"devices": ["gpu-1"]}, "decode": {"devices": ["gpu-1"]}}), L40S, LLAMA,
+         "a device is of one pool: gpu-1 is named in `prefill` and in `decode`"),
+        (Disaggregated.model_validate({"decode": {"devices": ["gpu-1", "gpu-2"]}}), L40S, LLAMA,
+         "decode of disaggregated needs 1 accelerators, `devices` names 2"),
+        (Disaggregated.model_validate({"prefill": {"devices": ["cpu"]}}), L40S, LLAMA, "cpu is a CPU"),
+        (Disaggregated.model_validate({"prefill": {"devices": ["gpu-9"]}}), L40S, LLAMA, "no device 'gpu-9'"),
+        (Disaggregated.model_validate({"prefill": {"tensor_parallel": 3}}), L40S, LLAMA,
+         "32 attention heads cannot be shared evenly by 3"),
+        (Disaggregated(), CPU, LLAMA, "needs 2 accelerators, there are 0"),
+        (Disaggregated(), L40S, BERT, "is an encoder, which answers at once"),
+        (Disaggregated(), L40S, "tiny-qwen3-next", "states of linear attention cannot be handed over yet"),
         (TensorParallel(degree=1, devices=("cpu",)), L40S, LLAMA, "cpu is a CPU, use single_device or layer_split"),
     ],
 )  # fmt: skip
@@ -150,6 +164,15 @@ def test_what_a_strategy_yields_names_only_what_the_machine_has(kind: type[Strat
         assert placement.name == strategy.label
         assert set(placement.devices) <= set(machine(L40S).devices)
         assert [layer for stage in placement.stages for layer in stage.layers] == [0, 1, 2, 3]
+
+
+def test_a_pool_takes_what_the_other_does_not_name() -> None:
+    found = Disaggregated.model_validate({"prefill": {"replicas": 2}, "decode": {"devices": ["gpu-1"]}}).place(
+        model(LLAMA), machine(L40S))  # fmt: skip
+    assert isinstance(found, tuple)
+    assert [(each.role, each.devices) for each in found] == [
+        ("prefill", ("gpu-0",)), ("prefill", ("gpu-2",)), ("decode", ("gpu-1",)),
+    ]  # fmt: skip
 
 
 # --- through a scenario file --------------------------------------------------------------------------------

@@ -103,6 +103,12 @@ EXAMPLES = (
         "own. Nothing goes between them.",
     ),
     Example(
+        "disaggregated", "{strategy: disaggregated}", L40S,
+        "The first GPU reads the prompt and chooses the first token. Its keys and values go to the second GPU, layer by "
+        "layer, which makes all other tokens. Meanwhile the first one is free for other prompts.",
+        sequences=1, prompt=512,
+    ),
+    Example(
         "expert_parallel", "{strategy: expert_parallel, degree: 4}", H100,
         "Each GPU holds two of the eight experts and goes through them (blue) with those tokens that chose them. Then "
         "all add up what experts made of each token: the lines that join them.",
@@ -254,7 +260,7 @@ def facts(example: Example) -> str:
         "model, machine and engine": _question(example),
         "memory": _memory(_deployed(example)),
         f"traffic of a decode step of {_many(example.sequences, 'sequence')}": _traffic(example),
-        "transitions per token": transitions_text(transitions_per_token(_deployed(example).program)),
+        "transitions per token": transitions_text(transitions_per_token(_deployed(example).decoding)),
     }
     table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
     picture = example.picture.relative_to(PAGE.parent).as_posix()
@@ -296,7 +302,7 @@ def _traffic(example: Example) -> str:
     """Bytes over each link when every sequence decodes one token, or has a round of proposed ones; links that carry
     the same, together."""
     carried: Counter[str] = Counter()
-    programs = _deployed(example).programs
+    programs = [each for each in _deployed(example).programs if each.placement.role != "prefill"]
     for program, count in zip(programs, split_evenly(example.sequences, len(programs)), strict=True):
         speculation, streaming = program.placement.speculation, program.placement.streaming
         proposed = 0 if speculation is None else speculation.tokens

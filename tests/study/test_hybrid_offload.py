@@ -298,7 +298,7 @@ def finished(scheduled_s: float, first_s: float, last_s: float, output: int) -> 
 
 def record(*requests: RequestRecord, gaps_s: tuple[float, ...] = (), counts: tuple[int, ...] = ()) -> RunRecord:
     return RunRecord(
-        requests, np.array(gaps_s), np.array(counts, dtype=np.int64), 1, 1, 0.0, 9.0, {}, 0.0, {}, 0.0, {}, 0.0, 1,
+        requests, np.array(gaps_s), np.array(counts, dtype=np.int64), 1, 1, 0.0, 9.0, {}, 0.0, {}, 0.0, {}, 0.0, {"both": 1},
         0, 0, 0, np.array([], dtype=np.int64), "step",
     )  # fmt: skip
 

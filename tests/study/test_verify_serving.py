@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from simulator.placement.placement import Placement
+from simulator.placement.strategies import Disaggregated
 from simulator.serving.arrivals import Request
 from simulator.specs.workload import Workload
 from simulator.study.compare import Verified, compare
 from simulator.study.deploy import reset
 from simulator.study.verify import made_scarce, simulate_for_replay
-from tests.placed import deployed, stages
+from tests.placed import deployed, machine, model, stages
 
 GIB = 2**30
 WORKLOAD = Workload.model_validate({"arrivals": {"process": "batch"}, "lengths": {"prompt": 8, "output": 8}, "requests": 1})
@@ -42,7 +43,7 @@ def carried_out(
     requests: tuple[Request, ...] = REQUESTS,
 ) -> Verified:
     found = deployed(PLACEMENTS[placement], model)
-    engine = reset(found.engine, scheduler, {"host_kv_bytes": float(GIB)} if host else {})
+    engine = reset(found.engine, {"prefix_caching": False, **scheduler}, {"host_kv_bytes": float(GIB)} if host else {})
     scarce, room = made_scarce(engine, requests, found.programs)
     simulated = simulate_for_replay(replace(found, engine=scarce), requests, room, WORKLOAD)
     return compare(Verified("machine", model, placement, "not placed"), simulated, requests, scarce, room, seed=3)
@@ -94,3 +95,56 @@ def test_a_copy_left_out_shows(monkeypatch):
     row = carried_out("one device", {"preemption": "swap"}, host=True)
     assert row.status == "mismatch"
     assert any("logits differ" in each or "tokens of sequences" in each for each in row.mismatches)
+
+
+# -- prefill and decode apart -----------------------------------------------------------------------------------
+
+APART = {
+    "one and one": {},
+    "ranks to two": {"prefill": {"tensor_parallel": 2}, "decode": {"replicas": 2}},
+    "two to stages": {"prefill": {"replicas": 2}, "decode": {"pipeline_parallel": 2}},
+}
+
+
+def handed_over(pools: str, scheduler: Mapping[str, Any], model_name: str = "tiny-llama") -> Verified:
+    placements = Disaggregated.model_validate(APART[pools]).place(model(model_name), machine())
+    assert isinstance(placements, tuple)
+    found = deployed(placements[0], model_name, *placements[1:])
+    scarce, room = made_scarce(reset(found.engine, {"prefix_caching": False, **scheduler}, {}), REQUESTS, found.programs)
+    simulated = simulate_for_replay(replace(found, engine=scarce), REQUESTS, room, WORKLOAD)
+    return compare(Verified("machine", model_name, pools, "not placed"), simulated, REQUESTS, scarce, room, seed=3)
+
+
+@pytest.mark.parametrize("pools", APART)
+@pytest.mark.parametrize(
+    "scheduler",
+    [{"order": "priority"}, {"policy": "prefill_first"}, {"policy": "static_batch"}, {"prefix_caching": True}],
+    ids=str,
+)
+def test_sequences_go_on_elsewhere_as_if_nothing_had_been(pools, scheduler):
+    """Under every policy; what is kept of a prefix is handed over like what was computed."""
+    row = handed_over(pools, scheduler)
+    check(row)
+    assert row.moved_tokens == sum(request.prompt_tokens for request in REQUESTS)
+    assert bool(row.reused_tokens) == ("prefix_caching" in scheduler)
+
+
+@pytest.mark.parametrize("model_name", ["tiny-mistral", "tiny-deepseek-v2", "tiny-mixtral"])
+def test_windows_latent_attention_and_experts_are_handed_over_too(model_name):
+    row = handed_over("ranks to two", {}, model_name)
+    check(row)
+    assert row.preemptions > 0
+
+
+def test_a_layer_that_is_not_handed_over_shows(monkeypatch):
+    from simulator.execution.interpreter import Interpreter
+
+    def forget(self, move, chunks):
+        return () if move.target.layer == 2 else hand_over(self, move, chunks)
+
+    hand_over = Interpreter._hand_over
+    monkeypatch.setattr(Interpreter, "_hand_over", forget)
+    row = handed_over("one and one", {})
+    assert row.status == "mismatch"
+    assert any("logits differ" in each or "tokens of sequences" in each for each in row.mismatches)
+    assert any("bytes over" in each for each in row.mismatches)

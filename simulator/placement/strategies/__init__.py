@@ -5,6 +5,7 @@ from simulator.placement.strategies.attention_offload import AttentionOffload
 from simulator.placement.strategies.base import Strategy
 from simulator.placement.strategies.custom import Custom
 from simulator.placement.strategies.data_parallel import DataParallel
+from simulator.placement.strategies.disaggregated import Disaggregated
 from simulator.placement.strategies.expert_offload import ExpertOffload
 from simulator.placement.strategies.expert_parallel import ExpertParallel
 from simulator.placement.strategies.hybrid import Hybrid
@@ -22,6 +23,7 @@ STRATEGIES: tuple[type[Strategy], ...] = (
     TensorParallel,
     PipelineParallel,
     DataParallel,
+    Disaggregated,
     ExpertParallel,
     WeightStreaming,
     KvOffload,
@@ -37,6 +39,7 @@ __all__ = [
     "AttentionOffload",
     "Custom",
     "DataParallel",
+    "Disaggregated",
     "ExpertOffload",
     "ExpertParallel",
     "Hybrid",

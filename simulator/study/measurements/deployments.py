@@ -86,6 +86,6 @@ def served(
     kv_blocks: int | None = None,
 ) -> RunRecord:  # fmt: skip
     """Serve requests once, with the KV blocks that fit unless their count is stated."""
-    blocks = deployment.budget.kv_blocks if kv_blocks is None else kv_blocks
+    blocks = deployment.blocks if kv_blocks is None else kv_blocks
     return serve(deployment.programs, deployment.engine, blocks, lambda: Source(requests, users),
                  cores=deployment.cores)  # fmt: skip
