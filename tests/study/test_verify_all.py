@@ -22,7 +22,7 @@ RUNS = [
 ]
 ROW = Verified("machine", "tiny-llama", "all of it", "ok", "single_device", steps=3, tasks=9, tokens=2, kinds=KINDS)
 
-OF_DECODERS = {"kv_offload", "attention_offload", "expert_offload", "expert_parallel"}
+OF_DECODERS = {"kv_offload", "attention_offload", "expert_offload", "expert_parallel", "disaggregated"}
 """Strategies about caches, or about mixtures of experts, which no encoder here is."""
 
 
