@@ -293,7 +293,9 @@ class Placed:
 
 
 @lru_cache(maxsize=64)
-def shared_factory(model: Architecture, share: Share, formats: Formats, split: ExpertSplit) -> OperatorFactory:
+def shared_factory(
+    model: Architecture, share: Share, formats: Formats, split: ExpertSplit
+) -> OperatorFactory:
     """Replicas have the same operators, wherever they run."""
     return OperatorFactory(model, share, formats, split)
 
