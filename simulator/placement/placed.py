@@ -147,7 +147,7 @@ class Placed:
     def factory(self, stage: Stage, rank: int) -> OperatorFactory:
         own = Share(rank, len(stage.devices)) if self.placement.by_sequence else None
         split = replace(self.split, own=own)
-        return _factory(self.model, self.share(stage, rank), self.formats, split)
+        return shared_factory(self.model, self.share(stage, rank), self.formats, split)
 
     def layer(self, stage: Stage, rank: int, layer: int) -> tuple[PlacedOperator, ...]:
         """The operators of one layer of a stage's rank, each where it runs. The stage begins with all
@@ -307,7 +307,9 @@ class Placed:
 
 
 @lru_cache(maxsize=64)
-def _factory(model: Architecture, share: Share, formats: Formats, split: ExpertSplit) -> OperatorFactory:
+def shared_factory(
+    model: Architecture, share: Share, formats: Formats, split: ExpertSplit
+) -> OperatorFactory:
     """Replicas have the same operators, wherever they run."""
     return OperatorFactory(model, share, formats, split)
 

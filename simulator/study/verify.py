@@ -127,7 +127,8 @@ def made_scarce(
         role = program.placement.role
         wanted = [-(-_most_cached(request, role) // size) for request in requests]
         groups = sum(each.placement.role == role for each in programs) * program.rank_groups
-        blocks[role] = max(max(wanted), sum(wanted) // (2 * groups)) * program.placement.loops
+        of_loop = max(max(wanted), sum(wanted) // (2 * groups))
+        blocks[role] = max(blocks.get(role, 0), of_loop * program.placement.loops)
     return scarce, Room(blocks, blocks["both"] if engine.memory.host_kv_bytes else 0)
 
 

@@ -53,7 +53,10 @@ def test_replicas_are_carried_out_side_by_side(loops: int) -> None:
 
 def test_loops_that_take_each_others_blocks_are_caught(monkeypatch) -> None:
     """Two loops of a placement that both number their blocks from 0 overwrite each other's cache."""
-    monkeypatch.setattr(serve, "block_ranges", lambda programs, count: (range(count // 2),) * len(programs))
+    sound = serve.block_ranges
+    monkeypatch.setattr(
+        serve, "block_ranges", lambda programs, count: tuple(range(len(own)) for own in sound(programs, count))
+    )
     row = verified(Placement("loops", stages(("gpu-0", 2), ("gpu-1", 2)), loops=2))
     assert row.status == "mismatch"
 

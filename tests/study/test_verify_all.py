@@ -22,8 +22,9 @@ RUNS = [
 ]
 ROW = Verified("machine", "tiny-llama", "all of it", "ok", "single_device", steps=3, tasks=9, tokens=2, kinds=KINDS)
 
-OF_DECODERS = {"kv_offload", "attention_offload", "expert_offload", "expert_parallel", "disaggregated", "speculative"}
-"""Strategies about caches, next tokens, or mixtures of experts, which no encoder here is."""
+OF_DECODERS = {
+    "kv_offload", "attention_offload", "expert_offload", "expert_parallel", "disaggregated", "speculative",
+}  # fmt: skip
 
 
 def test_every_small_model_meets_every_strategy() -> None:
