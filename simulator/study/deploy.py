@@ -175,16 +175,18 @@ def _why_not_storable(program: Program) -> str | None:
 
 
 def _for_model(engine: Engine, model: Architecture) -> Engine:
-    """The engine as it serves this model: an encoder's tokens see each other, so its prompts go whole, with a
-    budget of its own that holds at least one of the longest."""
-    if not model.is_encoder:
-        return engine
+    """The engine as it serves this model. An encoder's tokens see each other, so its prompts go whole, with a
+    budget of its own that holds at least one of the longest. States of linear attention are not kept in
+    blocks, so where a prefix was kept they would be missing: nothing is kept of such models."""
     settings = engine.scheduler
-    budget = settings.max_num_batched_tokens_of_encoders or settings.max_num_batched_tokens
-    budget = max(budget, model.max_position_embeddings)
-    changes = {"chunked_prefill": False, "max_num_batched_tokens": budget}
-    scheduler = engine.scheduler.model_copy(update=changes)
-    return engine.model_copy(update={"scheduler": scheduler})
+    changes: dict[str, Any] = {}
+    if model.is_encoder:
+        budget = settings.max_num_batched_tokens_of_encoders or settings.max_num_batched_tokens
+        longest = model.max_position_embeddings
+        changes = {"chunked_prefill": False, "max_num_batched_tokens": max(budget, longest)}
+    if model.has_linear_attention:
+        changes["prefix_caching"] = False
+    return engine.model_copy(update={"scheduler": settings.model_copy(update=changes)})
 
 
 def requests_of(
