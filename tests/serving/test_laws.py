@@ -63,7 +63,7 @@ def served(
     return scheduler, play(scheduler, requests, before, gives_up, ahead=ahead)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(workloads())
 def test_every_request_comes_to_an_end_with_all_its_tokens(workload):
     """No deadlock: `play` asserts that work is done while anybody waits, that what is read was written by
@@ -81,7 +81,7 @@ def test_every_request_comes_to_an_end_with_all_its_tokens(workload):
         assert scheduler.host.free_count == host
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(workloads())
 def test_going_ahead_changes_nothing(workload):
     """Steps that are skipped through are the steps that would have been decided, as long as nobody arrives or
@@ -94,7 +94,7 @@ def test_going_ahead_changes_nothing(workload):
     assert ahead.steps == one_by_one.steps
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(workloads())
 def test_what_is_kept_is_not_computed_again(workload):
     """With prefix caching no more tokens are computed than without, where nobody is preempted."""

@@ -163,10 +163,22 @@ def test_requests_beyond_the_context_are_rejected_not_lost():
     assert counts["finished"] + counts["rejected"] == 40
 
 
+def a_trace(folder: Path) -> Path:
+    path = folder / "trace.csv"
+    path.write_text("arrival_s,prompt_tokens,output_tokens\n0,374,44\n")
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "scenarios").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_scenario_runs(path: Path):
-    study = run_scenario(path)
+def test_every_scenario_runs(path: Path, tmp_path: Path):
+    """At the nominal of every range, and of the many that are for `verify` some models; the one whose requests
+    are a published trace is given a trace of one."""
+    changes = {
+        "benchmark-trace": ["workload.requests=1", f"workload.arrivals.file={a_trace(tmp_path)}"],
+        "tiny-strategies": ["model=[tiny-llama, tiny-mixtral]"],
+    }
+    study = run_scenario(path, ["bands=false", *changes.get(path.stem, [])])
     assert study.runs
     for run in study.runs:
         assert run.fits or run.reason
