@@ -73,15 +73,16 @@ def run_scenario(
     percentile then has a relative error.
     """
     catalogue = Catalogue()
-    scenarios: dict[Case, Scenario] = {
-        case: load_scenario(path, STRATEGIES, overrides, catalogue=catalogue, case=case)
-        for case in ("nominal", "best", "worst")
+    scenario = load_scenario(path, STRATEGIES, overrides, catalogue=catalogue)
+    cases = [_cases(run, catalogue, scenario.figures) for run in scenario.runs]
+    runs = {
+        case: load_scenario(path, STRATEGIES, overrides, catalogue=catalogue, case=case).runs
+        for case in dict.fromkeys(case for own in cases for case in own)
     }
-    scenario = scenarios["nominal"]
     jobs = [
-        _job(number, run, scenarios[case].runs[number], case, keep)
+        _job(number, run, runs[case][number], case, keep)
         for number, run in enumerate(scenario.runs)
-        for case in _cases(run, catalogue, scenario.figures)
+        for case in cases[number]
     ]
     requests = sum(job.run.workload.requests or SMALL_STUDY_REQUESTS for job in jobs)
     is_small = requests <= SMALL_STUDY_REQUESTS
@@ -89,14 +90,15 @@ def run_scenario(
     grouped: dict[int, dict[Case, RunResult]] = {}
     for job, row in zip(jobs, rows, strict=True):
         grouped.setdefault(job.number, {})[job.case] = row
-    results = tuple(_with_bands(cases) for _, cases in sorted(grouped.items()))
+    results = tuple(_with_bands(by_case) for _, by_case in sorted(grouped.items()))
     _check_that_one_fits(scenario, results)
     return StudyResult(scenario.name, results, _rests_on(scenario, catalogue))
 
 
 def _job(number: int, run: RunSpec, in_case: RunSpec, case: Case, keep: Keep) -> _Job:
-    """A run with what its scenario says of this case: of the placement and of money."""
-    return _Job(number, replace(run, placement=in_case.placement), in_case.cost, case, keep)
+    """A run with what its scenario says of this case: of the placement, the engine's memory and money."""
+    changed = replace(run, placement=in_case.placement, memory=in_case.memory)
+    return _Job(number, changed, in_case.cost, case, keep)
 
 
 def _check_that_one_fits(scenario: Scenario, results: Sequence[RunResult]) -> None:
@@ -112,10 +114,10 @@ def _check_that_one_fits(scenario: Scenario, results: Sequence[RunResult]) -> No
 
 def _cases(run: RunSpec, catalogue: Catalogue, scenario_figures: Sequence[Figure]) -> tuple[Case, ...]:
     """The nominal case, and both ends where anything behind the run is uncertain and fits."""
-    deployed = _deploy(run, catalogue, "nominal")
-    if isinstance(deployed, NotPlaceable):
+    deployed = _deploy(run, catalogue, "nominal") if run.bands else None
+    if deployed is None or isinstance(deployed, NotPlaceable):
         return ("nominal",)
-    is_uncertain = run.bands and (deployed.figures or scenario_figures)
+    is_uncertain = deployed.figures or scenario_figures
     return ("nominal", "best", "worst") if is_uncertain else ("nominal",)
 
 
