@@ -58,6 +58,10 @@ class MemoryNeed:
         """All that a KV block takes here at most."""
         return self.kv_block_bytes + self.fetched_block_bytes + self.draft_block_bytes
 
+    def could_hold(self, blocks: int) -> bool:
+        """Whether so many KV blocks and all else are within the memory, whatever the engine allows itself."""
+        return sum(self.parts.values()) + blocks * self.block_bytes <= self.capacity_bytes
+
     def with_blocks(self, blocks: int) -> dict[str, int]:
         """Every part, so many KV blocks among them; those that are nothing are left out."""
         found = Counter({"weights": self.parts.get("weights", 0), "kv_cache": blocks * self.kv_block_bytes})
@@ -92,7 +96,8 @@ class Budget:
     def kv_blocks(self) -> int:
         """KV blocks of the whole model: as many as the tightest memory holds."""
         if self.stated_blocks is not None:
-            return self.stated_blocks
+            is_possible = all(need.could_hold(self.stated_blocks) for need in self.needs)
+            return self.stated_blocks if is_possible else 0
         counts = [need.kv_blocks for need in self.needs if need.kv_blocks is not None]
         fits = all(need.room_bytes >= 0 for need in self.needs)
         return min(counts, default=self.most_blocks) if fits else 0
@@ -265,7 +270,13 @@ def refusal(budgeted: Budget, tokens: int) -> str | None:
     if blocks <= budgeted.blocks_of_a_loop:
         return None
     blocks *= budgeted.loops
-    short = [need for need in budgeted.needs if need.room_bytes < blocks * need.block_bytes]
+    stated = budgeted.stated_blocks
+    if stated is not None and stated < blocks:
+        return f"a sequence of {tokens:,} tokens takes {blocks} KV blocks, `kv_blocks` states {stated}"
+    least = blocks if stated is None else stated
+    short = [need for need in budgeted.needs if need.room_bytes < least * need.block_bytes]
+    if short and stated is not None:
+        return "; ".join(_shortage(need, least) for need in short)
     if not short:
         return f"a sequence of {tokens:,} tokens is longer than the model's positions"
     return "; ".join(_shortage(need, blocks) for need in short)

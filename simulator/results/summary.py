@@ -180,8 +180,6 @@ class Summary:
     tpot_s: Summed = field(default_factory=Summed)
     e2e_s: Summed = field(default_factory=Summed)
     itl_s: Summed = field(default_factory=Summed)
-    in_requests: Summed = field(default_factory=Summed)
-    """From sending to the last token received, whatever the clock."""
     flow: Flow = field(default_factory=Flow)
     end_s: float = 0.0
     first_sent_s: float | None = None
@@ -190,11 +188,6 @@ class Summary:
     @property
     def start_s(self) -> float:
         return self.first_sent_s or 0.0
-
-    @property
-    def in_requests_s(self) -> float:
-        """From sending each to its last token, added up."""
-        return self.in_requests.total_s
 
     def begin_anew(self) -> None:
         """Forget all requests so far: they only warmed up."""
@@ -216,7 +209,6 @@ class Summary:
         ((ttft_s, tpot_s, e2e_s),) = latencies((request,), self.clock)
         self.ttft_s.add(ttft_s)
         self.e2e_s.add(e2e_s)
-        self.in_requests.add(request.e2e_s)
         if tpot_s is not None:
             self.tpot_s.add(tpot_s)
 

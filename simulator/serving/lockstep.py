@@ -28,6 +28,11 @@ class Lockstep:
         return max(rank.peak_blocks for rank in self.ranks)
 
     @property
+    def decode_count(self) -> int:
+        """Sequences that decode, on all ranks."""
+        return sum(rank.decode_count for rank in self.ranks)
+
+    @property
     def moves_blocks(self) -> bool:
         """Whether KV blocks may have to be copied before a step."""
         return any(rank.moves_blocks for rank in self.ranks)

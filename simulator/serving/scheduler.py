@@ -57,6 +57,8 @@ class Scheduler:
         self._arrived = self._admitted = 0
         self._pending: Step | None = None
         self._preempted: list[int] = []
+        self._preempted_in_vain: list[int] = []
+        """Sequences that gave way in decisions that came to nothing; the next step tells of them."""
         self._returned: list[int] = []
         """Decoding sequences that were not in the last step with decodes."""
 
@@ -109,7 +111,7 @@ class Scheduler:
         if not settings.chunked_prefill:
             fits = fits and prompt_tokens <= settings.max_num_batched_tokens
         if settings.max_queue is not None:
-            fits = fits and len(self._waiting) < settings.max_queue
+            fits = fits and self.waiting_count < settings.max_queue
         if fits:
             if content is None and self.pool.remembers:
                 content = Content(number, prompt_tokens)
@@ -125,11 +127,14 @@ class Scheduler:
     def decide(self) -> Step | None:
         """The next step, or None if there is nothing to do."""
         assert self._pending is None, "the step before has not been completed"
-        self._preempted = []
+        earlier, self._preempted = self._preempted_in_vain, []
         decodes, pieces = POLICIES[self.settings.policy](self)
         decodes = decodes and self._decoding.count > 0
+        self._preempted = earlier + self._preempted
         if not decodes and not pieces:
+            self._preempted_in_vain = self._preempted
             return None
+        self._preempted_in_vain = []
         self._pending = self._step(decodes, tuple(pieces))
         return self._pending
 
@@ -274,7 +279,11 @@ class Scheduler:
         blocks = self._blocks_for(departed.tokens if self.settings.full_reservation else cached)
         if self.waiting_count or not self._is_room(blocks, NOTHING_KEPT):
             return None
-        self._expected[departed.number] = replace(departed, blocks=self.pool.take(blocks), known_blocks=0)
+        blocks_of_it = self.pool.take(blocks)
+        self._expected[departed.number] = replace(
+            departed, blocks=blocks_of_it, known_blocks=0, arrival=self._arrived
+        )
+        self._arrived += 1
         return tuple(self._expected[departed.number].blocks)
 
     def start(self, number: int) -> None:

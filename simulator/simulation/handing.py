@@ -63,6 +63,7 @@ class Handing:
         if source is not None:
             self._loops[source].wake()
             self._loops[source].fail(self._lives.pop(number))
+            self._take_a_turn()
 
     def _accounted(self, loop: ServingLoop, completed: Completed) -> None:
         """A loop's step is over, or it has room since somebody gave up."""

@@ -101,6 +101,9 @@ class ServingLoop:
         self._going: Event | None = None
         """Happens when steps that were to follow one another are over, or must be looked at anew."""
         self._previous_received = 0
+        """When clients had the tokens of the last step in which those that decode now took part."""
+        self._apart: list[int] = []
+        """Sequences that began to decode in steps of prompts alone while others waited to go on."""
         self._step_ticks = 0
         """How long the last step took."""
 
@@ -182,7 +185,7 @@ class ServingLoop:
             if self._observer is not None:
                 self._observer.decided(self.scheduler, step, int(self.env.now))
             shapes = self._shapes(step)
-            is_mixed = step.prefills or step.verifications
+            is_mixed = step.prefills or step.verifications or self._apart
             if not (self._late or self._given_up or is_mixed) and self._observer is None:
                 step, shapes = yield from self._run_ahead(step, shapes)
                 self._is_going = step is not None
@@ -260,7 +263,8 @@ class ServingLoop:
     ) -> Generator[Event, Any, tuple[Step | None, Shapes]]:
         """Carry out several decode steps at once; the step that is then to be launched, if any, and its
         shapes."""
-        if not self._is_only and self._clock.is_alone(self.number):
+        receives = self.role == "decode"  # others keep blocks here while it goes on
+        if not self._is_only and not receives and self._clock.is_alone(self.number):
             return (yield from self._run_until_interrupted(step, shapes))
         return self._run_before_others(step, shapes)
 
@@ -381,6 +385,8 @@ class ServingLoop:
         for number in step.preempted:
             life = self.lives[number]
             life.preemptions += 1
+            if number in self._apart:
+                self._apart.remove(number)
             if life.first_token >= 0 and life.stalled < 0:
                 life.stalled = self._previous_received
 
@@ -394,19 +400,12 @@ class ServingLoop:
 
     def _account(self, step: Step, completed: Completed, now: int) -> None:
         """Tell clients what a step that was over at a tick has brought."""
-        decoded = step.decode_count + len(step.verifications) - len(step.returned)
-        work, on_wire = self._deliver(now, decoded, completed.token_count - decoded)
-        at_once = completed.token_count - decoded - len(completed.started) - len(completed.resumed)
-        if step.verifications and at_once:  # what was accepted comes with the token before it
-            self._gaps.add(0, at_once)
-        received = self._previous_received
-        for number in (*step.returned, *completed.resumed):
-            life = self.lives[number]
-            self._gaps.add(received - life.stalled, 1)
-            life.stalled = -1
+        received, work, on_wire = self._front.deliver(self.number, now, completed.token_count)
+        self._note_gaps(step, completed, received)
         for number in completed.started:
             life = self.lives[number]
             life.first_token, life.first_received = now, received
+        self._note_apart(step, completed, received)
         for number in completed.finished:
             life = self.lives.pop(number)
             if life.gave_up:
@@ -418,14 +417,33 @@ class ServingLoop:
             self._left(life)
         self.accounted(self, completed)
 
-    def _deliver(self, ready: int, decoded: int, others: int = 0) -> tuple[int, int]:
-        """Send a step's tokens to the clients, those of `decoded` sequences that had one in the step before
-        and `others`; ticks of a core's work and on the network."""
-        received, work, on_wire = self._front.deliver(self.number, ready, decoded + others)
-        if decoded:
-            self._received(received, decoded)
+    def _note_gaps(self, step: Step, completed: Completed, received: int) -> None:
+        """Note how long clients have waited for the tokens of a step since those before."""
+        advanced = step.decode_count + len(step.verifications)
+        at_once = completed.token_count - advanced - len(completed.started) - len(completed.resumed)
+        if at_once:  # what was accepted comes with the token before it
+            self._gaps.add(0, at_once)
+        apart = [number for number in self._apart if number in self.lives] if advanced else []
+        together = advanced - len(step.returned) - len(apart)
+        if together:
+            self._gaps.add(received - self._previous_received, together)
+        for number in (*step.returned, *apart, *completed.resumed):
+            life = self.lives[number]
+            self._gaps.add(received - life.stalled, 1)
+            life.stalled = -1
+
+    def _note_apart(self, step: Step, completed: Completed, received: int) -> None:
+        """Note since when those that decode from now on wait for their next token."""
+        ended = (*completed.finished, *completed.departed)
+        begun = [number for number in (*completed.started, *completed.resumed) if number not in ended]
+        if step.decode_count or step.verifications:
+            self._apart = []
+        elif self.scheduler.decode_count > len(begun):
+            self._apart += begun
+            for number in begun:
+                self.lives[number].stalled = received
+            return
         self._previous_received = received
-        return work, on_wire
 
 
 def _of_blocks(moves: Sequence[Move], block_tokens: int) -> Chunk:

@@ -40,7 +40,7 @@ def run_record(serving: Serving) -> RunRecord:
         output_tokens=totals.output_tokens,
         start_s=totals.start_s,
         end_s=totals.end_s,
-        time_s=_times(serving, totals.in_requests_s),
+        time_s=_times(serving),
         overhead_s=_times_in_steps(serving.books)["overhead"],
         busy_s=busy,
         host_busy_s=sum(busy.get(thread, 0.0) for thread in sorted(threads))
@@ -65,8 +65,6 @@ class _Totals(NamedTuple):
     output_tokens: int
     start_s: float
     end_s: float
-    in_requests_s: float
-    """From sending each finished request to its last token, added up."""
 
 
 def _totals(requests: Sequence[RequestRecord]) -> _Totals:
@@ -75,7 +73,6 @@ def _totals(requests: Sequence[RequestRecord]) -> _Totals:
         output_tokens=sum(request.output_tokens for request in finished),
         start_s=min((request.sent_s for request in requests), default=0.0),
         end_s=max((request.last_received_s for request in finished), default=0.0),
-        in_requests_s=sum(request.e2e_s for request in finished),
     )
 
 
@@ -107,13 +104,14 @@ def _times_in_steps(books: Sequence[PlanBook]) -> dict[str, float]:
     return dict(zip(PARTS, in_steps.tolist(), strict=True))
 
 
-def _times(serving: Serving, in_requests_s: float) -> dict[str, float]:
-    """Request-seconds by category; waiting is what is left of the finished requests' time."""
+def _times(serving: Serving) -> dict[str, float]:
+    """Request-seconds by category; waiting is what is left of the time of all that were taken up. Until a run
+    is over, steps may be charged for requests whose time is not counted yet."""
     times = _times_in_steps(serving.books)
     times["compute"] += times.pop("overhead")
     times["host"] += seconds(serving.host_ticks)
     times["network"] = seconds(serving.network_ticks)
-    times["waiting"] = max(0.0, in_requests_s - sum(times.values()))
+    times["waiting"] = seconds(serving.in_requests_ticks) - sum(times.values())
     return times
 
 

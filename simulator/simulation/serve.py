@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -86,8 +87,8 @@ class Serving:
         """Requests that are not over."""
         self.records: list[RequestRecord] = []
         """Those that are, unless a summary is kept."""
-        self.host_ticks = self.network_ticks = 0
-        """Of finished requests."""
+        self.in_requests_ticks = self.host_ticks = self.network_ticks = 0
+        """From sending to the end, and of that on cores and on the network, of requests that are over."""
         self.in_system_at_arrivals = array("q")
         self.warmed_up: RunRecord | None = None
         """The run until the last request that only warms up was answered."""
@@ -169,7 +170,9 @@ class Serving:
         """The request is over; a closed loop's client may send its next once it knows."""
         self._live -= 1
         was_warming_up = self.source.is_warming_up
-        if life.status == "finished":
+        if life.status != "rejected":
+            over = life.last_received if life.status == "finished" else int(self.env.now)
+            self.in_requests_ticks += over - life.sent
             self.host_ticks += life.host_ticks
             self.network_ticks += life.network_ticks
         self._keep(self.lives.pop(life.request.number).record())
@@ -212,4 +215,7 @@ def serve(
         make_router, timeout_s, keep, acceptance,
     )  # fmt: skip
     record = serving.run()
-    return record if serving.warmed_up is None else since(serving.warmed_up, record)
+    if serving.warmed_up is not None:
+        record = since(serving.warmed_up, record)
+    waiting_s = max(0.0, record.time_s["waiting"])  # by a rounding it may be less than nothing
+    return replace(record, time_s={**record.time_s, "waiting": waiting_s})

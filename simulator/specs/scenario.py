@@ -213,6 +213,7 @@ class _Reader:
         self.problems += self._unknown_ids(choice)
         if file is not None:
             self.problems += self._unknown_parts(file, choice)
+            self.problems += self._unlike_settings(file, choice)
         return file
 
     def _unknown_ids(self, choice: Choice) -> list[Problem]:
@@ -246,6 +247,27 @@ class _Reader:
                 found += reference_problems(machine, self.document, self.catalogue, top)
                 found += crowding_problems(machine, self.document, self.catalogue, self.case, top)
         return found
+
+    def _unlike_settings(self, file: ScenarioFile, choice: Choice) -> list[Problem]:
+        """Settings of the engine that do not go together with the others of its profile."""
+        if self.catalogue.find("engines", file.engine) is None or not (file.scheduler or file.memory):
+            return []
+        engine = self.catalogue.engine(file.engine, self.case).record
+        changes = _changes(file.scheduler)
+        settings = engine.scheduler.model_dump() | dict(changes)
+        found = []
+        if settings["max_num_batched_tokens"] < settings["max_num_seqs"]:
+            key = next(each for each in ("max_num_batched_tokens", "max_num_seqs") if each in changes)
+            tokens, sequences = settings["max_num_batched_tokens"], settings["max_num_seqs"]
+            found.append((key, f"with {file.engine} max_num_batched_tokens is {tokens} and max_num_seqs "
+                          f"{sequences}; a step takes a token of each sequence"))
+        host_kv = _changes(file.memory).get("host_kv_bytes", engine.memory.host_kv_bytes)
+        if changes.get("preemption") == "swap" and not host_kv:
+            found.append(("preemption", "needs room in host memory: say how much as memory.host_kv"))
+        return [
+            self.document.problem(self._original(choice, ("scheduler", key)), advice, value=changes[key])
+            for key, advice in found
+        ]
 
     def _inline_names(self) -> dict[Loc, str]:
         """What machines written in place without a name are called, by their place."""

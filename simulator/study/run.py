@@ -179,9 +179,12 @@ def _row(
     blank: RunResult, deployment: Deployment, record: RunRecord, workload: Workload, cost: Cost, case: Case
 ) -> RunResult:
     counts = counts_of(record)
+    if counts["failed"] and not counts["finished"]:
+        reason = f"no request was answered: {counts['failed']} of {sum(counts.values())} clients gave up"
+        return replace(blank, fits=True, reason=reason, requests=counts)
     if not counts["finished"]:
         reason = ("no request could be served: each is longer than the model's context, than the KV cache "
-                  "holds, or than a step takes where prompts are not cut")  # fmt: skip
+                  "holds, or than a step takes where prompts are whole; or none may wait")  # fmt: skip
         return replace(blank, reason=reason, requests=counts)
     arrivals = workload.arrivals
     open_loop = users_of(arrivals) is None and not isinstance(arrivals, BatchArrivals)
