@@ -208,3 +208,36 @@ def test_all_requests_come_to_an_end_and_all_blocks_back(
 def _in_order(request: RequestRecord) -> bool:
     moments = request.sent_s, request.queued_s, request.scheduled_s, request.first_token_s, request.last_token_s
     return list(moments) == sorted(moments) and seconds(tick(request.last_token_s)) == request.last_token_s
+
+
+TIGHT = """
+name: pools whose loops are alone
+model: tiny-llama
+machine: hgx-h100-8
+engine: vllm
+scheduler: {{max_num_seqs: 8, max_num_batched_tokens: 64, kv_block_tokens: 4, overlap: {overlap}, order: priority}}
+kv_blocks: {blocks}
+precision: {{weights: fp32, activations: fp32, kv_cache: fp32}}
+placements: [{{strategy: disaggregated, prefill: {{replicas: 2}}}}]
+bands: false
+fidelity: [fast, step, task]
+workload:
+  arrivals: {{process: poisson, rate: {rate} req/s}}
+  lengths: {{prompt: 3..30, output: 20..32}}
+  requests: 20
+seed: {seed}
+"""
+
+
+@pytest.mark.parametrize(("overlap", "blocks", "rate", "seed"), [("false", 16, 100, 3), ("true", 500, 400, 1), ("true", 20, 300, 2)])
+def test_loops_of_a_board_agree_too(tmp_path, overlap, blocks, rate, seed):
+    """Where streams and links are nobody else's, a decode loop could go ahead; others keep blocks in it."""
+    from simulator.study.run import run_scenario
+
+    path = tmp_path / "tight.yaml"
+    path.write_text(TIGHT.format(overlap=overlap, blocks=blocks, rate=rate, seed=seed))
+    rows = [run.as_dict() for run in run_scenario(path, workers=1).runs]
+    for row in rows:
+        for key in ("fidelity", "axes", "event_steps", "shared_links"):
+            del row[key]
+    assert rows[0] == rows[1] == rows[2]
