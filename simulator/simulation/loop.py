@@ -423,7 +423,9 @@ class ServingLoop:
         at_once = completed.token_count - advanced - len(completed.started) - len(completed.resumed)
         if at_once:  # what was accepted comes with the token before it
             self._gaps.add(0, at_once)
-        apart = [number for number in self._apart if number in self.lives] if advanced else []
+        apart: Sequence[int] = ()
+        if self._apart and advanced:
+            apart = [number for number in self._apart if number in self.lives]
         together = advanced - len(step.returned) - len(apart)
         if together:
             self._gaps.add(received - self._previous_received, together)
@@ -434,16 +436,18 @@ class ServingLoop:
 
     def _note_apart(self, step: Step, completed: Completed, received: int) -> None:
         """Note since when those that decode from now on wait for their next token."""
-        ended = (*completed.finished, *completed.departed)
-        begun = [number for number in (*completed.started, *completed.resumed) if number not in ended]
         if step.decode_count or step.verifications:
             self._apart = []
-        elif self.scheduler.decode_count > len(begun):
-            self._apart += begun
-            for number in begun:
-                self.lives[number].stalled = received
+            self._previous_received = received
             return
-        self._previous_received = received
+        ended = (*completed.finished, *completed.departed)
+        begun = [number for number in (*completed.started, *completed.resumed) if number not in ended]
+        if self.scheduler.decode_count == len(begun):
+            self._previous_received = received
+            return
+        self._apart += begun
+        for number in begun:
+            self.lives[number].stalled = received
 
 
 def _of_blocks(moves: Sequence[Move], block_tokens: int) -> Chunk:
