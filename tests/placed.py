@@ -30,6 +30,15 @@ WORKLOAD = Workload(
 )
 REQUESTS = (Request(0, 0.0, 5, 4), Request(1, 0.0, 11, 3), Request(2, 0.0, 2, 6))
 
+SHARING = tuple(
+    Request(number, 0.0, prompt, output, number % 2, prefix, 4 if prefix else 0)
+    for number, (prompt, output, prefix) in enumerate([
+        (22, 12, (1, 2, 3)), (18, 9, (1, 2, 4)), (13, 14, (1, 2, 3)), (21, 6, (1, 2, 3, 5, 6)), (9, 16, ()),
+        (21, 5, (1, 2, 3, 5, 6)), (7, 11, (7,)),
+    ])
+)  # fmt: skip
+"""Prompts of which several begin alike, of two priorities."""
+
 
 def stages(*parts: tuple[str, int]) -> tuple[Stage, ...]:
     """`("gpu-0+gpu-1", 2)`: two layers on two tensor-parallel ranks."""

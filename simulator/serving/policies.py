@@ -33,12 +33,7 @@ def prefill_first(scheduler: Scheduler) -> Composed:
     budget = scheduler.settings.max_num_batched_tokens
     pieces = scheduler.go_on(budget)
     pieces += scheduler.admit(budget - sum(piece.new for piece in pieces), len(pieces), whole=True)
-    if pieces:
-        return False, pieces
-    scheduler.grow()
-    if not scheduler.has_preempted:
-        scheduler.bring_back(budget - scheduler.decode_count)
-    return True, []
+    return _prefills_or_decodes(scheduler, pieces)
 
 
 def static_batch(scheduler: Scheduler) -> Composed:
@@ -52,11 +47,16 @@ def static_batch(scheduler: Scheduler) -> Composed:
     joining = scheduler.admit(left, len(pieces), scheduler.batch_open, whole=True)
     scheduler.batch_open = scheduler.batch_open - len(joining) if joining or pieces else 0
     pieces += joining
+    return _prefills_or_decodes(scheduler, pieces)
+
+
+def _prefills_or_decodes(scheduler: Scheduler, pieces: list[Prefill]) -> Composed:
+    """A step of prefills, or if there are none of decodes."""
     if pieces:
         return False, pieces
     scheduler.grow()
     if not scheduler.has_preempted:
-        scheduler.bring_back(budget - scheduler.decode_count)
+        scheduler.bring_back(scheduler.settings.max_num_batched_tokens - scheduler.decode_count)
     return True, []
 
 

@@ -15,17 +15,11 @@ from simulator.specs.workload import Workload
 from simulator.study.compare import Verified, compare
 from simulator.study.deploy import reset
 from simulator.study.verify import made_scarce, simulate_for_replay
-from tests.placed import deployed, machine, model, stages
+from tests.placed import SHARING, deployed, machine, model, stages
 
 GIB = 2**30
 WORKLOAD = Workload.model_validate({"arrivals": {"process": "batch"}, "lengths": {"prompt": 8, "output": 8}, "requests": 1})
-REQUESTS = tuple(
-    Request(number, 0.0, prompt, output, number % 2, prefix, 4 if prefix else 0)
-    for number, (prompt, output, prefix) in enumerate([
-        (22, 12, (1, 2, 3)), (18, 9, (1, 2, 4)), (13, 14, (1, 2, 3)), (21, 6, (1, 2, 3, 5, 6)), (9, 16, ()),
-        (21, 5, (1, 2, 3, 5, 6)), (7, 11, (7,)),
-    ])
-)  # fmt: skip
+REQUESTS = SHARING
 
 PLACEMENTS = {
     "one device": Placement("one device", stages(("gpu-0", 4))),

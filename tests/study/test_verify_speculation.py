@@ -10,24 +10,17 @@ import pytest
 
 from simulator.placement.placement import Placement
 from simulator.placement.strategies import Speculative
-from simulator.serving.arrivals import Request
 from simulator.serving.speculation import KnownAcceptance, SpeculatingScheduler
 from simulator.specs.workload import Workload
 from simulator.study.compare import ROUNDS, Room, Verified, compare, known_acceptance
 from simulator.study.deploy import reset
 from simulator.study.verify import made_scarce, simulate_for_replay
-from tests.placed import deployed, machine, model
+from tests.placed import SHARING, deployed, machine, model
 
 WORKLOAD = Workload.model_validate(
     {"arrivals": {"process": "batch"}, "lengths": {"prompt": 8, "output": 8}, "requests": 1}
 )
-REQUESTS = tuple(
-    Request(number, 0.0, prompt, output, number % 2, prefix, 4 if prefix else 0)
-    for number, (prompt, output, prefix) in enumerate([
-        (22, 12, (1, 2, 3)), (18, 9, (1, 2, 4)), (13, 14, (1, 2, 3)), (21, 6, (1, 2, 3, 5, 6)), (9, 16, ()),
-        (21, 5, (1, 2, 3, 5, 6)), (7, 11, (7,)),
-    ])
-)  # fmt: skip
+REQUESTS = SHARING
 
 
 def carried_out(
