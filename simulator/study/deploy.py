@@ -23,9 +23,9 @@ from simulator.serving.arrivals import Request, RequestTable, Source, from_trace
 from simulator.specs.architecture import Architecture
 from simulator.specs.arrivals import ClosedArrivals, TraceArrivals
 from simulator.specs.base import Case
-from simulator.specs.catalogue import Catalogue
+from simulator.specs.catalogue import Catalogue, Loaded
 from simulator.specs.engine import Engine, SchedulerSettings
-from simulator.specs.hardware import Host
+from simulator.specs.hardware import Host, Machine
 from simulator.specs.machine import load_machine
 from simulator.specs.provenance import Figure
 from simulator.specs.scenario import PrecisionChoice
@@ -146,8 +146,13 @@ def deploy(
     host = graph.hosts[program.host]
     if host.host.cores is None:
         return NotPlaceable(f"host {host.host_id} does not say how many cores it has (unknown)")
-    engine_figures = tuple(figure.under(f"engines.{engine_id}") for figure in engine.figures)
-    return Deployment(programs, _for_model(record, model), graph.machine.figures + engine_figures)
+    figures = figures_behind(graph.machine, engine_id, engine)
+    return Deployment(programs, _for_model(record, model), figures)
+
+
+def figures_behind(machine: Machine, engine_id: str, engine: Loaded[Engine]) -> tuple[Figure, ...]:
+    """Uncertain figures of a machine and an engine."""
+    return machine.figures + tuple(figure.under(f"engines.{engine_id}") for figure in engine.figures)
 
 
 def reset(engine: Engine, scheduler: Mapping[str, Any], memory: Mapping[str, Any]) -> Engine:

@@ -29,6 +29,7 @@ from simulator.specs.arrivals import (
 )
 from simulator.specs.base import Case
 from simulator.specs.catalogue import Catalogue
+from simulator.specs.machine import load_machine
 from simulator.specs.model import load_model
 from simulator.specs.provenance import Figure
 from simulator.specs.scenario import Cost, RunSpec, Scenario, load_scenario
@@ -36,6 +37,7 @@ from simulator.specs.workload import Lengths, Workload
 from simulator.study.deploy import (
     Deployment,
     deploy,
+    figures_behind,
     requests_of,
     source_of,
     transitions_per_token,
@@ -86,13 +88,14 @@ def run_scenario(
     ]
     requests = sum(job.run.workload.requests or SMALL_STUDY_REQUESTS for job in jobs)
     is_small = requests <= SMALL_STUDY_REQUESTS
-    rows = list(carry_out(_simulate, jobs, is_small=is_small, progress=progress, workers=workers))
+    rows = list(carry_out(_simulate, jobs, is_small=is_small, progress=progress, workers=workers,
+                          catalogue=catalogue))  # fmt: skip
     grouped: dict[int, dict[Case, RunResult]] = {}
     for job, row in zip(jobs, rows, strict=True):
         grouped.setdefault(job.number, {})[job.case] = row
     results = tuple(_with_bands(by_case) for _, by_case in sorted(grouped.items()))
     _check_that_one_fits(scenario, results)
-    return StudyResult(scenario.name, results, _rests_on(scenario, catalogue))
+    return StudyResult(scenario.name, results, _rests_on(scenario, results, catalogue))
 
 
 def _job(number: int, run: RunSpec, in_case: RunSpec, case: Case, keep: Keep) -> _Job:
@@ -307,14 +310,14 @@ def _flat_money(money: Economics) -> dict[str, float | None]:
     }
 
 
-def _rests_on(scenario: Scenario, catalogue: Catalogue) -> tuple[str, ...]:
+def _rests_on(scenario: Scenario, results: Sequence[RunResult], catalogue: Catalogue) -> tuple[str, ...]:
     """Uncertain figures behind the study that are assumed or claimed by a vendor, each once."""
     found: dict[str, None] = {}
-    for run in scenario.runs:
-        deployed = _deploy(run, catalogue, "nominal")
-        if isinstance(deployed, NotPlaceable):
-            continue
-        for figure in deployed.figures:
+    for run, result in zip(scenario.runs, results, strict=True):
+        if not (result.fits or result.memory):
+            continue  # it was not even placed
+        machine, engine = load_machine(run.machine_ref, catalogue), catalogue.engine(run.engine)
+        for figure in figures_behind(machine, run.engine, engine):
             if figure.source_kind in ("assumed", "vendor-claim"):
                 found[f"{figure.key_path} ({figure.kind}, {figure.source_kind})"] = None
     return tuple(found)

@@ -20,17 +20,18 @@ Progress = Callable[[int, int], None]
 
 def carry_out(
     work: Callable[[Job, Catalogue], Result], jobs: Sequence[Job], *, is_small: bool,
-    progress: Progress | None = None, workers: int | None = None,
+    progress: Progress | None = None, workers: int | None = None, catalogue: Catalogue | None = None,
 ) -> Iterator[Result]:  # fmt: skip
     """Results in the order of the jobs; they do not depend on the number of workers.
 
     work: a function of a module, so that other processes find it. workers: as many as there are cores if
-    not given, and none for jobs so small that they are done before a process would have started.
+    not given, and none for jobs so small that they are done before a process would have started. catalogue:
+    for jobs done here, whose files may have been read.
     """
     tell = progress or (lambda done, total: None)
     count = min(len(jobs), core_count() if workers is None else workers)
     if count < 2 or (workers is None and is_small):
-        catalogue = Catalogue()
+        catalogue = catalogue or Catalogue()
         for done, job in enumerate(jobs, start=1):
             yield work(job, catalogue)
             tell(done, len(jobs))
