@@ -23,9 +23,10 @@ from simulator.serving.arrivals import Request, RequestTable, Source, from_trace
 from simulator.specs.architecture import Architecture
 from simulator.specs.arrivals import ClosedArrivals, TraceArrivals
 from simulator.specs.base import Case
-from simulator.specs.catalogue import Catalogue, Loaded
+from simulator.specs.catalogue import Catalogue
 from simulator.specs.engine import Engine, SchedulerSettings
 from simulator.specs.hardware import Host, Machine
+from simulator.specs.load import Loaded
 from simulator.specs.machine import load_machine
 from simulator.specs.provenance import Figure
 from simulator.specs.scenario import PrecisionChoice
