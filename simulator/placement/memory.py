@@ -273,10 +273,8 @@ def refusal(budgeted: Budget, tokens: int) -> str | None:
     stated = budgeted.stated_blocks
     if stated is not None and stated < blocks:
         return f"a sequence of {tokens:,} tokens takes {blocks} KV blocks, `kv_blocks` states {stated}"
-    least = blocks if stated is None else stated
-    short = [need for need in budgeted.needs if need.room_bytes < least * need.block_bytes]
-    if short and stated is not None:
-        return "; ".join(_shortage(need, least) for need in short)
+    blocks = max(blocks, stated or 0)
+    short = [need for need in budgeted.needs if need.room_bytes < blocks * need.block_bytes]
     if not short:
         return f"a sequence of {tokens:,} tokens is longer than the model's positions"
     return "; ".join(_shortage(need, blocks) for need in short)

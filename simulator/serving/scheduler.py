@@ -44,7 +44,7 @@ class Scheduler:
         """Of these, the tokens that were in the cache already."""
         self.batch_open = 0
         """How many more may join the batch, where batches are static."""
-        self._block_tokens = settings.kv_block_tokens
+        self.block_tokens = settings.kv_block_tokens
         self._waiting = ORDERS[settings.order]()
         self._swapped: dict[int, Sequence] = {}
         self._running: dict[int, Sequence] = {}
@@ -53,7 +53,7 @@ class Scheduler:
         """Those that go on elsewhere, until their blocks have been copied."""
         self._expected: dict[int, Sequence] = {}
         """Those that come from elsewhere, for which blocks are kept."""
-        self._decoding = Decoding(self._block_tokens, sliding_window, not settings.full_reservation)
+        self._decoding = Decoding(self.block_tokens, sliding_window, not settings.full_reservation)
         self._arrived = self._admitted = 0
         self._pending: Step | None = None
         self._preempted: list[int] = []
@@ -89,11 +89,6 @@ class Scheduler:
     def moves_blocks(self) -> bool:
         """Whether KV blocks may have to be copied before a step."""
         return self.host is not None
-
-    @property
-    def block_tokens(self) -> int:
-        """Tokens that a KV block holds."""
-        return self._block_tokens
 
     @property
     def peak_blocks(self) -> int:
@@ -194,6 +189,8 @@ class Scheduler:
 
     def abort(self, number: int) -> bool:
         """Forget a request, between two steps; False if it is not here (any more)."""
+        if number in self._preempted_in_vain:
+            self._preempted_in_vain.remove(number)
         if number in self._departed:
             self.release(number)
             return True
@@ -362,7 +359,7 @@ class Scheduler:
         while len(pieces) < most and budget > 0 and not self._swapped:
             sequence = self._waiting.first()
             kept = self._kept(sequence)
-            cached = kept.count * self._block_tokens
+            cached = kept.count * self.block_tokens
             new = min(budget, sequence.goal - cached)
             alone = not (pieces or begun or self._decoding.count)
             if cached + new < sequence.goal and not settings.chunked_prefill and not alone:
@@ -388,7 +385,7 @@ class Scheduler:
         if not self.pool.remembers:
             return NOTHING_KEPT
         assert sequence.content is not None
-        most = (sequence.goal - 1) // self._block_tokens
+        most = (sequence.goal - 1) // self.block_tokens
         blocks = self.pool.find(self._keys(sequence, range(most)))
         if self.host is None:
             return Kept(tuple(blocks))
@@ -419,7 +416,7 @@ class Scheduler:
         self._enter(sequence, [*kept.blocks, *self.pool.take(blocks - len(kept.blocks))])
         if self.host is not None:
             self.host.copy_in(places, sequence.blocks[len(kept.blocks) : kept.count])
-        sequence.cached = kept.count * self._block_tokens
+        sequence.cached = kept.count * self.block_tokens
         sequence.known_blocks = len(kept.blocks)
         self._remember(sequence, sequence.cached)
         self.prompt_tokens += sequence.goal
@@ -435,7 +432,7 @@ class Scheduler:
     # -- blocks -----------------------------------------------------------------------------------------
 
     def _blocks_for(self, tokens: int) -> int:
-        return -(-tokens // self._block_tokens)
+        return -(-tokens // self.block_tokens)
 
     def _take_blocks(self, sequence: Sequence, tokens: int) -> bool:
         """Let a running sequence hold `tokens`, preempting others until the blocks suffice; False if it had
@@ -489,7 +486,7 @@ class Scheduler:
         """
         if self.pool.remembers:
             assert sequence.content is not None
-            full = (cached if own else min(cached, sequence.content.shared_tokens)) // self._block_tokens
+            full = (cached if own else min(cached, sequence.content.shared_tokens)) // self.block_tokens
             known = range(sequence.known_blocks, full)
             for index, key in zip(known, self._keys(sequence, known), strict=True):
                 self.pool.remember(sequence.blocks[index], key)
@@ -499,7 +496,7 @@ class Scheduler:
         """What some of a sequence's blocks hold when they are full."""
         content = sequence.content
         assert content is not None
-        return (content.key((index + 1) * self._block_tokens) for index in blocks)
+        return (content.key((index + 1) * self.block_tokens) for index in blocks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """One run: requests arrive, serving loops take them, clients receive tokens.
 
-A request crosses the network, is received and tokenised on a core of the host, and joins the queue of the
-serving loop with the fewest requests; loops decide on steps as long as there is something to do; a step's
+A request crosses the network, is received and tokenised on a core of the host, and joins the queue of a
+serving loop, which a router chooses; loops decide on steps as long as there is something to do; a step's
 tokens are detokenised and sent by a core, and cross the network.
 """
 
@@ -129,7 +129,7 @@ class Serving:
             self.front.at(int(self.env.now) + self._timeout, lambda: self._give_up(life))
 
     def _queue(self, life: RequestLife) -> None:
-        """A request joins the loop with the fewest requests; the first of equals."""
+        """A request joins a loop, unless none can ever serve it or its client waits no more."""
         life.queued = int(self.env.now)
         if self.summary is None:
             self.in_system_at_arrivals.append(self._live)

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Union
 
-from pydantic import Field, create_model
+from pydantic import Field, ValidationError, create_model
 
 from simulator.errors import InputError, Problem
 from simulator.specs.axes import Choice, choices, find_axes
@@ -254,13 +254,14 @@ class _Reader:
             return []
         engine = self.catalogue.engine(file.engine, self.case).record
         changes = _changes(file.scheduler)
-        settings = engine.scheduler.model_dump() | dict(changes)
         found = []
-        if settings["max_num_batched_tokens"] < settings["max_num_seqs"]:
-            key = next(each for each in ("max_num_batched_tokens", "max_num_seqs") if each in changes)
-            tokens, sequences = settings["max_num_batched_tokens"], settings["max_num_seqs"]
-            found.append((key, f"with {file.engine} max_num_batched_tokens is {tokens} and max_num_seqs "
-                          f"{sequences}; a step takes a token of each sequence"))
+        try:
+            SchedulerSettings.model_validate(engine.scheduler.model_dump() | dict(changes))
+        except ValidationError as error:
+            for each in error.errors():
+                blamed = str(each.get("ctx", {}).get("key"))
+                key = blamed if blamed in changes else next(iter(changes))
+                found.append((key, f"with the other settings of {file.engine}, {blamed} {each['msg']}"))
         host_kv = _changes(file.memory).get("host_kv_bytes", engine.memory.host_kv_bytes)
         if changes.get("preemption") == "swap" and not host_kv:
             found.append(("preemption", "needs room in host memory: say how much as memory.host_kv"))

@@ -9,8 +9,6 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-from pydantic import ValidationError
-
 from simulator.errors import InputError, Problem, SimulatorError
 from simulator.graph.machine import machine_graph
 from simulator.graph.work import Formats
@@ -156,18 +154,10 @@ def figures_behind(machine: Machine, engine_id: str, engine: Loaded[Engine]) -> 
     return machine.figures + tuple(figure.under(f"engines.{engine_id}") for figure in engine.figures)
 
 
-def reset(engine: Engine, scheduler: Mapping[str, Any], memory: Mapping[str, Any]) -> Engine:
-    """An engine that is set otherwise; raises InputError where settings do not go together."""
-    settings = engine.scheduler.model_dump() | dict(scheduler)
-    try:
-        changed = SchedulerSettings.model_validate(settings)
-    except ValidationError as error:
-        problems = [
-            Problem("scenario", key=".".join(("scheduler", *map(str, each["loc"]))), value=dict(scheduler),
-                    advice=each["msg"])
-            for each in error.errors()
-        ]  # fmt: skip
-        raise InputError(problems) from None
+def reset(engine: Engine, scheduler: Mapping[str, Any], memory: Mapping[str, Any] = UNCHANGED) -> Engine:
+    """An engine that is set otherwise; raises pydantic's ValidationError where settings do not go together,
+    which a scenario is told of when it is read."""
+    changed = SchedulerSettings.model_validate(engine.scheduler.model_dump() | dict(scheduler))
     update = {"scheduler": changed, "memory": engine.memory.model_copy(update=dict(memory))}
     return engine.model_copy(update=update)
 

@@ -3,7 +3,7 @@ chosen; blocks hold 4 tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Several
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from simulator.serving.arrivals import Request, content_of
 from simulator.serving.policies import POLICIES
 from simulator.serving.scheduler import Scheduler
+from simulator.serving.sequences import Sequence
 from simulator.serving.waiting import ORDERS
 from simulator.specs.engine import SchedulerSettings
 from simulator.specs.scenario_file import ScenarioFile
@@ -36,7 +37,7 @@ def steps(scheduler: Scheduler) -> list[str]:
     return found
 
 
-def served(setting: SchedulerSettings, asked: Sequence[tuple[int, int]], blocks: int, host: int = 0) -> list[str]:
+def served(setting: SchedulerSettings, asked: Several[tuple[int, int]], blocks: int, host: int = 0) -> list[str]:
     """Prompts and answers, all there at once."""
     scheduler = Scheduler(setting, blocks, host_blocks=range(host))
     for number, (prompt, output) in enumerate(asked):
@@ -148,7 +149,7 @@ def test_without_room_in_host_memory_it_is_computed_again() -> None:
     ]  # fmt: skip
 
 
-def sharing(prefixes: Sequence[tuple[int, ...]], setting: SchedulerSettings, blocks: int, host: int = 0) -> Scheduler:
+def sharing(prefixes: Several[tuple[int, ...]], setting: SchedulerSettings, blocks: int, host: int = 0) -> Scheduler:
     """Prompts of 9 tokens that begin with blocks of these ids, and answers of 1, all there at once."""
     scheduler = Scheduler(setting, blocks, host_blocks=range(host))
     for number, prefix in enumerate(prefixes):
@@ -231,6 +232,34 @@ def test_who_gives_up_leaves_nothing_behind() -> None:
         assert not scheduler.abort(number)
     assert scheduler.decide() is None
     assert scheduler.pool.free_count == 4
+
+
+def in_vain(outputs: int) -> Scheduler:
+    """Sequence 0, handed over, fills its block while the two others are kept for 1: it gives way, and nothing can be
+    done until 1 is there."""
+    scheduler = Scheduler(rules(), 3)
+    for number, cached in ((0, 4), (1, 8)):
+        assert scheduler.reserve(Sequence(number, cached, outputs, cached=cached, generated=1)) is not None
+        if number == 0:
+            scheduler.start(number)
+    assert scheduler.decide() is None
+    assert scheduler.decide() is None
+    return scheduler
+
+
+def test_who_gave_way_in_vain_is_told_of_with_the_next_step() -> None:
+    scheduler = in_vain(2)
+    scheduler.start(1)
+    assert steps(scheduler) == ["1:8+1! out 0 back 1", "0:0+5!"]
+
+
+def test_who_gave_way_in_vain_and_gave_up_is_not_told_of() -> None:
+    scheduler = in_vain(2)
+    assert scheduler.abort(0)
+    scheduler.start(1)
+    step = scheduler.decide()
+    assert step is not None
+    assert step.preempted == ()
 
 
 @pytest.mark.parametrize(("registry", "field"), [(POLICIES, "policy"), (ORDERS, "order")])

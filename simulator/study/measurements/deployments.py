@@ -15,7 +15,7 @@ from simulator.specs.catalogue import Catalogue
 from simulator.specs.engine import HostStages
 from simulator.specs.model import load_model
 from simulator.specs.scenario import PrecisionChoice
-from simulator.study.deploy import Deployment
+from simulator.study.deploy import Deployment, reset
 
 PRECISIONS: Mapping[str, PrecisionChoice] = {
     "bf16": PrecisionChoice(weights="bf16", activations="bf16", kv_cache="bf16"),
@@ -61,11 +61,7 @@ def strategy_of(degree: int) -> SingleDevice | TensorParallel:
 
 def with_scheduler(deployment: Deployment, settings: Mapping[str, Any]) -> Deployment:
     """The same placement under scheduler settings of the run's own."""
-    engine = deployment.engine
-    scheduler = engine.scheduler.model_copy(update=dict(settings))
-    assert scheduler.max_num_batched_tokens >= scheduler.max_num_seqs, "a copy is not checked by itself"
-    engine = engine.model_copy(update={"scheduler": scheduler})
-    return replace(deployment, engine=engine)
+    return replace(deployment, engine=reset(deployment.engine, settings))
 
 
 def in_process(deployment: Deployment) -> Deployment:
